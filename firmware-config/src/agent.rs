@@ -1,0 +1,251 @@
+//! `egret.toml`: what one box watches, asks, escalates and publishes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole, checked configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentConfig {
+    /// This box.
+    pub node: Node,
+    /// The model that answers on the box.
+    pub model: Model,
+    /// The broker that events and MQTT pools go through; `None` when no `[mqtt]` table is given.
+    pub mqtt: Option<Mqtt>,
+    /// Cameras, in the order of the file; ids are unique.
+    pub cameras: Vec<Camera>,
+    /// Pools, in the order of the file; ids are unique.
+    pub pools: Vec<Pool>,
+    /// What may be escalated, and how much of it.
+    pub policy: Policy,
+    /// The OpenAI-compatible endpoint; `None` when no `[gateway]` table is given.
+    pub gateway: Option<Gateway>,
+}
+
+/// This box.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// `[a-z0-9_-]{1,64}`; topics are `egret/<id>/…`.
+    pub id: String,
+}
+
+/// The model that answers on the box.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// Bundle folder.
+    pub bundle: PathBuf,
+    /// Which inference engine runs it.
+    pub backend: BackendChoice,
+    /// Inference threads; `None` leaves the choice to the backend.
+    pub threads: Option<usize>,
+    /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
+    pub ort_library: Option<PathBuf>,
+    /// Start-up fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`, `tract`).
+    pub require_execution_provider: Option<String>,
+}
+
+/// Which inference engine runs a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendChoice {
+    /// ONNX Runtime when its library is found, else tract.
+    #[default]
+    Auto,
+    /// ONNX Runtime, or an error.
+    Ort,
+    /// tract, always built in.
+    Tract,
+}
+
+/// A broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mqtt {
+    /// Where it listens.
+    pub url: MqttUrl,
+    /// File that holds the user name (trailing newline ignored).
+    pub username_file: Option<PathBuf>,
+    /// File that holds the password (trailing newline ignored).
+    pub password_file: Option<PathBuf>,
+    /// PEM file of the certificate authorities to trust instead of the system's (`mqtts`, `wss`).
+    pub ca_file: Option<PathBuf>,
+    /// Events kept while the broker is away; the oldest is dropped, counted and declared past it.
+    pub outbox_events_max: usize,
+}
+
+/// A broker's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MqttUrl {
+    /// How bytes travel.
+    pub scheme: MqttScheme,
+    /// Host name or address.
+    pub host: String,
+    /// TCP port; 1883, 8883, 80 or 443 where the URL names none.
+    pub port: u16,
+    /// Path of a websocket URL, with its leading slash; empty otherwise.
+    pub path: String,
+}
+
+/// How MQTT bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MqttScheme {
+    /// `mqtt://`
+    Tcp,
+    /// `mqtts://`
+    Tls,
+    /// `ws://`
+    Websocket,
+    /// `wss://`
+    WebsocketTls,
+}
+
+/// One camera and the questions asked about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Camera {
+    /// `[a-z0-9_-]{1,64}`, unique.
+    pub id: String,
+    /// Where frames come from.
+    pub source: Source,
+    /// Time between two frames handed to the gate.
+    pub period: Duration,
+    /// What admits a frame.
+    pub gate: Gate,
+    /// A camera that delivers nothing for this long is `stalled` and reconnected.
+    pub stall_after: Duration,
+    /// Questions, in the order of the file; ids are unique within the camera.
+    pub rules: Vec<Rule>,
+}
+
+/// Where frames come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `dir:///frames`: every picture file in name order, once, lossless, paced by the camera's rate.
+    Folder(PathBuf),
+    /// `file:///clip.mp4`: a video file, once.
+    File(PathBuf),
+    /// `rtsp://…` or `rtsps://…`, as written.
+    Rtsp(String),
+}
+
+/// What admits a frame to the model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gate {
+    /// Share of changed pixels, 0..=1, that admits a frame; 0 admits every frame.
+    pub motion: f64,
+    /// An unchanged scene is asked again after this long.
+    pub max_age: Duration,
+}
+
+/// One question asked about a camera's frames.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// `[a-z0-9_-]{1,64}`, unique within its camera.
+    pub id: String,
+    /// The question, as put to the model.
+    pub question: String,
+    /// The answers to choose from; empty for free text. Trimmed, distinct, at least two when not empty.
+    pub answers: Vec<String>,
+    /// Answers that mean ON; a subset of `answers`.
+    pub alert: Vec<String>,
+    /// The local answer is kept at or above this confidence.
+    pub threshold: f64,
+    /// Who may answer.
+    pub route: RouteMode,
+    /// Pool asked when the answer is escalated; `None` takes the first pool of the file.
+    pub pool: Option<String>,
+    /// Whether the picture is split into tiles for small text (13-17 times the work).
+    pub split: bool,
+    /// Longest free-text answer, in tokens.
+    pub max_new_tokens: usize,
+}
+
+/// Who may answer a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RouteMode {
+    /// The router decides by confidence.
+    #[default]
+    Auto,
+    /// Never leaves the box.
+    Local,
+    /// Always asked of the pool.
+    Pool,
+    /// Only the pool's answer settles it; without one the state is `unknown`.
+    MustEscalate,
+}
+
+/// Bigger models that can be asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// `[a-z0-9_-]{1,64}`, unique.
+    pub id: String,
+    /// How requests travel.
+    pub transport: PoolTransport,
+    /// `model` of the request.
+    pub model: String,
+    /// An answer later than this is no answer.
+    pub deadline: Duration,
+    /// How a question with answers is put.
+    pub closed: ClosedForm,
+    /// Whether the pool takes pictures.
+    pub images: bool,
+    /// Attempts for one question, the first included.
+    pub attempts: u32,
+    /// Price of one call in US dollars, if known.
+    pub usd_per_call: Option<f64>,
+}
+
+/// How requests travel to a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolTransport {
+    /// `POST {url}/chat/completions`.
+    Https {
+        /// Base URL, `http://` or `https://`, without the trailing slash.
+        url: String,
+        /// File that holds the bearer token (trailing newline ignored).
+        api_key_file: Option<PathBuf>,
+    },
+    /// `egret/pool/<id>/req` on the broker of `[mqtt]`.
+    Mqtt,
+}
+
+/// How a question with answers is put to a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClosedForm {
+    /// `response_format` json_schema with an enum.
+    #[default]
+    Schema,
+    /// Plain text.
+    Text,
+}
+
+/// What may be escalated, and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// In force at start; also set over MQTT.
+    pub kill_switch: KillSwitch,
+    /// Pool calls allowed in any 60 seconds; `None` is no limit.
+    pub calls_per_minute: Option<u32>,
+    /// Pool calls waiting for an answer at one time.
+    pub in_flight_max: usize,
+    /// Bytes of pool requests allowed in any 60 seconds; `None` is no limit.
+    pub bytes_per_minute: Option<u64>,
+    /// US dollars of pool calls allowed in any 24 hours; `None` is no limit. Counts calls of pools with a price.
+    pub usd_per_day: Option<f64>,
+}
+
+/// The switch that overrides every other routing rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KillSwitch {
+    /// The router decides.
+    #[default]
+    Off,
+    /// Nothing leaves the box.
+    LocalOnly,
+    /// Everything is asked of the pool.
+    PoolOnly,
+}
+
+/// The OpenAI-compatible endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// Address to listen on.
+    pub listen: std::net::SocketAddr,
+}

@@ -1,0 +1,194 @@
+//! `manifest.json`: what is in a bundle, where it came from, and how its model must be fed.
+//!
+//! The exporter writes it, the runtime reads it. Maps are ordered and numbers are exact, so the same checkpoint gives the same
+//! bytes; the sha256 of those bytes is the bundle's identity.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The newest manifest format this build reads and the one it writes.
+pub const FORMAT: u32 = 1;
+
+/// A bundle's table of contents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Manifest format; a larger number than [`FORMAT`] is refused.
+    pub format: u32,
+    /// Model name: what `model` says in answers and events.
+    pub name: String,
+    /// The checkpoint it was made from.
+    pub source: Source,
+    /// Model family; `smolvlm` so far.
+    pub architecture: String,
+    /// How weights are stored.
+    pub precision: Precision,
+    /// Graph folders present besides `onnx/`.
+    pub targets: Vec<String>,
+    /// Sizes of the model's parts.
+    pub geometry: Geometry,
+    /// How a picture becomes `pixel_values`.
+    pub image: ImageRules,
+    /// How a clip becomes frames.
+    pub video: VideoRules,
+    /// Token ids the prompt needs, found by content in the tokenizer.
+    pub prompt: PromptTokens,
+    /// Bundle-relative paths of the three graphs.
+    pub graphs: Graphs,
+    /// How far each quantized matrix is from its source.
+    pub quantization: Vec<QuantizedTensor>,
+    /// Every other file of the bundle, by bundle-relative path with forward slashes.
+    pub files: BTreeMap<String, FileEntry>,
+    /// `egret-export`'s version.
+    pub exporter: String,
+}
+
+/// The checkpoint a bundle was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Last path component of the checkpoint folder, or the hub id.
+    pub name: String,
+    /// Hex sha256 over the checkpoint's weight files, in shard order.
+    pub sha256: String,
+}
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As 32-bit floats.
+    Fp32,
+    /// Matrices as 16-bit floats, widened when loaded.
+    Fp16,
+    /// Per-channel 8-bit integers with dynamic 8-bit activations.
+    Int8,
+}
+
+/// Sizes of the model's parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Geometry {
+    /// Vision encoder.
+    pub vision: VisionGeometry,
+    /// Text decoder.
+    pub text: TextGeometry,
+    /// Pixel shuffle: patches per side that become one image token.
+    pub scale_factor: usize,
+}
+
+/// Sizes of the vision encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionGeometry {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Side of a tile in pixels, T.
+    pub image_size: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+}
+
+/// Sizes of the text decoder; also the layout of its KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextGeometry {
+    /// Width of the residual stream, H.
+    pub hidden_size: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Rows of the embedding and the head.
+    pub vocab_size: usize,
+    /// Longest sequence, prompt and answer together, in tokens.
+    pub context_length: usize,
+}
+
+/// How a picture becomes `pixel_values`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRules {
+    /// Side of a tile in pixels, T.
+    pub tile_size: usize,
+    /// The longest edge a picture is first resized to, L.
+    pub longest_edge: usize,
+    /// Subtracted from each channel after scaling to 0..=1.
+    pub mean: [f32; 3],
+    /// Divides each channel after that.
+    pub std: [f32; 3],
+    /// Whether the checkpoint's own processor splits pictures into tiles by default.
+    pub splits_by_default: bool,
+    /// Image tokens for one tile, S.
+    pub tokens_per_tile: usize,
+}
+
+/// How a clip becomes frames.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VideoRules {
+    /// Frames taken for each second of the clip.
+    pub frames_per_second: f64,
+    /// Most frames taken.
+    pub frames_max: usize,
+}
+
+/// Token ids the prompt needs, found by content in the tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptTokens {
+    /// `<image>`: the placeholder that image features replace.
+    pub image: u32,
+    /// `<fake_token_around_image>`.
+    pub fake_token_around_image: u32,
+    /// `<global-img>`.
+    pub global_img: u32,
+    /// `<row_r_col_c>`, row-major from `<row_1_col_1>`, with the widest column; empty where the tokenizer has none (then pictures
+    /// cannot be split).
+    pub rows_cols: BTreeMap<String, u32>,
+    /// Ids that end an answer.
+    pub stop: Vec<u32>,
+}
+
+/// Bundle-relative paths of the three graphs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Graphs {
+    /// `pixel_values` to `image_features`.
+    pub vision_encoder: String,
+    /// `input_ids` to `inputs_embeds`.
+    pub embed_tokens: String,
+    /// `inputs_embeds` and past to `logits` and present.
+    pub decoder_model_merged: String,
+}
+
+/// How far one quantized matrix is from its source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizedTensor {
+    /// Tensor name in the checkpoint.
+    pub name: String,
+    /// Largest absolute difference.
+    pub error_max: f32,
+    /// Root mean square difference over root mean square value.
+    pub error_relative: f32,
+}
+
+/// One file of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Lower-case hex sha256 of the content.
+    pub sha256: String,
+}

@@ -1,0 +1,12 @@
+//! Egret, the agent.
+//!
+//! ```text
+//! devices::Camera ──frame──▶ gate ──admitted──▶ inference (vlm::Vlm, one thread) ──local answer──▶ router
+//!  one thread each  latest     pure  mpsc(1)      one prefix per frame, every rule    mpsc(8)       │ keep / escalate
+//!                   or lossless                                                                      ▼
+//!   broker ◀── mqtt::Link ◀── outbox ◀── event ◀── span: new / update / end ◀── outcome ◀── pool: HTTPS or MQTT
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod mqtt;
+pub mod pool;

@@ -1,0 +1,3 @@
+//! One integration binary: every test drives real components through the rig.
+#![allow(clippy::unwrap_used, missing_docs)]
+

@@ -1,0 +1,127 @@
+//! What a model answered, how sure it was, and what that took.
+
+use std::time::Duration;
+
+/// The outcome of one [`Request`](crate::request::Request).
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The winning candidate, or the generated text without its leading space.
+    pub text: String,
+    /// Why the answer ended.
+    pub finish_reason: FinishReason,
+    /// The answer's tokens (with candidates, the winner's), end token excluded.
+    pub tokens: Vec<Token>,
+    /// Every candidate with its probability, in the order asked; empty for free text.
+    pub candidates: Vec<Candidate>,
+    /// How sure the model is.
+    pub confidence: Confidence,
+    /// Length of the prompt in tokens, image tokens included.
+    pub prompt_tokens: usize,
+    /// Where the time went.
+    pub timings: Timings,
+    /// What the model was fed and put out, when asked for.
+    pub trace: Option<Trace>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// At an end token, or at the end of a candidate.
+    Stop,
+    /// At `max_new_tokens`, or at the end of the context.
+    Length,
+}
+
+impl FinishReason {
+    /// `stop` or `length`, as OpenAI's field has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+/// One token of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id in the tokenizer.
+    pub id: u32,
+    /// Its text; parts of a character that spans tokens come with the token that completes it.
+    pub text: String,
+    /// Natural log of its probability given all before it.
+    pub logprob: f32,
+}
+
+/// One of the answers to choose from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// As asked.
+    pub text: String,
+    /// Sum of its tokens' log-probabilities, natural log.
+    pub score: f64,
+    /// Softmax of the scores over the candidates, 0..=1.
+    pub probability: f64,
+}
+
+/// How sure the model is of its answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Confidence {
+    /// 0..=1.
+    pub p: f64,
+    /// What it was read from.
+    pub source: ConfidenceSource,
+}
+
+/// What a confidence was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfidenceSource {
+    /// The top candidate's probability.
+    Candidates,
+    /// exp of the 10 % quantile of the tokens' log-probabilities.
+    Tokens,
+}
+
+impl ConfidenceSource {
+    /// `candidates` or `tokens`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConfidenceSource::Candidates => "candidates",
+            ConfidenceSource::Tokens => "tokens",
+        }
+    }
+}
+
+/// Where the time of one answer went. A reused prefix costs neither vision nor its prefill.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// Pictures to pixel values and prompt to ids.
+    pub preprocess: Duration,
+    /// Vision encoder.
+    pub vision: Duration,
+    /// Prompt through the decoder.
+    pub prefill: Duration,
+    /// From the request to the first token.
+    pub first_token: Duration,
+    /// Everything after the prompt: decode steps, or candidate scoring.
+    pub decode: Duration,
+    /// The whole request.
+    pub total: Duration,
+}
+
+/// What the model was fed and put out, in the form of a reference record.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// The rendered prompt before image expansion, `<image>` where a picture stands.
+    pub prompt: String,
+    /// The prompt's token ids after expansion.
+    pub input_ids: Vec<u32>,
+    /// Shape [1, frames, 3, T, T]; `None` without pictures.
+    pub pixel_shape: Option<[usize; 5]>,
+    /// Hex sha256 of the u8 pixels as [frames, T, T, RGB], tiles row-major, global frame last.
+    pub pixel_sha256: Option<String>,
+    /// The vision encoder's output, [frames · S, H] row-major; `None` without pictures.
+    pub image_features: Option<Vec<f32>>,
+    /// Logits of the last prompt position, one per vocabulary entry.
+    pub logits: Vec<f32>,
+}

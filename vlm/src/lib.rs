@@ -1,0 +1,16 @@
+//! One vision-language model, answering.
+//!
+//! ```text
+//! bundle folder ──Bundle::open──▶ files, every one hashed
+//! Request ─▶ picture ─▶ tiles ─▶ pixel_values ─▶ Model::encode ─▶ image features ─┐
+//!        └─▶ template ─▶ prompt ─▶ input_ids ──▶ Model::embed ──▶ inputs_embeds ◀─┘
+//!                                                    │ prefill (prefix kept: the next question on the frame starts here)
+//!                                                    ▼
+//!                                  candidates? score : generate ─▶ confidence ─▶ Answer
+//! ```
+//!
+//! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a time.
+
+pub mod answer;
+pub mod model;
+pub mod request;
