@@ -8,5 +8,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod ask;
+pub mod cli;
+pub mod exit;
 pub mod mqtt;
 pub mod pool;

@@ -1,1 +1,8 @@
-fn main() {}
+//! `egret`, the program; see the library for what it does.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runtime::cli::main()
+}

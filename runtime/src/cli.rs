@@ -1,0 +1,65 @@
+//! The command line: one variant per command, each with its own module that holds its arguments and runs it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::ask;
+use crate::exit::{self, Exit, Failure};
+
+/// Watches cameras with a small vision-language model on this box, and asks a bigger one only when the small one is likely wrong.
+#[derive(Debug, Parser)]
+#[command(name = "egret", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask a bundle one question, with pictures, a clip, or text alone.
+    Ask(ask::Args),
+}
+
+impl Command {
+    fn run(&self) -> Result<Exit, Failure> {
+        match self {
+            Command::Ask(args) => ask::run(args),
+        }
+    }
+}
+
+/// Parses the arguments, runs the command, and ends with its exit code.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => {
+            log_to_stderr();
+            exit::report(cli.command.run())
+        }
+        Err(error) => {
+            // Help and version are asked for, and go to stdout; anything else is wrong usage.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Nobody is left to tell when the terminal is gone.
+            let _ = error.print();
+            exit.into()
+        }
+    }
+}
+
+/// Logs and progress go to stderr, so that stdout carries answers only; `RUST_LOG` filters them.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}
