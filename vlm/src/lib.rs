@@ -13,4 +13,6 @@
 
 pub mod answer;
 pub mod model;
+pub mod picture;
 pub mod request;
+pub mod video;

@@ -1,0 +1,23 @@
+//! Clips: frames with their times, and which frames of a clip a model is shown.
+
+use std::time::Duration;
+
+use crate::picture::Picture;
+
+/// Frames taken from a clip, oldest first.
+#[derive(Debug, Clone)]
+pub struct Clip {
+    /// The frames, at least one, in order of time.
+    pub frames: Vec<ClipFrame>,
+    /// Length of the whole clip, not only of what lies between the frames.
+    pub duration: Duration,
+}
+
+/// One frame of a clip.
+#[derive(Debug, Clone)]
+pub struct ClipFrame {
+    /// What is seen.
+    pub picture: Picture,
+    /// Its time since the clip's start.
+    pub at: Duration,
+}
