@@ -12,7 +12,14 @@
 //! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a time.
 
 pub mod answer;
+pub mod mapped;
 pub mod model;
 pub mod picture;
 pub mod request;
 pub mod video;
+mod vlm;
+
+pub use answer::Answer;
+pub use picture::Picture;
+pub use request::{Content, Request, Role, Split, Turn};
+pub use vlm::{BackendChoice, Identity, Options, Vlm, VlmError};

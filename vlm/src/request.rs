@@ -60,3 +60,14 @@ pub enum Split {
     /// One tile, the whole picture.
     Off,
 }
+
+impl Request {
+    /// Longest free-text answer where nobody says otherwise, in tokens.
+    pub const MAX_NEW_TOKENS: usize = 128;
+
+    /// A question about a picture, answered in free text.
+    pub fn question(picture: Picture, question: &str) -> Self {
+        let content = vec![Content::Picture(picture), Content::Text(question.to_owned())];
+        Request { turns: vec![Turn { role: Role::User, content }], max_new_tokens: Self::MAX_NEW_TOKENS, ..Request::default() }
+    }
+}
