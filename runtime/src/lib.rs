@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ask;
+pub mod backoff;
 pub mod cli;
 pub mod exit;
 pub mod mqtt;

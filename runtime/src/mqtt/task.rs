@@ -1,0 +1,296 @@
+//! The task behind a [`Link`](super::Link): one connection after another, each with a fresh client.
+//!
+//! The library would keep unacknowledged publications over a reconnect and send them again, or forget them when the broker lost the
+//! session, and tell nobody which. So its state lives for one connection only: when that ends, every publication it still held fails
+//! with [`LinkError::Down`], and whoever must not lose one sends it again. The *session* is the broker's and is kept: what is sent to
+//! our subscriptions while we are away waits there.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::wire::{self, CONNECT_TIMEOUT, KEEP_ALIVE};
+use super::{Ack, Command, Delivery, LinkError, LinkOptions, LinkState, LinkStatus, Qos, WINDOW};
+use crate::backoff::Backoff;
+
+/// First and longest wait before a reconnect.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Wait after another client took our session over: two boxes with one id must not chase each other off the broker.
+const TAKEN_OVER_WAIT: Duration = Duration::from_secs(60);
+/// A connection that lasted this long was a success: the next failure starts with a short wait again.
+const STEADY_AFTER: Duration = Duration::from_secs(10);
+/// Longest wait for the last bytes at a clean stop.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+type Reply = oneshot::Sender<Result<(), LinkError>>;
+
+/// Runs one connection; see [`Link::open`](super::Link::open).
+#[derive(Debug)]
+pub struct LinkTask {
+    options: LinkOptions,
+    commands: mpsc::Receiver<Command>,
+    status: watch::Sender<LinkStatus>,
+    deliveries: mpsc::Sender<Delivery>,
+    acks_tx: mpsc::Sender<(u64, u16)>,
+    acks: mpsc::Receiver<(u64, u16)>,
+    dropped: Arc<AtomicU64>,
+    /// Whether the broker's session is known to hold our subscriptions.
+    subscribed: bool,
+    /// Connections tried so far; names the current one in acknowledgements.
+    attempt: u64,
+}
+
+/// How one connection ended.
+enum Ended {
+    Stopped,
+    TakenOver,
+    Failed(String),
+}
+
+impl LinkTask {
+    pub(super) fn new(
+        options: LinkOptions,
+        commands: mpsc::Receiver<Command>,
+        status: watch::Sender<LinkStatus>,
+        deliveries: mpsc::Sender<Delivery>,
+        acks_tx: mpsc::Sender<(u64, u16)>,
+        acks: mpsc::Receiver<(u64, u16)>,
+        dropped: Arc<AtomicU64>,
+    ) -> Self {
+        LinkTask { options, commands, status, deliveries, acks_tx, acks, dropped, subscribed: false, attempt: 0 }
+    }
+
+    /// Connects, and connects again, until `shutdown`; then says goodbye, so that the last will is not sent.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+        let url = format!("{}:{}", self.options.mqtt.url.host, self.options.mqtt.url.port);
+        loop {
+            let sessions = self.status.borrow().sessions;
+            let started = Instant::now();
+            let (why, wait) = match self.run_once(shutdown.as_mut()).await {
+                Ended::Stopped => return self.set_state(LinkState::Down("stopped".into())),
+                Ended::TakenOver => {
+                    error!(
+                        client_id = self.options.client_id,
+                        "another client connected to {url} with our id: give each box its own [node] id"
+                    );
+                    ("another client connected with our id".into(), TAKEN_OVER_WAIT)
+                }
+                Ended::Failed(why) => {
+                    if self.status.borrow().sessions > sessions && started.elapsed() >= STEADY_AFTER {
+                        backoff.reset();
+                    }
+                    let wait = backoff.next_wait(rand::random());
+                    warn!("broker {url}: {why}; next try in {wait:.1?}");
+                    (why, wait)
+                }
+            };
+            self.set_state(LinkState::Down(why.clone()));
+            let mut wait = pin!(sleep(wait));
+            loop {
+                tokio::select! {
+                    () = &mut wait => break,
+                    () = shutdown.as_mut() => return,
+                    Some(command) = self.commands.recv() => refuse(command, &why),
+                }
+            }
+        }
+    }
+
+    /// One connection, from dialling to its end.
+    async fn run_once(&mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Ended {
+        let options = match wire::connect_options(&self.options) {
+            Ok(options) => options,
+            Err(error) => return Ended::Failed(error.to_string()),
+        };
+        self.attempt += 1;
+        let room = WINDOW + usize::from(self.options.receive_max) + 8;
+        let (client, mut events) = AsyncClient::new(options, room);
+        let mut session = Session { client, packet_bytes_max: usize::MAX, unsent: VecDeque::new(), unacked: HashMap::new(), up: false };
+        let opened = Instant::now();
+        let mut patience = CONNECT_TIMEOUT * 2;
+        let mut stopping = false;
+        loop {
+            // The library's poll must not be dropped half-way: a packet on its way out would be lost. So it stays pinned while
+            // commands come in, and time is the only thing that ends it early, and the connection with it.
+            let mut poll = pin!(timeout(patience, events.poll()));
+            let event = loop {
+                tokio::select! {
+                    event = &mut poll => break event,
+                    Some(command) = self.commands.recv(), if session.has_room() => session.send(command),
+                    Some((attempt, pkid)) = self.acks.recv() => if attempt == self.attempt { session.ack(pkid) },
+                    () = shutdown.as_mut(), if !stopping => {
+                        if !session.up { return Ended::Stopped; }
+                        stopping = true;
+                        // Behind every publication already handed over.
+                        let _ = session.client.try_disconnect();
+                    }
+                    () = sleep(DISCONNECT_TIMEOUT), if stopping => return Ended::Stopped,
+                }
+            };
+            match event {
+                Err(_) => return Ended::Failed(format!("silent for {patience:.0?}")),
+                Ok(Err(_)) if stopping => return Ended::Stopped,
+                Ok(Err(ConnectionError::MqttState(StateError::ServerDisconnect {
+                    reason_code: DisconnectReasonCode::SessionTakenOver,
+                    ..
+                }))) => return Ended::TakenOver,
+                Ok(Err(error)) => return Ended::Failed(error.to_string()),
+                Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => {
+                    let keep_alive = connack.properties.as_ref().and_then(|p| p.server_keep_alive).map(|s| Duration::from_secs(s.into()));
+                    // Pings make an event every keep-alive at the latest: a poll without any is a stuck connection.
+                    patience = keep_alive.unwrap_or(KEEP_ALIVE) * 2;
+                    self.connected(&mut session, &connack);
+                }
+                Ok(Ok(Event::Incoming(Packet::SubAck(suback)))) => self.subscribed(&mut session, &suback),
+                Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => self.deliver(publish),
+                Ok(Ok(Event::Incoming(Packet::PubAck(puback)))) => session.acknowledged(&puback),
+                Ok(Ok(Event::Outgoing(Outgoing::Publish(pkid)))) => session.sent(pkid),
+                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if stopping => return Ended::Stopped,
+                Ok(Ok(event)) => debug!("{event:?}"),
+            }
+            if !session.up && opened.elapsed() > CONNECT_TIMEOUT * 2 {
+                return Ended::Failed("the broker did not confirm our subscriptions".into());
+            }
+        }
+    }
+
+    fn connected(&mut self, session: &mut Session, connack: &ConnAck) {
+        if let Some(limit) = connack.properties.as_ref().and_then(|p| p.max_packet_size) {
+            session.packet_bytes_max = limit as usize;
+        }
+        self.subscribed &= connack.session_present;
+        if self.subscribed || self.options.subscriptions.is_empty() {
+            return self.up(session);
+        }
+        let filters = self.options.subscriptions.iter().map(|(path, qos)| wire::filter(path, *qos));
+        if session.client.try_subscribe_many(filters).is_err() {
+            // Caught when opening would be nicer; a filter the library refuses is a bug of ours, so say it loudly.
+            error!("subscriptions {:?} hold an invalid topic filter", self.options.subscriptions);
+            self.up(session);
+        }
+    }
+
+    fn subscribed(&mut self, session: &mut Session, suback: &SubAck) {
+        for ((path, _), code) in self.options.subscriptions.iter().zip(&suback.return_codes) {
+            if !matches!(code, SubscribeReasonCode::Success(_)) {
+                error!("the broker refused our subscription to {path}: {code:?}; check its access rules");
+            }
+        }
+        self.subscribed = true;
+        self.up(session);
+    }
+
+    fn up(&mut self, session: &mut Session) {
+        session.up = true;
+        info!("connected to {}:{}", self.options.mqtt.url.host, self.options.mqtt.url.port);
+        self.status.send_modify(|status| {
+            status.state = LinkState::Up;
+            status.sessions += 1;
+        });
+    }
+
+    fn deliver(&self, publish: Publish) {
+        let waits_for_ack = self.options.manual_acks && publish.qos != QoS::AtMostOnce;
+        let ack = waits_for_ack.then(|| Ack { pkid: publish.pkid, session: self.attempt, queue: self.acks_tx.clone() });
+        // Never wait here: a slow reader would stop the pings, and with them the connection.
+        if let Err(error) = self.deliveries.try_send(Delivery { publication: wire::received(publish), ack }) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            warn!("dropped a delivery: {error}");
+        }
+    }
+
+    fn set_state(&self, state: LinkState) {
+        self.status.send_modify(|status| status.state = state);
+    }
+}
+
+fn refuse(command: Command, why: &str) {
+    // A caller that gave up is not waiting for its reply.
+    let _ = command.reply.send(Err(LinkError::Down(why.to_owned())));
+}
+
+/// What one connection holds; dropped with it, so that every reply still waiting fails.
+struct Session {
+    client: AsyncClient,
+    packet_bytes_max: usize,
+    /// Handed to the client, in order; it writes them in the same order.
+    unsent: VecDeque<(Qos, String, Reply)>,
+    /// Written with QoS 1, by packet id.
+    unacked: HashMap<u16, (String, Reply)>,
+    up: bool,
+}
+
+impl Session {
+    fn has_room(&self) -> bool {
+        !self.up || self.unsent.len() + self.unacked.len() < WINDOW
+    }
+
+    fn send(&mut self, Command { publication, reply }: Command) {
+        if !self.up {
+            return refuse(Command { publication, reply }, "not connected yet");
+        }
+        let bytes = wire::packet_bytes(&publication);
+        if bytes > self.packet_bytes_max {
+            let _ = reply.send(Err(LinkError::TooLarge { topic: publication.topic, bytes, limit: self.packet_bytes_max }));
+            return;
+        }
+        let properties = wire::properties(&publication);
+        let topic = publication.topic.clone();
+        let queued = topic.len() <= usize::from(u16::MAX)
+            && !topic.is_empty()
+            && self
+                .client
+                .try_publish_with_properties(
+                    publication.topic,
+                    wire::qos(publication.qos),
+                    publication.retain,
+                    publication.payload,
+                    properties,
+                )
+                .is_ok();
+        if queued {
+            self.unsent.push_back((publication.qos, topic, reply));
+        } else {
+            // The window leaves the client room for each, so a refusal is about the topic.
+            let _ = reply.send(Err(LinkError::Topic { topic }));
+        }
+    }
+
+    fn sent(&mut self, pkid: u16) {
+        match self.unsent.pop_front() {
+            Some((Qos::AtMostOnce, _, reply)) => _ = reply.send(Ok(())),
+            Some((Qos::AtLeastOnce, topic, reply)) => _ = self.unacked.insert(pkid, (topic, reply)),
+            None => warn!("the client wrote a publication {pkid} that was not handed to it"),
+        }
+    }
+
+    fn acknowledged(&mut self, puback: &PubAck) {
+        let Some((topic, reply)) = self.unacked.remove(&puback.pkid) else {
+            return warn!("PUBACK {} matches no publication", puback.pkid);
+        };
+        let outcome = match puback.reason {
+            PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+            reason => Err(LinkError::Refused { topic, reason: format!("{reason:?}") }),
+        };
+        let _ = reply.send(outcome);
+    }
+
+    fn ack(&self, pkid: u16) {
+        let publish = Publish { pkid, qos: QoS::AtLeastOnce, ..Publish::default() };
+        if self.client.try_ack(&publish).is_err() {
+            warn!("no room to acknowledge delivery {pkid}; the broker will deliver it again");
+        }
+    }
+}
