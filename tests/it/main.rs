@@ -1,3 +1,4 @@
 //! One integration binary: every test drives real components through the rig.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod tidy;
