@@ -12,10 +12,16 @@
 //! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a time.
 
 pub mod answer;
+mod backend;
+pub mod bundle;
+mod confidence;
+mod generate;
+pub mod logits;
 pub mod mapped;
 pub mod model;
 pub mod picture;
 pub mod request;
+pub mod score;
 pub mod video;
 mod vlm;
 

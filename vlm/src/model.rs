@@ -106,6 +106,14 @@ pub enum ModelError {
         /// From the engine.
         got: Vec<usize>,
     },
+    /// The decoder put out something that is no distribution.
+    #[error("logits hold {value} at token id {index}: expected finite numbers; the model overflowed, or its weights are damaged")]
+    Logits {
+        /// The first offending token id.
+        index: usize,
+        /// What stands there.
+        value: f32,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     TokenId {

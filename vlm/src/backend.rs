@@ -1,0 +1,206 @@
+//! Which inference engine runs a bundle: ONNX Runtime when its library is found, else tract, which is always built in.
+
+mod ort;
+mod tract;
+
+use std::path::{Path, PathBuf};
+
+use firmware_config::agent::BackendChoice;
+use firmware_config::manifest::{Manifest, Precision};
+
+use crate::bundle::Bundle;
+use crate::model::{Model, ModelError};
+use crate::vlm::Options;
+
+/// Loads the bundle's graphs with the engine that `options` ask for.
+pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
+    let model = match options.backend {
+        BackendChoice::Tract => load_tract(bundle)?,
+        BackendChoice::Ort => load_ort(bundle, options)?,
+        // Asking for tract's own provider settles the choice.
+        BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => load_tract(bundle)?,
+        BackendChoice::Auto => load_ort(bundle, options).or_else(|reason| {
+            tracing::warn!("running on tract: {reason}");
+            load_tract(bundle)
+        })?,
+    };
+    let got = model.provider().execution_provider;
+    match &options.require_execution_provider {
+        Some(required) if *required != got => Err(BackendError::ExecutionProvider { required: required.clone(), got }),
+        _ => Ok(model),
+    }
+}
+
+fn load_tract(bundle: &Bundle) -> Result<Box<dyn Model>, BackendError> {
+    if bundle.manifest().precision == Precision::Int8 {
+        tracing::warn!("tract runs int8 activations 10 to 20 times slower than ONNX Runtime; give it an fp32 or fp16 bundle");
+    }
+    Ok(Box::new(tract::TractModel::load(bundle)?))
+}
+
+fn load_ort(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
+    let library = find_library(std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from), options.ort_library.as_deref(), beside_binary)?;
+    Ok(Box::new(ort::OrtModel::load(bundle, &library, options.threads)?))
+}
+
+/// Finds ONNX Runtime's shared library. The first place that names one decides: a wrong path there is an error, not a reason to
+/// look further and run something nobody asked for.
+fn find_library(
+    environment: Option<PathBuf>,
+    configured: Option<&Path>,
+    beside_binary: impl FnOnce() -> Option<PathBuf>,
+) -> Result<PathBuf, BackendError> {
+    let (place, path) = match (environment.filter(|path| !path.as_os_str().is_empty()), configured) {
+        (Some(path), _) => ("ORT_DYLIB_PATH", path),
+        (None, Some(path)) => ("the configuration", path.to_owned()),
+        (None, None) => ("the binary's folder", beside_binary().ok_or(BackendError::NoLibrary)?),
+    };
+    // The engine's loader takes a relative path as relative to the binary, and lets a missing file end the process.
+    match path.canonicalize() {
+        Ok(path) if path.is_file() => Ok(path),
+        _ => Err(BackendError::LibraryMissing { place, path }),
+    }
+}
+
+/// `libonnxruntime.so`, with or without a version, in the folder of the running program; the highest name where there are several.
+fn beside_binary() -> Option<PathBuf> {
+    let dir = std::env::current_exe().ok()?.parent()?.to_owned();
+    let name = format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let entries = std::fs::read_dir(dir).ok()?;
+    entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name))).max()
+}
+
+/// A tensor's shape as both engines' outputs are held to it.
+fn expect_shape(graph: &'static str, tensor: &'static str, expected: &[usize], got: &[usize]) -> Result<(), ModelError> {
+    if expected == got { Ok(()) } else { Err(ModelError::Shape { graph, tensor, expected: expected.to_vec(), got: got.to_vec() }) }
+}
+
+/// The sizes both engines need, from the manifest.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Side of a tile in pixels, T.
+    tile: usize,
+    /// Image tokens for one tile, S.
+    tokens_per_tile: usize,
+    /// Width of the residual stream, H.
+    hidden: usize,
+    /// Decoder blocks; each has a key and a value in the cache.
+    layers: usize,
+    /// Key and value heads.
+    kv_heads: usize,
+    /// Width of one head.
+    head_dim: usize,
+    /// Rows of the embedding and the head.
+    vocab: usize,
+}
+
+impl Sizes {
+    fn new(manifest: &Manifest) -> Self {
+        let text = &manifest.geometry.text;
+        Sizes {
+            tile: manifest.image.tile_size,
+            tokens_per_tile: manifest.image.tokens_per_tile,
+            hidden: text.hidden_size,
+            layers: text.layers,
+            kv_heads: text.kv_heads,
+            head_dim: text.head_dim,
+            vocab: text.vocab_size,
+        }
+    }
+
+    /// Numbers of one tile: [3, T, T].
+    fn tile_values(&self) -> usize {
+        3 * self.tile * self.tile
+    }
+
+    /// Checks ids before they reach an engine: what a Gather does with one outside its table differs between engines.
+    fn token_ids(&self, input_ids: &[u32]) -> Result<Vec<i64>, ModelError> {
+        match input_ids.iter().find(|&&id| id as usize >= self.vocab) {
+            Some(&id) => Err(ModelError::TokenId { id, vocab_size: self.vocab }),
+            None => Ok(input_ids.iter().map(|&id| i64::from(id)).collect()),
+        }
+    }
+}
+
+/// The cache tensors' names, in the order both engines keep them: key and value of each layer.
+fn cache_names(prefix: &str, layers: usize) -> Vec<String> {
+    (0..layers).flat_map(|layer| [format!("{prefix}.{layer}.key"), format!("{prefix}.{layer}.value")]).collect()
+}
+
+/// Why no engine runs the bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// ONNX Runtime is nowhere.
+    #[error("no ONNX Runtime library: set ORT_DYLIB_PATH to libonnxruntime.so, name it in the configuration, or put it beside the binary")]
+    NoLibrary,
+    /// ONNX Runtime is not where it was said to be.
+    #[error("ONNX Runtime: {place} names {path}, which is no file", path = .path.display())]
+    LibraryMissing {
+        /// Who named it.
+        place: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The library cannot be used.
+    #[error("ONNX Runtime at {path}: {message}", path = .path.display())]
+    Library {
+        /// The path.
+        path: PathBuf,
+        /// The loader's words.
+        message: String,
+    },
+    /// A graph does not load.
+    #[error("{backend} cannot load {path}: {message}", path = .path.display())]
+    Graph {
+        /// `ort` or `tract`.
+        backend: &'static str,
+        /// The graph.
+        path: PathBuf,
+        /// The engine's own words.
+        message: String,
+    },
+    /// Another execution provider runs than is required.
+    #[error("execution provider {required} is required, but {got} runs; drop require-execution-provider, or install a library that offers {required}")]
+    ExecutionProvider {
+        /// As configured.
+        required: String,
+        /// What really runs.
+        got: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_first_place_that_names_a_library_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        let touch = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            path.canonicalize().unwrap()
+        };
+        let (a, b, c) = (touch("a.so"), touch("b.so"), touch("c.so"));
+        let beside = || Some(c.clone());
+        assert_eq!(find_library(Some(a.clone()), Some(&b), beside).unwrap(), a);
+        assert_eq!(find_library(None, Some(&b), beside).unwrap(), b);
+        assert_eq!(find_library(Some(PathBuf::new()), None, beside).unwrap(), c);
+        assert!(matches!(find_library(None, None, || None), Err(BackendError::NoLibrary)));
+    }
+
+    #[test]
+    fn a_wrong_path_is_told_not_skipped() {
+        let error = find_library(Some("/nowhere/libonnxruntime.so".into()), None, || Some("/bin/sh".into())).unwrap_err();
+        insta::assert_snapshot!(error, @"ONNX Runtime: ORT_DYLIB_PATH names /nowhere/libonnxruntime.so, which is no file");
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("libonnxruntime.so");
+        std::fs::write(&path, "not ELF").unwrap();
+        assert!(matches!(ort::environment(&path), Err(BackendError::Library { .. })));
+    }
+}

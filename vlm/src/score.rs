@@ -1,0 +1,116 @@
+//! Candidates, scored: how likely the model would continue with each of them, and so which one it means.
+//!
+//! The prompt is run once; a candidate of one token is read off its last position, a longer one costs one decoder run of its
+//! tokens behind the shared cache.
+
+use crate::logits::LogitsRow;
+use crate::model::{Decoded, Logits, Model, ModelError};
+
+/// Most candidates of one question.
+pub const CANDIDATES_MAX: usize = 64;
+
+/// Most tokens of one candidate, end token included.
+pub const CANDIDATE_TOKENS_MAX: usize = 64;
+
+/// Why candidates cannot be scored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CandidateError {
+    /// More than are scored.
+    #[error("{count} candidates: expected at most {CANDIDATES_MAX}")]
+    TooMany {
+        /// How many were given.
+        count: usize,
+    },
+    /// Nothing left after trimming.
+    #[error("candidate {position} is empty")]
+    Empty {
+        /// Counted from 1.
+        position: usize,
+    },
+    /// Two that the model cannot tell apart.
+    #[error("candidates {first:?} and {second:?} are the same to the model; keep one")]
+    Duplicate {
+        /// The earlier one.
+        first: String,
+        /// The later one.
+        second: String,
+    },
+    /// Longer than is scored.
+    #[error("candidate {text:?} is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers")]
+    TooLong {
+        /// As asked.
+        text: String,
+        /// Its length.
+        tokens: usize,
+    },
+}
+
+/// The token sequences to score, one per candidate, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sequences {
+    /// Each candidate's tokens, end token included where it was added.
+    pub(crate) tokens: Vec<Vec<u32>>,
+    /// Whether the end token was added to all.
+    pub(crate) ended: bool,
+}
+
+/// Checks candidates and turns each into the tokens the model would continue with: a space, then the trimmed text.
+///
+/// When one candidate's tokens begin another's, the shorter could never lose, so the end token is added to all.
+pub(crate) fn sequences(candidates: &[String], tokenize: impl Fn(&str) -> Vec<u32>, end: u32) -> Result<Sequences, CandidateError> {
+    if candidates.len() > CANDIDATES_MAX {
+        return Err(CandidateError::TooMany { count: candidates.len() });
+    }
+    let mut tokens: Vec<Vec<u32>> = Vec::with_capacity(candidates.len());
+    for (index, text) in candidates.iter().enumerate() {
+        let ids = tokenize(&format!(" {}", text.trim()));
+        if text.trim().is_empty() || ids.is_empty() {
+            return Err(CandidateError::Empty { position: index + 1 });
+        }
+        if ids.len() >= CANDIDATE_TOKENS_MAX {
+            return Err(CandidateError::TooLong { text: text.clone(), tokens: ids.len() });
+        }
+        if let Some(first) = tokens.iter().position(|other| *other == ids) {
+            return Err(CandidateError::Duplicate { first: candidates[first].clone(), second: text.clone() });
+        }
+        tokens.push(ids);
+    }
+    let ended = tokens.iter().enumerate().any(|(i, one)| tokens.iter().enumerate().any(|(j, other)| i != j && other.starts_with(one)));
+    if ended {
+        tokens.iter_mut().for_each(|ids| ids.push(end));
+    }
+    Ok(Sequences { tokens, ended })
+}
+
+/// The natural-log probability of each token of each sequence, given the prompt and the tokens before it.
+pub(crate) fn logprobs(model: &mut dyn Model, prompt: &Decoded, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f64>>, ModelError> {
+    let first = LogitsRow::new(&prompt.logits)?;
+    let vocab_size = prompt.logits.len();
+    let mut scored = Vec::with_capacity(sequences.len());
+    for ids in sequences {
+        let mut logprobs = vec![first.logprob(ids[0])?];
+        // The last token is only predicted, never fed.
+        let fed = &ids[..ids.len() - 1];
+        if !fed.is_empty() {
+            let inputs_embeds = model.embed(fed)?;
+            let decoded = model.decode(&inputs_embeds, &prompt.cache, Logits::All)?;
+            for (row, &id) in decoded.logits.chunks_exact(vocab_size).zip(&ids[1..]) {
+                logprobs.push(LogitsRow::new(row)?.logprob(id)?);
+            }
+        }
+        scored.push(logprobs);
+    }
+    Ok(scored)
+}
+
+/// Softmax of the scores.
+pub(crate) fn probabilities(scores: &[f64]) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY {
+        // None is possible to the model: it has no preference.
+        return vec![1.0 / scores.len() as f64; scores.len()];
+    }
+    let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|weight| weight / sum).collect()
+}
