@@ -13,4 +13,5 @@ pub mod backoff;
 pub mod cli;
 pub mod exit;
 pub mod mqtt;
+pub mod openai;
 pub mod pool;

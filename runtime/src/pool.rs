@@ -1,14 +1,42 @@
 //! Bigger models that can be asked: one question in, one outcome out, over HTTPS or MQTT.
+//!
+//! ```text
+//! PoolQuestion ──question::body──▶ attempt ─▶ attempt ─▶ … (breaker, backoff, one deadline over all) ──question::said──▶ PoolReply
+//!                                  https | mqtt             retry: which failures, and when
+//! ```
 
-use std::time::Duration;
+pub mod breaker;
+mod https;
+pub mod mqtt;
+pub mod question;
+pub mod reading;
+pub mod retry;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use firmware_config::agent::{Pool, PoolTransport};
+use uuid::Uuid;
+
+use crate::backoff::Backoff;
+use crate::mqtt::{Link, Publication};
+use crate::openai::Completion;
+use crate::openai::error::ErrorBody;
+use breaker::{Breaker, Limits};
+use retry::{Class, Failure};
+
+/// Correlation Data and idempotency key: a UUIDv7.
+pub type QuestionId = [u8; 16];
+
+/// The largest reply that is read, in bytes.
+pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// What is put to a pool. Both transports carry it as the same OpenAI chat-completion request.
 #[derive(Debug, Clone)]
 pub struct PoolQuestion {
     /// Correlation Data and idempotency key: a UUIDv7.
-    pub id: [u8; 16],
+    pub id: QuestionId,
     /// The question.
     pub question: String,
     /// The answers to choose from; empty for free text.
@@ -41,7 +69,7 @@ pub struct PoolReply {
 /// Why a pool gave no answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PoolError {
-    /// No broker session, or no route to the server.
+    /// No broker session.
     #[error("pool {pool}: link down: {detail}")]
     LinkDown {
         /// The pool.
@@ -82,7 +110,7 @@ pub enum PoolError {
         bytes_up: u64,
     },
     /// Refused, or failed after retries.
-    #[error("pool {pool}: {detail} after {attempts} attempts")]
+    #[error("pool {pool}: {detail} (attempts made: {attempts})")]
     Failed {
         /// The pool.
         pool: String,
@@ -93,4 +121,239 @@ pub enum PoolError {
         /// Request bytes sent.
         bytes_up: u64,
     },
+}
+
+impl PoolError {
+    /// Attempts made and request bytes sent before it was given up.
+    pub fn spent(&self) -> (u32, u64) {
+        match *self {
+            PoolError::LinkDown { .. } | PoolError::BreakerOpen { .. } => (0, 0),
+            PoolError::Deadline { attempts, bytes_up, .. }
+            | PoolError::InvalidFormat { attempts, bytes_up, .. }
+            | PoolError::Failed { attempts, bytes_up, .. } => (attempts, bytes_up),
+        }
+    }
+}
+
+/// A completion, and what it took to get it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completed {
+    /// The pool's reply.
+    pub completion: Completion,
+    /// From the first attempt to the reply.
+    pub latency: Duration,
+    /// Attempts made, 1 or more.
+    pub attempts: u32,
+    /// Request bytes sent, all attempts together.
+    pub bytes_up: u64,
+}
+
+/// Every configured pool; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    pools: Arc<[Member]>,
+    replies: Arc<mqtt::Replies>,
+}
+
+/// One pool with what is known of its health.
+#[derive(Debug)]
+struct Member {
+    config: Pool,
+    transport: Transport,
+    breaker: Mutex<Breaker>,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Https(https::Https),
+    Mqtt(mqtt::Mqtt),
+}
+
+/// Why the pools cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolsError {
+    /// An MQTT pool without a broker.
+    #[error("pool {pool} has mqtt = true, but there is no broker; add an [mqtt] table with its url")]
+    NoBroker {
+        /// The pool.
+        pool: String,
+    },
+    /// The HTTPS client does not start.
+    #[error("the HTTPS client does not start")]
+    Https(#[from] reqwest::Error),
+}
+
+impl Pools {
+    /// The pools of a configuration. `link` has to be subscribed to [`mqtt::reply_topic`], and its deliveries there handed to
+    /// [`Pools::on_reply`].
+    ///
+    /// # Errors
+    /// When a pool wants MQTT and there is no `link`, or the HTTPS client does not start.
+    pub fn new(pools: &[Pool], link: Option<Link>, node_id: &str) -> Result<Self, PoolsError> {
+        let client = https::client()?;
+        let replies = Arc::new(mqtt::Replies::new(node_id));
+        let member = |config: &Pool| {
+            let transport = match (&config.transport, &link) {
+                (PoolTransport::Https { url, api_key_file }, _) => {
+                    Transport::Https(https::Https::new(client.clone(), url, api_key_file.clone()))
+                }
+                (PoolTransport::Mqtt, Some(link)) => Transport::Mqtt(mqtt::Mqtt::new(link.clone(), config.id.clone(), Arc::clone(&replies))),
+                (PoolTransport::Mqtt, None) => return Err(PoolsError::NoBroker { pool: config.id.clone() }),
+            };
+            Ok(Member { config: config.clone(), transport, breaker: Mutex::new(Breaker::new(Limits::default())) })
+        };
+        Ok(Pools { pools: pools.iter().map(member).collect::<Result<_, _>>()?, replies: Arc::clone(&replies) })
+    }
+
+    /// A pool's configuration.
+    pub fn get(&self, id: &str) -> Option<&Pool> {
+        self.member(id).map(|member| &member.config)
+    }
+
+    /// Every pool's configuration, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.iter().map(|member| &member.config)
+    }
+
+    /// Whether a question to the pool would be refused right now because it failed too often.
+    pub fn breaker_open(&self, id: &str) -> bool {
+        self.member(id).is_some_and(|member| member.breaker().is_open(Instant::now()))
+    }
+
+    /// Hands over what arrived on [`mqtt::reply_topic`]. False when nobody waits for it: wrong, late, or repeated; counted.
+    pub fn on_reply(&self, publication: Publication) -> bool {
+        self.replies.deliver(publication)
+    }
+
+    /// Replies that nobody waited for, since the start.
+    pub fn unmatched_replies(&self) -> u64 {
+        self.replies.unmatched()
+    }
+
+    /// Size of one request for `question`, in bytes, for budgets.
+    pub fn request_bytes(&self, id: &str, question: &PoolQuestion) -> u64 {
+        self.get(id).map_or(0, |pool| question::body(question, &pool.model, pool.closed).len() as u64)
+    }
+
+    /// Puts a question to a pool. Dropping the future takes it back.
+    ///
+    /// # Errors
+    /// When the pool gives no answer, or none of the question's answers, before its deadline.
+    pub async fn ask(&self, id: &str, question: &PoolQuestion) -> Result<PoolReply, PoolError> {
+        let body = match self.get(id) {
+            Some(pool) => question::body(question, &pool.model, pool.closed),
+            None => Bytes::new(),
+        };
+        let Completed { completion, latency, attempts, bytes_up } = self.complete(id, question.id, body).await?;
+        match question::said(&completion, &question.answers) {
+            Ok(said) => Ok(PoolReply {
+                answer: said.answer,
+                model: if said.model.is_empty() { id.to_owned() } else { said.model },
+                confidence: said.confidence,
+                latency,
+                attempts,
+                bytes_up,
+                tokens_out: said.tokens_out,
+            }),
+            Err(detail) => Err(PoolError::InvalidFormat { pool: id.to_owned(), detail, attempts, bytes_up }),
+        }
+    }
+
+    /// Sends a ready request body to a pool, and returns its chat completion.
+    ///
+    /// # Errors
+    /// When the pool gives no chat completion before its deadline.
+    pub async fn complete(&self, id: &str, question: QuestionId, body: Bytes) -> Result<Completed, PoolError> {
+        let mut spent = Spent::default();
+        let Some(member) = self.member(id) else {
+            return Err(spent.failed(id, "is not configured".to_owned()));
+        };
+        let started = Instant::now();
+        let deadline = member.config.deadline;
+        let reply = match tokio::time::timeout(deadline, member.attempts(question, &body, started, &mut spent)).await {
+            Ok(reply) => reply?,
+            Err(_) => {
+                member.breaker().failed(Instant::now());
+                return Err(PoolError::Deadline { pool: id.to_owned(), deadline, attempts: spent.attempts, bytes_up: spent.bytes_up });
+            }
+        };
+        let completion = parse(&reply).map_err(|detail| spent.invalid(id, detail))?;
+        Ok(Completed { completion, latency: started.elapsed(), attempts: spent.attempts, bytes_up: spent.bytes_up })
+    }
+
+    fn member(&self, id: &str) -> Option<&Member> {
+        self.pools.iter().find(|member| member.config.id == id)
+    }
+}
+
+/// What a question has cost so far; kept outside of the attempts, so that a deadline in the middle of one still knows.
+#[derive(Debug, Default)]
+struct Spent {
+    attempts: u32,
+    bytes_up: u64,
+}
+
+impl Spent {
+    fn failed(&self, pool: &str, detail: String) -> PoolError {
+        PoolError::Failed { pool: pool.to_owned(), detail, attempts: self.attempts, bytes_up: self.bytes_up }
+    }
+
+    fn invalid(&self, pool: &str, detail: String) -> PoolError {
+        PoolError::InvalidFormat { pool: pool.to_owned(), detail, attempts: self.attempts, bytes_up: self.bytes_up }
+    }
+}
+
+impl Member {
+    /// Attempts until one brings a reply, the failure is final, or no attempt is left. The deadline is the caller's.
+    async fn attempts(&self, question: QuestionId, body: &Bytes, started: Instant, spent: &mut Spent) -> Result<Bytes, PoolError> {
+        let pool = &self.config.id;
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(4));
+        let mut last: Option<Failure> = None;
+        loop {
+            if let Err(retry_in) = self.breaker().admit(Instant::now()) {
+                return Err(match last {
+                    None => PoolError::BreakerOpen { pool: pool.clone(), retry_in },
+                    Some(failure) => spent.failed(pool, failure.detail),
+                });
+            }
+            spent.attempts += 1;
+            spent.bytes_up += body.len() as u64;
+            let remaining = |now: Instant| self.config.deadline.saturating_sub(now - started);
+            let outcome = match &self.transport {
+                Transport::Https(https) => https.attempt(Uuid::from_bytes(question), body.clone()).await,
+                Transport::Mqtt(mqtt) => mqtt.attempt(question, body.clone(), remaining(Instant::now())).await,
+            };
+            let failure = match outcome {
+                Ok(reply) => {
+                    self.breaker().succeeded();
+                    return Ok(reply);
+                }
+                Err(failure) => failure,
+            };
+            match failure.class {
+                Class::LinkDown => return Err(PoolError::LinkDown { pool: pool.clone(), detail: failure.detail }),
+                Class::Refused => self.breaker().succeeded(),
+                Class::Unwell { .. } => self.breaker().failed(Instant::now()),
+            }
+            let wait = backoff.next_wait(rand::random());
+            match retry::next_wait(failure.class, spent.attempts, self.config.attempts, remaining(Instant::now()), wait) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(spent.failed(pool, failure.detail)),
+            }
+            last = Some(failure);
+        }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        // Never held across an await or a panic; its state is plain data.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reply's body as a chat completion.
+fn parse(reply: &[u8]) -> Result<Completion, String> {
+    serde_json::from_slice(reply).map_err(|error| match serde_json::from_slice::<ErrorBody>(reply) {
+        Ok(body) => format!("an error with a status of success: {}", question::start_of(&body.error.message)),
+        Err(_) => format!("expected a chat completion, got {:?} ({error})", question::start_of(&String::from_utf8_lossy(reply))),
+    })
 }

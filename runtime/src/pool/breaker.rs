@@ -1,0 +1,160 @@
+//! Circuit breaker: closed (traffic flows), open (nothing is sent), half-open (one trial). Pure; time is passed in.
+
+use std::time::{Duration, Instant};
+
+/// When a breaker opens, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Failures in a row that open it, 1 or more.
+    pub failures: u32,
+    /// How long it stays open, and how long a trial may take before the next one is let through.
+    pub cooldown: Duration,
+}
+
+impl Default for Limits {
+    /// Three failures, then one trial every 30 seconds: an outage of a minute costs four failed attempts.
+    fn default() -> Self {
+        Limits { failures: 3, cooldown: Duration::from_secs(30) }
+    }
+}
+
+/// Keeps a pool that is down from being asked.
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    limits: Limits,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Closed { failures: u32 },
+    Open { until: Instant },
+    // A trial nobody reports on (its caller went away) must not keep the breaker shut for ever.
+    HalfOpen { next_trial: Instant },
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(limits: Limits) -> Self {
+        Breaker { limits, state: State::Closed { failures: 0 } }
+    }
+
+    /// Lets one attempt through, or tells how long until the next trial.
+    ///
+    /// # Errors
+    /// The time until the next attempt is let through.
+    pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+        match self.state {
+            State::Closed { .. } => Ok(()),
+            State::Open { until: at } | State::HalfOpen { next_trial: at } if now < at => Err(at - now),
+            State::Open { .. } | State::HalfOpen { .. } => {
+                self.state = State::HalfOpen { next_trial: now + self.limits.cooldown };
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether an attempt would be refused at `now`.
+    pub fn is_open(&self, now: Instant) -> bool {
+        match self.state {
+            State::Closed { .. } => false,
+            State::Open { until: at } | State::HalfOpen { next_trial: at } => now < at,
+        }
+    }
+
+    /// An attempt was answered: whatever the answer was, the pool is there.
+    pub fn succeeded(&mut self) {
+        self.state = State::Closed { failures: 0 };
+    }
+
+    /// An attempt showed that the pool is not well: no connection, no answer in time, 5xx, 429.
+    pub fn failed(&mut self, now: Instant) {
+        let open = State::Open { until: now + self.limits.cooldown };
+        self.state = match self.state {
+            State::Closed { failures } if failures + 1 < self.limits.failures => State::Closed { failures: failures + 1 },
+            State::Closed { .. } | State::HalfOpen { .. } => open,
+            // An attempt let through before it opened: it does not make the outage longer.
+            State::Open { until } => State::Open { until },
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { failures: 3, cooldown: Duration::from_secs(30) };
+
+    #[test]
+    fn opens_after_failures_in_a_row_and_closes_after_a_trial() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        breaker.failed(at(0));
+        breaker.failed(at(0));
+        breaker.succeeded();
+        breaker.failed(at(1));
+        breaker.failed(at(1));
+        assert_eq!(breaker.admit(at(1)), Ok(()));
+        breaker.failed(at(1));
+        assert_eq!(breaker.admit(at(2)), Err(Duration::from_secs(29)));
+        assert_eq!(breaker.admit(at(31)), Ok(()), "the trial");
+        assert_eq!(breaker.admit(at(32)), Err(Duration::from_secs(29)), "one trial at a time");
+        breaker.failed(at(33));
+        assert_eq!(breaker.admit(at(34)), Err(Duration::from_secs(29)));
+        assert_eq!(breaker.admit(at(63)), Ok(()));
+        breaker.succeeded();
+        assert_eq!(breaker.admit(at(63)), Ok(()));
+        assert_eq!(breaker.admit(at(63)), Ok(()));
+    }
+
+    #[test]
+    fn a_trial_that_is_never_reported_gives_way_to_the_next() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(Limits { failures: 1, ..LIMITS });
+        breaker.failed(start);
+        assert_eq!(breaker.admit(start + LIMITS.cooldown), Ok(()));
+        assert!(breaker.is_open(start + LIMITS.cooldown));
+        assert_eq!(breaker.admit(start + 2 * LIMITS.cooldown), Ok(()));
+    }
+
+    proptest! {
+        /// However attempts are spread over an outage, no more get through than the first failures and a trial per cooldown.
+        #[test]
+        fn an_outage_costs_few_attempts(gaps in proptest::collection::vec(0_u64..5_000, 1..400)) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut breaker = Breaker::new(LIMITS);
+            let mut attempts = 0;
+            for gap in gaps {
+                now += Duration::from_millis(gap);
+                if breaker.admit(now).is_ok() {
+                    attempts += 1;
+                    breaker.failed(now);
+                }
+            }
+            let trials = (now - start).as_secs() / LIMITS.cooldown.as_secs();
+            prop_assert!(attempts <= u64::from(LIMITS.failures) + trials, "{} attempts", attempts);
+        }
+
+        #[test]
+        fn refuses_exactly_when_it_says_it_is_open(steps in proptest::collection::vec((0_u8..3, 0_u64..60), 0..100)) {
+            let mut now = Instant::now();
+            let mut breaker = Breaker::new(LIMITS);
+            for (step, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                let open = breaker.is_open(now);
+                match step {
+                    0 => prop_assert_eq!(breaker.admit(now).is_err(), open),
+                    1 => breaker.failed(now),
+                    _ => {
+                        breaker.succeeded();
+                        prop_assert!(!breaker.is_open(now));
+                    }
+                }
+            }
+        }
+    }
+}

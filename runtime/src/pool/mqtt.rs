@@ -1,0 +1,194 @@
+//! One attempt over MQTT: a request with Response Topic, Correlation Data and Message Expiry; its reply is matched by correlation.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::https::message;
+use super::retry::{Class, Failure};
+use super::{QuestionId, REPLY_BYTES_MAX};
+use crate::mqtt::{Link, LinkError, Publication, Qos};
+
+/// Where requests to a pool go.
+pub fn request_topic(pool: &str) -> String {
+    format!("egret/pool/{pool}/req")
+}
+
+/// What a pool's workers subscribe to: the broker gives each request to one of them.
+pub fn shared_subscription(pool: &str) -> String {
+    format!("$share/workers/{}", request_topic(pool))
+}
+
+/// Where a node's replies come in.
+pub fn reply_topic(node_id: &str) -> String {
+    format!("egret/{node_id}/esc/res")
+}
+
+/// User Property that carries the HTTP status of an error.
+pub const STATUS: &str = "status";
+
+/// A pool behind a broker.
+#[derive(Debug)]
+pub(super) struct Mqtt {
+    link: Link,
+    pool: String,
+    replies: Arc<Replies>,
+}
+
+impl Mqtt {
+    pub(super) fn new(link: Link, pool: String, replies: Arc<Replies>) -> Self {
+        Mqtt { link, pool, replies }
+    }
+
+    /// Publishes `body` and waits for its reply; the broker forgets the request after `remaining`.
+    pub(super) async fn attempt(&self, id: QuestionId, body: Bytes, remaining: Duration) -> Result<Bytes, Failure> {
+        // Before publishing: the reply may be here before the PUBACK is.
+        let waiter = self.replies.expect(id);
+        let request = Publication {
+            topic: request_topic(&self.pool),
+            payload: body,
+            qos: Qos::AtLeastOnce,
+            expiry: Some(remaining),
+            response_topic: Some(self.replies.topic.clone()),
+            correlation: Some(Bytes::copy_from_slice(&id)),
+            content_type: Some("application/json".into()),
+            ..Publication::default()
+        };
+        self.link.publish(request).await.map_err(|error| match error {
+            LinkError::Down(_) => Failure { class: Class::LinkDown, detail: error.to_string() },
+            _ => Failure::refused(error.to_string()),
+        })?;
+        let reply = waiter.reply().await.ok_or_else(|| Failure::refused("another request with the same id took its place"))?;
+        if reply.payload.len() > REPLY_BYTES_MAX {
+            return Err(Failure::refused(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
+        }
+        match status(&reply) {
+            None | Some(200..=299) => Ok(reply.payload),
+            Some(status) => Err(Failure::status(status, property(&reply, "retry-after"), &message(&reply.payload))),
+        }
+    }
+}
+
+fn status(reply: &Publication) -> Option<u16> {
+    // A status nobody can read is still no success.
+    property(reply, STATUS).map(|status| status.parse().unwrap_or(500))
+}
+
+fn property<'a>(reply: &'a Publication, name: &str) -> Option<&'a str> {
+    reply.user_properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// Who waits for which reply.
+#[derive(Debug)]
+pub(super) struct Replies {
+    pub(super) topic: String,
+    waiting: Mutex<HashMap<QuestionId, (u64, oneshot::Sender<Publication>)>>,
+    tickets: AtomicU64,
+    unmatched: AtomicU64,
+}
+
+impl Replies {
+    pub(super) fn new(node_id: &str) -> Self {
+        Replies { topic: reply_topic(node_id), waiting: Mutex::default(), tickets: AtomicU64::new(0), unmatched: AtomicU64::new(0) }
+    }
+
+    /// Registers a waiter, who is forgotten when dropped.
+    fn expect(self: &Arc<Self>, id: QuestionId) -> Waiter {
+        let (sender, receiver) = oneshot::channel();
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        self.waiting().insert(id, (ticket, sender));
+        Waiter { replies: Arc::clone(self), id, ticket, receiver }
+    }
+
+    /// Hands a reply to whoever waits for it. Wrong, late, repeated and retained replies are dropped and counted.
+    pub(super) fn deliver(&self, reply: Publication) -> bool {
+        let id = reply.correlation.as_deref().and_then(|data| QuestionId::try_from(data).ok());
+        let waiter = id.filter(|_| !reply.retain).and_then(|id| self.waiting().remove(&id));
+        let delivered = waiter.is_some_and(|(_, sender)| sender.send(reply).is_ok());
+        if !delivered {
+            self.unmatched.fetch_add(1, Ordering::Relaxed);
+        }
+        delivered
+    }
+
+    pub(super) fn unmatched(&self) -> u64 {
+        self.unmatched.load(Ordering::Relaxed)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<QuestionId, (u64, oneshot::Sender<Publication>)>> {
+        // The map is whole between any two of its operations, so a panic elsewhere has not broken it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One expected reply.
+#[derive(Debug)]
+struct Waiter {
+    replies: Arc<Replies>,
+    id: QuestionId,
+    ticket: u64,
+    receiver: oneshot::Receiver<Publication>,
+}
+
+impl Waiter {
+    /// The reply; `None` when another waiter for the same id took this one's place.
+    async fn reply(mut self) -> Option<Publication> {
+        (&mut self.receiver).await.ok()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut waiting = self.replies.waiting();
+        if waiting.get(&self.id).is_some_and(|(ticket, _)| *ticket == self.ticket) {
+            waiting.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(correlation: &[u8]) -> Publication {
+        Publication { correlation: Some(Bytes::copy_from_slice(correlation)), ..Publication::default() }
+    }
+
+    #[tokio::test]
+    async fn a_reply_finds_its_waiter_and_no_other() {
+        let replies = Arc::new(Replies::new("gate-01"));
+        let (one, two) = (replies.expect([1; 16]), replies.expect([2; 16]));
+        assert!(!replies.deliver(reply(&[3; 16])), "nobody's");
+        assert!(!replies.deliver(reply(&[1; 15])), "too short");
+        assert!(!replies.deliver(Publication::default()), "without correlation");
+        assert!(!replies.deliver(Publication { retain: true, ..reply(&[1; 16]) }), "retained");
+        assert!(replies.deliver(reply(&[2; 16])));
+        assert!(!replies.deliver(reply(&[2; 16])), "a second time");
+        assert_eq!(two.reply().await, Some(reply(&[2; 16])));
+        drop(one);
+        assert!(!replies.deliver(reply(&[1; 16])), "late");
+        assert_eq!(replies.unmatched(), 6);
+        assert!(replies.waiting().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_second_waiter_for_an_id_takes_the_place_of_the_first() {
+        let replies = Arc::new(Replies::new("gate-01"));
+        let (first, second) = (replies.expect([1; 16]), replies.expect([1; 16]));
+        assert_eq!(first.reply().await, None, "and leaves the second registered");
+        assert!(replies.deliver(reply(&[1; 16])));
+        assert!(second.reply().await.is_some());
+    }
+
+    #[test]
+    fn an_unreadable_status_is_no_success() {
+        let with = |value: &str| status(&Publication { user_properties: vec![(STATUS.into(), value.into())], ..Publication::default() });
+        assert_eq!(with("503"), Some(503));
+        assert_eq!(with("bad"), Some(500));
+        assert_eq!(status(&Publication::default()), None);
+    }
+}

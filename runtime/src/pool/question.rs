@@ -1,0 +1,181 @@
+//! A question to the request body that carries it, and the reply's body to an answer. Pure; both transports share it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use firmware_config::agent::ClosedForm;
+use serde_json::{Value, json};
+
+use super::{PoolQuestion, reading};
+use crate::openai::Completion;
+
+/// The chat-completion request that puts `question` to `model`: picture first, then text.
+pub fn body(question: &PoolQuestion, model: &str, closed: ClosedForm) -> Bytes {
+    let text = match closed {
+        ClosedForm::Text if !question.answers.is_empty() => {
+            format!("{} Answer with one of: {}.", question.question, question.answers.join(", "))
+        }
+        _ => question.question.clone(),
+    };
+    let mut content = Vec::new();
+    if let Some(jpeg) = &question.jpeg {
+        let url = format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg));
+        content.push(json!({"type": "image_url", "image_url": {"url": url}}));
+    }
+    content.push(json!({"type": "text", "text": text}));
+    let mut request = json!({
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": question.max_tokens,
+        "temperature": 0,
+    });
+    if closed == ClosedForm::Schema && !question.answers.is_empty() {
+        request["response_format"] = schema(&question.answers);
+    }
+    Bytes::from(request.to_string())
+}
+
+/// `response_format` of a question with answers: an object with one required string property `answer`.
+fn schema(answers: &[String]) -> Value {
+    json!({
+        "type": "json_schema",
+        "json_schema": {
+            "name": "answer",
+            "strict": true,
+            "schema": {
+                "type": "object",
+                "properties": {"answer": {"type": "string", "enum": answers}},
+                "required": ["answer"],
+                "additionalProperties": false,
+            },
+        },
+    })
+}
+
+/// What a reply says to a question.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Said {
+    /// One of the answers, or free text.
+    pub answer: String,
+    /// Who answered; empty when the reply does not say.
+    pub model: String,
+    /// Probability of the answer, 0..=1, when the reply carries one.
+    pub confidence: Option<f64>,
+    /// Tokens written, when the reply says.
+    pub tokens_out: Option<u64>,
+}
+
+/// Reads a reply.
+///
+/// # Errors
+/// In words, when it holds no content or none of the answers.
+pub fn said(completion: &Completion, answers: &[String]) -> Result<Said, String> {
+    let content = content(completion)?;
+    let Some(answer) = reading::read(content, answers) else {
+        return Err(match answers {
+            [] => "the reply's content is empty".to_owned(),
+            answers => format!("expected one of {}, got {:?}", answers.join(", "), start_of(content)),
+        });
+    };
+    Ok(Said {
+        answer: answer.to_owned(),
+        model: completion.model.clone(),
+        confidence: confidence(completion),
+        tokens_out: completion.usage.map(|usage| usage.completion_tokens),
+    })
+}
+
+/// The text of the first choice.
+///
+/// # Errors
+/// In words, when there is none.
+pub fn content(completion: &Completion) -> Result<&str, String> {
+    let Some(choice) = completion.choices.first() else { return Err("the reply has no choices".to_owned()) };
+    match (&choice.message.content, &choice.message.refusal) {
+        (Some(content), _) => Ok(content),
+        (None, Some(refusal)) => Err(format!("the model refused: {:?}", start_of(refusal))),
+        (None, None) => Err("the reply's message has no content".to_owned()),
+    }
+}
+
+/// `routing.confidence.p`, which Egret's own workers and gateways add; other servers' log-probabilities are of JSON, not of answers.
+fn confidence(completion: &Completion) -> Option<f64> {
+    let p = completion.routing.as_ref()?.pointer("/confidence/p")?.as_f64()?;
+    (0.0..=1.0).contains(&p).then_some(p)
+}
+
+/// Enough of a foreign text to recognise it in a log.
+pub(super) fn start_of(text: &str) -> String {
+    const CHARS: usize = 120;
+    match text.char_indices().nth(CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn question(answers: &[&str]) -> PoolQuestion {
+        PoolQuestion {
+            id: [7; 16],
+            question: "Is there a person?".into(),
+            answers: answers.iter().map(|&answer| answer.to_owned()).collect(),
+            jpeg: Some(Bytes::from_static(b"\xff\xd8\xff")),
+            max_tokens: 16,
+        }
+    }
+
+    fn reply(value: Value) -> Completion {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_question_with_answers_travels_as_a_schema() {
+        let body = body(&question(&["yes", "no"]), "some-vlm", ClosedForm::Schema);
+        insta::assert_snapshot!(std::str::from_utf8(&body).unwrap(), @r#"{"model":"some-vlm","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,/9j/"}},{"type":"text","text":"Is there a person?"}]}],"max_tokens":16,"temperature":0,"response_format":{"type":"json_schema","json_schema":{"name":"answer","strict":true,"schema":{"type":"object","properties":{"answer":{"type":"string","enum":["yes","no"]}},"required":["answer"],"additionalProperties":false}}}}"#);
+    }
+
+    #[test]
+    fn a_question_with_answers_travels_as_text_where_schemas_are_not_taken() {
+        let body = body(&PoolQuestion { jpeg: None, ..question(&["yes", "no"]) }, "some-vlm", ClosedForm::Text);
+        insta::assert_snapshot!(std::str::from_utf8(&body).unwrap(), @r#"{"model":"some-vlm","messages":[{"role":"user","content":[{"type":"text","text":"Is there a person? Answer with one of: yes, no."}]}],"max_tokens":16,"temperature":0}"#);
+    }
+
+    #[test]
+    fn replies_of_sparse_servers_are_read() {
+        let sparse = reply(json!({"choices": [{"message": {"content": "Yes."}}]}));
+        let said = said(&sparse, &question(&["yes", "no"]).answers).unwrap();
+        assert_eq!(said, Said { answer: "yes".into(), model: String::new(), confidence: None, tokens_out: None });
+    }
+
+    #[test]
+    fn replies_without_an_answer_say_what_was_found() {
+        let answers = question(&["yes", "no"]).answers;
+        let errors: Vec<_> = [
+            json!({"choices": []}),
+            json!({"choices": [{"message": {"content": null}}]}),
+            json!({"choices": [{"message": {"content": null, "refusal": "I will not"}}]}),
+            json!({"choices": [{"message": {"content": "perhaps"}}]}),
+        ]
+        .map(|value| said(&reply(value), &answers).unwrap_err())
+        .into();
+        insta::assert_snapshot!(errors.join("\n"), @r#"
+        the reply has no choices
+        the reply's message has no content
+        the model refused: "I will not"
+        expected one of yes, no, got "perhaps"
+        "#);
+    }
+
+    #[test]
+    fn only_a_probability_is_taken_as_confidence() {
+        let with = |p: Value| confidence(&reply(json!({"choices": [], "routing": {"confidence": {"p": p}}})));
+        assert_eq!(with(json!(0.75)), Some(0.75));
+        assert_eq!(with(json!(1.5)), None);
+        assert_eq!(with(json!("high")), None);
+    }
+}

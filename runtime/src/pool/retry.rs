@@ -1,0 +1,110 @@
+//! Which failures are worth another attempt, and when. Pure.
+
+use std::time::Duration;
+
+/// One attempt that brought no reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What it says about the pool.
+    pub class: Class,
+    /// What happened, in words.
+    pub detail: String,
+}
+
+/// What a failed attempt says about the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Our own way to it is gone: says nothing about the pool.
+    LinkDown,
+    /// The pool is not well, and may be later; `wait` is what it asked for. Counts towards the breaker.
+    Unwell {
+        /// `Retry-After`.
+        wait: Option<Duration>,
+    },
+    /// The pool is well and will not take this request.
+    Refused,
+}
+
+impl Failure {
+    /// No connection, or it broke, or the reply was cut short.
+    pub fn unwell(detail: impl Into<String>) -> Self {
+        Failure { class: Class::Unwell { wait: None }, detail: detail.into() }
+    }
+
+    /// A request that must not be sent again.
+    pub fn refused(detail: impl Into<String>) -> Self {
+        Failure { class: Class::Refused, detail: detail.into() }
+    }
+
+    /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is not.
+    pub fn status(status: u16, retry_after: Option<&str>, message: &str) -> Self {
+        let class = match status {
+            408 | 429 | 500..=599 => Class::Unwell { wait: retry_after.and_then(seconds) },
+            _ => Class::Refused,
+        };
+        let detail = if message.is_empty() { format!("status {status}") } else { format!("status {status}: {message}") };
+        Failure { class, detail }
+    }
+}
+
+/// `Retry-After` in its seconds form; a date, the other form, is left to the backoff.
+fn seconds(retry_after: &str) -> Option<Duration> {
+    retry_after.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// How long to wait for the next attempt; `None` when there is to be none.
+///
+/// `made` attempts of `allowed` are done, `remaining` is left until the deadline, `backoff` is the wait if the pool asked for none.
+/// A wait that does not end before the deadline is not begun: the local answer stands that much sooner.
+pub fn next_wait(class: Class, made: u32, allowed: u32, remaining: Duration, backoff: Duration) -> Option<Duration> {
+    let Class::Unwell { wait } = class else { return None };
+    let wait = wait.unwrap_or(backoff);
+    (made < allowed && wait < remaining).then_some(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn statuses_fall_into_classes() {
+        let again = Class::Unwell { wait: None };
+        for (status, retry_after, class) in [
+            (400, None, Class::Refused),
+            (401, None, Class::Refused),
+            (403, None, Class::Refused),
+            (404, None, Class::Refused),
+            (408, None, again),
+            (413, None, Class::Refused),
+            (422, Some("1"), Class::Refused),
+            (429, None, again),
+            (429, Some("7"), Class::Unwell { wait: Some(Duration::from_secs(7)) }),
+            (429, Some("Wed, 21 Oct 2015 07:28:00 GMT"), again),
+            (500, None, again),
+            (502, None, again),
+            (503, Some("0"), Class::Unwell { wait: Some(Duration::ZERO) }),
+            (504, Some("-3"), again),
+            (307, None, Class::Refused),
+        ] {
+            assert_eq!(Failure::status(status, retry_after, "").class, class, "{status} {retry_after:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_outlasts_the_deadline_or_the_attempts(
+            wait in proptest::option::of(0_u64..100), made in 1_u32..6, allowed in 1_u32..6, remaining in 0_u64..100, backoff in 0_u64..100,
+        ) {
+            let seconds = Duration::from_secs;
+            let class = Class::Unwell { wait: wait.map(seconds) };
+            if let Some(wait) = next_wait(class, made, allowed, seconds(remaining), seconds(backoff)) {
+                prop_assert!(wait < seconds(remaining) && made < allowed);
+            }
+            for never in [Class::Refused, Class::LinkDown] {
+                prop_assert_eq!(next_wait(never, made, allowed, seconds(remaining), seconds(backoff)), None);
+            }
+        }
+    }
+}
