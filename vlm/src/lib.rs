@@ -20,7 +20,14 @@ pub mod logits;
 pub mod mapped;
 pub mod model;
 pub mod picture;
+pub mod prompt;
+#[cfg(test)]
+mod reference;
 pub mod request;
+pub mod resample;
+pub mod template;
+pub mod tiles;
+pub mod tokenizer;
 pub mod score;
 pub mod video;
 mod vlm;

@@ -1,9 +1,22 @@
 //! Pictures as 8-bit RGB, and the decoding of picture files into them.
+//!
+//! File bytes come from cameras and strangers: the size is judged from the header before a pixel is decoded, and what the model
+//! sees is settled here once and for all: EXIF orientation applied, alpha over white, 16-bit samples cut to their high byte.
 
+use std::io::{Cursor, ErrorKind};
 use std::sync::Arc;
 
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+
+/// The largest picture that is decoded, in pixels.
+pub const PIXELS_MAX: u64 = 64_000_000;
+
+/// What a decoder may allocate: [`PIXELS_MAX`] of the widest pixel (16-bit RGBA), and its tables.
+const DECODER_BYTES_MAX: u64 = PIXELS_MAX * 8 + (32 << 20);
+
 /// An 8-bit RGB picture, cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     width: u32,
     height: u32,
@@ -16,12 +29,40 @@ impl Picture {
     /// # Errors
     /// When a side is zero, the area is above [`PIXELS_MAX`], or the length is not `width * height * 3`.
     pub fn from_rgb(width: u32, height: u32, pixels: impl Into<Arc<[u8]>>) -> Result<Self, PictureError> {
+        check_size(width, height)?;
         let pixels = pixels.into();
-        let area = check_size(width, height)?;
-        if pixels.len() != area * 3 {
-            return Err(PictureError::Length { width, height, expected: area * 3, got: pixels.len() });
+        let expected = width as usize * height as usize * 3;
+        if pixels.len() != expected {
+            return Err(PictureError::Length { width, height, expected, got: pixels.len() });
         }
         Ok(Picture { width, height, pixels })
+    }
+
+    /// Decodes a JPEG, PNG, WebP, BMP or GIF file (its first frame), whichever its first bytes say it is.
+    ///
+    /// # Errors
+    /// When the bytes are none of these, are cut short or damaged, or the header tells of more than [`PIXELS_MAX`] pixels.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PictureError> {
+        if bytes.is_empty() {
+            return Err(PictureError::Empty);
+        }
+        let format = image::guess_format(bytes).map_err(|_| PictureError::unknown(bytes))?;
+        let failed = |error| PictureError::from_image(error, format, bytes.len());
+        if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
+            return Err(PictureError::Truncated { format: name(format), bytes: bytes.len() });
+        }
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(DECODER_BYTES_MAX);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(failed)?;
+        let (width, height) = decoder.dimensions();
+        check_size(width, height)?;
+        // Damaged metadata is no reason to lose the picture.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let mut decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+        decoded.apply_orientation(orientation);
+        Picture::from_rgb(decoded.width(), decoded.height(), rgb(decoded))
     }
 
     /// Pixels from left to right, 1 or more.
@@ -46,27 +87,103 @@ impl std::fmt::Debug for Picture {
     }
 }
 
-/// The largest picture that is decoded, in pixels.
-pub const PIXELS_MAX: usize = 64 << 20;
-
-fn check_size(width: u32, height: u32) -> Result<usize, PictureError> {
+fn check_size(width: u32, height: u32) -> Result<(), PictureError> {
     let area = u64::from(width) * u64::from(height);
-    if area == 0 || area > PIXELS_MAX as u64 {
-        return Err(PictureError::Size { width, height });
+    if area == 0 || area > PIXELS_MAX { Err(PictureError::Size { width, height }) } else { Ok(()) }
+}
+
+/// [height, width, RGB] of a decoded picture.
+fn rgb(decoded: DynamicImage) -> Vec<u8> {
+    let channels = usize::from(decoded.color().channel_count());
+    let samples = match decoded {
+        DynamicImage::ImageRgb8(image) => return image.into_raw(),
+        DynamicImage::ImageLuma16(image) => high_bytes(&image),
+        DynamicImage::ImageLumaA16(image) => high_bytes(&image),
+        DynamicImage::ImageRgb16(image) => high_bytes(&image),
+        DynamicImage::ImageRgba16(image) => high_bytes(&image),
+        eight_bit => eight_bit.into_bytes(),
+    };
+    let pixels = samples.chunks_exact(channels);
+    match channels {
+        1 => pixels.flat_map(|p| [p[0]; 3]).collect(),
+        2 => pixels.flat_map(|p| [over_white(p[0], p[1]); 3]).collect(),
+        3 => samples,
+        _ => pixels.flat_map(|p| [over_white(p[0], p[3]), over_white(p[1], p[3]), over_white(p[2], p[3])]).collect(),
     }
-    Ok(area as usize)
+}
+
+/// Cut, not rounded: 16-bit PNGs reach the models this way in training.
+fn high_bytes(samples: &[u16]) -> Vec<u8> {
+    samples.iter().map(|sample| (sample >> 8) as u8).collect()
+}
+
+/// A sample of straight alpha on a white ground, rounded to nearest.
+fn over_white(sample: u8, alpha: u8) -> u8 {
+    let (sample, alpha) = (u32::from(sample), u32::from(alpha));
+    ((sample * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+}
+
+/// Whether a JPEG's image data is closed by an end marker. The decoder fills what is missing with grey and reports nothing.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        match (bytes.get(at), bytes.get(at + 1)) {
+            (None, _) | (_, None) => return false,
+            // Fill bytes may stand before a marker.
+            (Some(0xFF), Some(0xFF)) => at += 1,
+            // Within image data, FF is followed by 00 or a restart marker, so FF D9 can only be the end.
+            (Some(0xFF), Some(0xDA)) => return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]),
+            (Some(0xFF), Some(_)) => match bytes.get(at + 2..at + 4) {
+                Some(length) => at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2),
+                None => return false,
+            },
+            // Not a marker: let the decoder say what is wrong.
+            _ => return true,
+        }
+    }
+}
+
+fn name(format: ImageFormat) -> &'static str {
+    format.extensions_str().first().copied().unwrap_or("picture")
 }
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
+    /// No bytes at all.
+    #[error("picture: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes")]
+    Empty,
+    /// The first bytes are of no known format.
+    #[error("picture: expected a jpeg, png, webp, bmp or gif file, got {bytes} bytes that begin with {head}; convert it first")]
+    Format {
+        /// Length of the file.
+        bytes: usize,
+        /// Its first bytes in hex.
+        head: String,
+    },
     /// A side of zero, or too many pixels.
-    #[error("picture of {width}x{height}: expected both sides above zero and at most 64 Mpixel; scale it down first")]
+    #[error("picture of {width}x{height}: expected sides of 1 or more and at most {PIXELS_MAX} pixels; scale it first")]
     Size {
         /// From the header.
         width: u32,
         /// From the header.
         height: u32,
+    },
+    /// The file ends before the picture does.
+    #[error("picture: {format} file ends after {bytes} bytes, before its last pixel; send the whole file")]
+    Truncated {
+        /// `jpg`, `png`, ….
+        format: &'static str,
+        /// Length of the file.
+        bytes: usize,
+    },
+    /// The decoder gave up.
+    #[error("picture: damaged or unsupported {format} file: {message}")]
+    Decode {
+        /// `jpg`, `png`, ….
+        format: &'static str,
+        /// The decoder's own words.
+        message: String,
     },
     /// The pixels do not fill the sides.
     #[error("picture of {width}x{height} RGB: expected {expected} bytes, got {got}")]
@@ -80,4 +197,18 @@ pub enum PictureError {
         /// Bytes given.
         got: usize,
     },
+}
+
+impl PictureError {
+    fn unknown(bytes: &[u8]) -> Self {
+        let head: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        PictureError::Format { bytes: bytes.len(), head: head.join(" ") }
+    }
+
+    fn from_image(error: ImageError, format: ImageFormat, bytes: usize) -> Self {
+        match error {
+            ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => PictureError::Truncated { format: name(format), bytes },
+            other => PictureError::Decode { format: name(format), message: other.to_string() },
+        }
+    }
 }

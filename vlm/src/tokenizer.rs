@@ -1,0 +1,268 @@
+//! The checkpoint's own tokenizer: text to ids, ids to text, and the special tokens by their content.
+//!
+//! Text that is encoded here never becomes a special token, whatever it says: special tokens enter a prompt by their id alone.
+//! This is the only file that names `tokenizers`.
+
+use tokenizers::{AddedVocabulary, DecoderWrapper};
+
+/// The largest `tokenizer.json` that is read, in bytes; published ones have 3.5 MB.
+pub const JSON_BYTES_MAX: usize = 64 << 20;
+
+/// A byte-level BPE tokenizer with its special tokens kept apart.
+pub struct Tokenizer {
+    /// Without added tokens, so that no text can become one.
+    plain: tokenizers::Tokenizer,
+    /// Content and id, the longest content first.
+    specials: Vec<(String, u32)>,
+}
+
+/// A stretch of text, or a special token found in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span<'a> {
+    /// Text between special tokens, never empty.
+    Text(&'a str),
+    /// A special token's id.
+    Special(u32),
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When it is larger than [`JSON_BYTES_MAX`], damaged, or not byte-level.
+    pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
+        if json.len() > JSON_BYTES_MAX {
+            return Err(TokenizerError::Size { bytes: json.len() });
+        }
+        let mut plain = tokenizers::Tokenizer::from_bytes(json).map_err(|error| TokenizerError::Json { message: error.to_string() })?;
+        if !matches!(plain.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+            return Err(TokenizerError::NotByteLevel);
+        }
+        let added = plain.get_added_tokens_decoder();
+        let mut specials: Vec<_> =
+            added.into_iter().map(|(id, token)| (token.content, id)).filter(|(content, _)| !content.is_empty()).collect();
+        specials.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        plain.with_added_vocabulary(AddedVocabulary::new());
+        // Left over from training in some checkpoints; a prompt is never cut or padded behind its author's back.
+        plain.with_padding(None);
+        plain.with_truncation(None).map_err(|error| TokenizerError::Json { message: error.to_string() })?;
+        Ok(Tokenizer { plain, specials })
+    }
+
+    /// Ids of a whole stretch of text, none of them special. Bytes outside the vocabulary are dropped, as in training.
+    ///
+    /// # Errors
+    /// When the tokenizer's own rules fail on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let encoding = self.plain.encode_fast(text, false).map_err(|error| TokenizerError::Encode { message: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The id of a special token by its content.
+    pub fn id(&self, content: &str) -> Option<u32> {
+        self.specials.iter().find(|(special, _)| special == content).map(|(_, id)| *id)
+    }
+
+    /// Content and id of each special token, the longest content first.
+    pub fn specials(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.specials.iter().map(|(content, id)| (content.as_str(), *id))
+    }
+
+    /// Cuts trusted text at the special tokens it spells out, leftmost first, longest first.
+    pub fn split<'a>(&self, text: &'a str) -> Vec<Span<'a>> {
+        let mut spans = Vec::new();
+        let (mut begin, mut at) = (0, 0);
+        while at < text.len() {
+            let rest = &text[at..];
+            match self.specials.iter().find(|(content, _)| rest.starts_with(content.as_str())) {
+                Some((content, id)) => {
+                    if begin < at {
+                        spans.push(Span::Text(&text[begin..at]));
+                    }
+                    spans.push(Span::Special(*id));
+                    at += content.len();
+                    begin = at;
+                }
+                None => at += rest.chars().next().map_or(1, char::len_utf8),
+            }
+        }
+        if begin < text.len() {
+            spans.push(Span::Text(&text[begin..]));
+        }
+        spans
+    }
+
+    /// The text of a whole answer; special tokens are left out, broken characters become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut text = TokenText::new(self);
+        let mut whole: String = ids.iter().map(|&id| text.push(id)).collect();
+        whole.push_str(&text.finish());
+        whole
+    }
+
+    /// The bytes a token stands for; none for special and unknown ids.
+    fn bytes(&self, id: u32) -> Vec<u8> {
+        if self.specials.iter().any(|(_, special)| *special == id) {
+            return Vec::new();
+        }
+        let token = self.plain.id_to_token(id).unwrap_or_default();
+        token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.into_bytes())
+    }
+}
+
+/// The byte that a character of a byte-level token stands for: printable ones for themselves, the others in order from U+0100 on.
+fn byte(c: char) -> Option<u8> {
+    let code = u32::from(c);
+    match code {
+        0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => Some(code as u8),
+        0x100..=0x120 => Some((code - 0x100) as u8),
+        0x121..=0x142 => Some((code - 0x121 + 0x7F) as u8),
+        0x143 => Some(0xAD),
+        _ => None,
+    }
+}
+
+/// Text of an answer while its tokens arrive. A character that spans tokens comes with the token that completes it.
+pub struct TokenText<'a> {
+    tokenizer: &'a Tokenizer,
+    pending: Vec<u8>,
+}
+
+impl<'a> TokenText<'a> {
+    /// Before the first token.
+    pub fn new(tokenizer: &'a Tokenizer) -> Self {
+        TokenText { tokenizer, pending: Vec::new() }
+    }
+
+    /// The text that `id` completes; empty for special tokens.
+    pub fn push(&mut self, id: u32) -> String {
+        self.pending.extend(self.tokenizer.bytes(id));
+        let mut text = String::new();
+        // Only the last chunk can be the beginning of a character that is still to come.
+        let mut unfinished = 0;
+        for chunk in self.pending.utf8_chunks() {
+            text.push_str(chunk.valid());
+            unfinished = 0;
+            if !chunk.invalid().is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+                unfinished = chunk.invalid().len();
+            }
+        }
+        let tail = self.pending.split_off(self.pending.len() - unfinished);
+        if std::str::from_utf8(&tail).is_err_and(|error| error.error_len().is_none()) {
+            text.pop();
+            self.pending = tail;
+        } else {
+            self.pending.clear();
+        }
+        text
+    }
+
+    /// What is left after the last token: U+FFFD when a character was never completed.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+/// Why there is no tokenizer, or no ids.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// Larger than any real one.
+    #[error("tokenizer.json has {bytes} bytes: expected at most {JSON_BYTES_MAX}")]
+    Size {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not a tokenizer.
+    #[error("tokenizer.json cannot be read: {message}; copy it from the checkpoint again")]
+    Json {
+        /// The parser's own words.
+        message: String,
+    },
+    /// Another kind of tokenizer.
+    #[error("tokenizer.json has no ByteLevel decoder: expected a byte-level BPE as in SmolVLM2")]
+    NotByteLevel,
+    /// Its rules fail on a text.
+    #[error("text cannot be tokenized: {message}")]
+    Encode {
+        /// The tokenizer's own words.
+        message: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::reference;
+
+    #[test]
+    fn special_looking_text_stays_text() {
+        let tokenizer = reference::tokenizer();
+        for (content, id) in tokenizer.specials() {
+            let ids = tokenizer.encode(&format!("a{content}b")).expect("encodes");
+            assert!(!ids.contains(&id), "{content} became {id}");
+            assert_eq!(tokenizer.decode(&ids), format!("a{content}b"));
+        }
+    }
+
+    #[test]
+    fn digits_stand_alone_and_line_ends_merge() {
+        let tokenizer = reference::tokenizer();
+        assert_eq!(tokenizer.encode("12.5").expect("encodes"), [33, 34, 30, 37]);
+        assert_eq!(tokenizer.encode("\n\n").expect("encodes"), [1116]);
+    }
+
+    #[test]
+    fn splits_at_the_longest_special() {
+        let tokenizer = reference::tokenizer();
+        assert_eq!(
+            tokenizer.split("<|im_start|>User:<image>é<"),
+            [Span::Special(1), Span::Text("User:"), Span::Special(49190), Span::Text("é<")]
+        );
+        assert_eq!(tokenizer.split(""), []);
+    }
+
+    #[test]
+    fn every_byte_of_the_vocabulary_is_told_apart() {
+        let known: std::collections::BTreeSet<u8> = ('\u{21}'..='\u{143}').filter_map(byte).collect();
+        assert_eq!(known.len(), 256);
+    }
+
+    #[test]
+    fn a_character_comes_with_the_token_that_completes_it() {
+        let tokenizer = reference::tokenizer();
+        let ids = tokenizer.encode("🦩 é").expect("encodes");
+        let mut text = TokenText::new(&tokenizer);
+        let parts: Vec<String> = ids.iter().map(|&id| text.push(id)).collect();
+        assert_eq!(parts.concat() + &text.finish(), "🦩 é");
+        assert!(parts[0].is_empty(), "the first byte of four is no character yet: {parts:?}");
+
+        let mut cut = TokenText::new(&tokenizer);
+        assert_eq!(cut.push(ids[0]), "");
+        assert_eq!(cut.finish(), "\u{FFFD}");
+    }
+
+    #[test]
+    fn refuses_what_is_no_tokenizer() {
+        assert!(matches!(Tokenizer::from_json(b"{}"), Err(TokenizerError::Json { .. })));
+        assert!(matches!(Tokenizer::from_json(&vec![b' '; JSON_BYTES_MAX + 1]), Err(TokenizerError::Size { .. })));
+        let no_decoder = br#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
+        assert!(matches!(Tokenizer::from_json(no_decoder), Err(TokenizerError::NotByteLevel)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn text_without_lost_bytes_comes_back(text in "[ -~\n\u{e4}\u{4e2d}]{0,40}") {
+            let tokenizer = reference::tokenizer();
+            let ids = tokenizer.encode(&text).expect("encodes");
+            prop_assert_eq!(tokenizer.decode(&ids), text);
+        }
+    }
+}
