@@ -1,1 +1,168 @@
-//! Skeleton.
+//! A SmolVLM2 checkpoint in, a verified bundle of quantized ONNX graphs out.
+//!
+//! | stage | call | output |
+//! |---|---|---|
+//! | load | [`Checkpoint::open`](checkpoint::Checkpoint::open) | config, names, dtypes, shapes, mapped bytes |
+//! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`](arch::Part) |
+//! | quantize | [`quantize::quantize`] | the graph in its precision, and each matrix's error |
+//! | write | [`graph::onnx::write`] into a [`Draft`](bundle::Draft) | ONNX files, companions, `manifest.json` with every sha256 |
+//! | verify | `verify::report` | the bundle's answers against an independent reference |
+//! | judge | `verify`'s verdict | exit code 0 or 1; the report is kept beside the bundle |
+//!
+//! Where a tensor name becomes a graph input: [`arch::smolvlm`]. What ONNX looks like on disk: [`graph::onnx`], and nowhere else.
+#![forbid(unsafe_code)]
+
+pub mod arch;
+pub mod bundle;
+pub mod checkpoint;
+pub mod graph;
+pub mod inspect;
+pub mod quantize;
+
+use std::io::Write;
+use std::path::Path;
+
+use firmware_config::manifest::{FORMAT, Graphs, Manifest, Precision, QuantizedTensor, Source};
+
+use arch::smolvlm::{self, SmolVlm};
+use arch::{ArchError, Part};
+use bundle::prompt::{AddedTokens, Ids};
+use bundle::{BundleError, Draft, companions, pictures};
+use checkpoint::config::read_json;
+use checkpoint::{Checkpoint, CheckpointError};
+use graph::onnx::{self, OnnxError};
+
+/// What is asked of an export.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How weights are stored.
+    pub precision: Precision,
+    /// Model name; the checkpoint folder's name if none.
+    pub name: Option<String>,
+    /// Whether a bundle under the same name gives way.
+    pub replace: bool,
+}
+
+/// Why an export failed. Nothing is left under the bundle's name then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint is no model of its architecture.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    /// A file beside the weights says what cannot be.
+    #[error("{0}")]
+    Source(String),
+    /// A graph cannot be written.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// The bundle cannot be written.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+/// Turns a checkpoint folder into a bundle at `out`.
+///
+/// # Errors
+/// When the checkpoint is not to be believed, or the bundle cannot be written; then `out` is as it was.
+pub fn export(source: &Path, out: &Path, options: &Options) -> Result<Manifest, ExportError> {
+    // Load and build: whatever is wrong with the source is told before anything is written.
+    let checkpoint = Checkpoint::open(source)?;
+    let model = SmolVlm::new(&checkpoint)?;
+    let (image, video) = pictures::rules(source, &model.geometry, model.tokens_per_tile)?;
+    let tokens = AddedTokens::read(&source.join("tokenizer.json"))?;
+    let prompt = tokens.prompt(checkpoint.config.image_token_id, eos(source)?, model.geometry.text.vocab_size)?;
+
+    // Quantize and write, one graph after the other, so that one at a time is in memory.
+    let mut draft = Draft::new(out, options.replace)?;
+    let mut quantization = Vec::new();
+    let mut external_data = Vec::new();
+    for part in Part::ALL {
+        let (losses, external) = write_graph(&mut draft, &model, part, options.precision, &checkpoint)?;
+        quantization.extend(losses);
+        external_data.extend(external);
+    }
+    let facts = companions::Facts {
+        geometry: &model.geometry,
+        image: &image,
+        video: &video,
+        prompt: &prompt,
+        precision: options.precision,
+        external_data: &external_data,
+    };
+    companions::write(&mut draft, source, &facts)?;
+    let path = |part| graph_path(part, options.precision);
+    let manifest = Manifest {
+        format: FORMAT,
+        name: options.name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
+        source: Source { name: checkpoint.name().to_owned(), sha256: checkpoint.sha256() },
+        architecture: smolvlm::NAME.into(),
+        precision: options.precision,
+        targets: Vec::new(),
+        geometry: model.geometry,
+        image,
+        video,
+        prompt,
+        graphs: Graphs {
+            vision_encoder: path(Part::VisionEncoder),
+            embed_tokens: path(Part::EmbedTokens),
+            decoder_model_merged: path(Part::DecoderModelMerged),
+        },
+        quantization,
+        files: draft.files().clone(),
+        exporter: env!("CARGO_PKG_VERSION").into(),
+    };
+    draft.seal(&manifest)?;
+    draft.publish()?;
+    Ok(manifest)
+}
+
+/// Builds, quantizes and writes one graph. Returns what its matrices lost, and its file's name if the weights are in a second one.
+fn write_graph(
+    draft: &mut Draft,
+    model: &SmolVlm,
+    part: Part,
+    precision: Precision,
+    checkpoint: &Checkpoint,
+) -> Result<(Vec<QuantizedTensor>, Option<String>), ExportError> {
+    let quantized = quantize::quantize(model.build(part), precision, checkpoint, smolvlm::takes_int8)?;
+    let path = graph_path(part, precision);
+    let mut file = draft.create(&path)?;
+    let mut external = None;
+    if onnx::needs_external_data(&quantized.graph) {
+        let data_path = format!("{path}_data");
+        let name = data_path.trim_start_matches("onnx/").to_owned();
+        let mut data = draft.create(&data_path)?;
+        let sink: &mut dyn Write = &mut data;
+        onnx::write(&quantized.graph, checkpoint, &mut file, Some((&name, sink)))?;
+        draft.close(&data_path, data)?;
+        external = Some(path.trim_start_matches("onnx/").to_owned());
+    } else {
+        onnx::write(&quantized.graph, checkpoint, &mut file, None)?;
+    }
+    draft.close(&path, file)?;
+    Ok((quantized.tensors, external))
+}
+
+/// Bundle-relative path of a graph, under its published name and suffix.
+pub fn graph_path(part: Part, precision: Precision) -> String {
+    let suffix = match precision {
+        Precision::Fp32 => "",
+        Precision::Fp16 => "_fp16",
+        Precision::Int8 => "_int8",
+    };
+    format!("onnx/{}{suffix}.onnx", part.as_str())
+}
+
+/// The end ids of `generation_config.json`, if it is there and has any.
+fn eos(source: &Path) -> Result<Option<Ids>, ExportError> {
+    #[derive(serde::Deserialize)]
+    struct Generation {
+        eos_token_id: Option<Ids>,
+    }
+    let path = source.join("generation_config.json");
+    Ok(if path.exists() { read_json::<Generation>(&path)?.eos_token_id } else { None })
+}

@@ -1,0 +1,63 @@
+//! Architectures: from a checkpoint's tensor names to the graphs of its parts. One file per model family.
+
+pub mod smolvlm;
+
+use crate::checkpoint::CheckpointError;
+
+/// The graphs of a bundle, by their published names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `pixel_values` to `image_features`.
+    VisionEncoder,
+    /// `input_ids` to `inputs_embeds`.
+    EmbedTokens,
+    /// `inputs_embeds` and past to `logits` and present.
+    DecoderModelMerged,
+}
+
+impl Part {
+    /// Every part, in the order they run.
+    pub const ALL: [Part; 3] = [Part::VisionEncoder, Part::EmbedTokens, Part::DecoderModelMerged];
+
+    /// The published name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::VisionEncoder => "vision_encoder",
+            Part::EmbedTokens => "embed_tokens",
+            Part::DecoderModelMerged => "decoder_model_merged",
+        }
+    }
+}
+
+/// Why a checkpoint is no model of its architecture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchError {
+    /// A tensor is missing or cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor has another shape than the rest of the model calls for.
+    #[error("{dir}: tensor {tensor:?} is {found:?}, expected {expected}; config and weights are of different models")]
+    Shape {
+        /// The checkpoint folder.
+        dir: String,
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions.
+        found: Vec<usize>,
+        /// What they should be, and from what that follows.
+        expected: String,
+    },
+    /// The config contradicts the tensors.
+    #[error("{dir}/config.json: {field} is {found}, but {tensors}; config and weights are of different models")]
+    Config {
+        /// The checkpoint folder.
+        dir: String,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: usize,
+        /// What the tensors say.
+        tensors: String,
+    },
+}

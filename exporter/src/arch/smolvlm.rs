@@ -1,0 +1,224 @@
+//! SmolVLM and SmolVLM2: SigLIP vision tower, pixel-shuffle connector, Llama text decoder.
+//!
+//! Layer counts and widths are read off the tensors, since released configs leave some out; heads, epsilons and theta cannot be and
+//! come from the config. Every shape is checked before a graph is built.
+
+mod text;
+mod vision;
+
+use firmware_config::manifest::{Geometry, TextGeometry, VisionGeometry};
+
+use super::{ArchError, Part};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::graph::Graph;
+
+/// The name of this family in a manifest.
+pub const NAME: &str = "smolvlm";
+
+const PATCH_EMBEDDING: &str = "model.vision_model.embeddings.patch_embedding";
+const POSITION_EMBEDDING: &str = "model.vision_model.embeddings.position_embedding.weight";
+const VISION_LAYERS: &str = "model.vision_model.encoder.layers";
+const POST_LAYERNORM: &str = "model.vision_model.post_layernorm";
+const PROJECTION: &str = "model.connector.modality_projection.proj.weight";
+const EMBEDDING: &str = "model.text_model.embed_tokens.weight";
+const TEXT_LAYERS: &str = "model.text_model.layers";
+const TEXT_NORM: &str = "model.text_model.norm.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A checkpoint understood as this family: everything its graphs are built from but the weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SmolVlm {
+    /// Sizes that a runtime needs as well.
+    pub geometry: Geometry,
+    /// Image tokens of one tile, S.
+    pub tokens_per_tile: usize,
+    /// Patches per side of a tile.
+    grid: usize,
+    vision_intermediate: usize,
+    text_intermediate: usize,
+    layer_norm_eps: f32,
+    rms_norm_eps: f32,
+    rope_theta: f64,
+    /// The tensor that is the head: its own, or the embedding.
+    head: &'static str,
+}
+
+impl SmolVlm {
+    /// Reads the geometry off a checkpoint and checks every tensor's shape against it.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape than the others call for, or the config contradicts them.
+    pub fn new(checkpoint: &Checkpoint) -> Result<Self, ArchError> {
+        let shapes = Shapes { checkpoint, dir: checkpoint.dir().display().to_string() };
+        let (vision, grid, vision_intermediate) = vision_geometry(&shapes)?;
+        let (text, text_intermediate, head) = text_geometry(&shapes)?;
+        let scale_factor = scale_factor(&shapes, &vision, grid, text.hidden_size)?;
+        let model = SmolVlm {
+            geometry: Geometry { vision, text, scale_factor },
+            tokens_per_tile: (grid / scale_factor).pow(2),
+            grid,
+            vision_intermediate,
+            text_intermediate,
+            layer_norm_eps: checkpoint.config.vision.layer_norm_eps,
+            rms_norm_eps: checkpoint.config.text.rms_norm_eps,
+            rope_theta: checkpoint.config.text.rope_theta,
+            head,
+        };
+        for (tensor, dims) in model.tensors() {
+            shapes.expect(&tensor, &dims)?;
+        }
+        Ok(model)
+    }
+
+    /// The graph of one part.
+    pub fn build(&self, part: Part) -> Graph {
+        match part {
+            Part::VisionEncoder => vision::encoder(self),
+            Part::EmbedTokens => text::embedding(self),
+            Part::DecoderModelMerged => text::decoder(self),
+        }
+    }
+
+    /// Every tensor the graphs read, with its shape.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = Vec::new();
+        vision::tensors(self, &mut tensors);
+        text::tensors(self, &mut tensors);
+        tensors
+    }
+}
+
+/// Whether a matrix takes 8-bit weights and dynamic 8-bit activations well: the linears of both towers except `down_proj`, whose
+/// inputs have outliers, and the connector and head, whose outputs everything depends on.
+pub fn takes_int8(tensor: &str) -> bool {
+    let vision = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
+    let text = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"];
+    let ends_with = |layers: &[&str]| layers.iter().any(|layer| tensor.ends_with(&format!(".{layer}.weight")));
+    (tensor.starts_with(VISION_LAYERS) && ends_with(&vision)) || (tensor.starts_with(TEXT_LAYERS) && ends_with(&text))
+}
+
+/// Sizes of the vision tower, its grid and the width of its MLP.
+fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), ArchError> {
+    let config = &shapes.checkpoint.config.vision;
+    let [hidden_size, _, patch_size, _] = shapes.of(&format!("{PATCH_EMBEDDING}.weight"), "[width, 3, patch, patch]")?;
+    let [patches, _] = shapes.of(POSITION_EMBEDDING, "[patches, width]")?;
+    let [intermediate, _] = shapes.of(&format!("{VISION_LAYERS}.0.mlp.fc1.weight"), "[intermediate, width]")?;
+    let grid = config.image_size.checked_div(patch_size).unwrap_or(0);
+    if grid == 0 || grid * grid != patches {
+        let tensors = format!("{patches} positions at patches of {patch_size} make another tile");
+        return Err(shapes.contradiction("vision_config.image_size", config.image_size, tensors));
+    }
+    if !hidden_size.is_multiple_of(config.heads) {
+        return Err(shapes.contradiction("vision_config.num_attention_heads", config.heads, format!("the width is {hidden_size}")));
+    }
+    let layers = shapes.layers(VISION_LAYERS);
+    let geometry = VisionGeometry { hidden_size, layers, heads: config.heads, image_size: config.image_size, patch_size };
+    Ok((geometry, grid, intermediate))
+}
+
+/// Sizes of the text decoder, the width of its MLP, and the tensor that is its head.
+fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str), ArchError> {
+    let config = &shapes.checkpoint.config.text;
+    let [vocab_size, hidden_size] = shapes.of(EMBEDDING, "[vocabulary, width]")?;
+    let [query_width, _] = shapes.of(&format!("{TEXT_LAYERS}.0.self_attn.q_proj.weight"), "[heads * head_dim, width]")?;
+    let [kv_width, _] = shapes.of(&format!("{TEXT_LAYERS}.0.self_attn.k_proj.weight"), "[kv heads * head_dim, width]")?;
+    let [intermediate, _] = shapes.of(&format!("{TEXT_LAYERS}.0.mlp.gate_proj.weight"), "[intermediate, width]")?;
+    let head_dim = config.head_dim.unwrap_or(hidden_size / config.heads);
+    if head_dim * config.heads != query_width || !head_dim.is_multiple_of(2) {
+        let tensors = format!("queries are {query_width} wide at heads of {head_dim}");
+        return Err(shapes.contradiction("text_config.num_attention_heads", config.heads, tensors));
+    }
+    let kv_heads = config.kv_heads.unwrap_or(config.heads);
+    if kv_heads * head_dim != kv_width || !config.heads.is_multiple_of(kv_heads) {
+        let tensors = format!("keys are {kv_width} wide at heads of {head_dim}, for {} query heads", config.heads);
+        return Err(shapes.contradiction("text_config.num_key_value_heads", kv_heads, tensors));
+    }
+    let stored = shapes.checkpoint.shape(HEAD).is_some();
+    let head = match (stored, shapes.checkpoint.config.tie_word_embeddings) {
+        (true, _) => HEAD,
+        (false, true) => EMBEDDING,
+        // Tying what was trained apart gives fluent nonsense.
+        (false, false) => return Err(shapes.checkpoint.missing(HEAD).into()),
+    };
+    let layers = shapes.layers(TEXT_LAYERS);
+    let context_length = config.context_length;
+    let geometry = TextGeometry { hidden_size, layers, heads: config.heads, kv_heads, head_dim, vocab_size, context_length };
+    Ok((geometry, intermediate, head))
+}
+
+/// Patches per side that become one image token: the connector reads that many squared at once.
+fn scale_factor(shapes: &Shapes, vision: &VisionGeometry, grid: usize, text_width: usize) -> Result<usize, ArchError> {
+    let [_, input] = shapes.of(PROJECTION, "[text width, vision width * scale_factor²]")?;
+    let scale = (input / vision.hidden_size).isqrt();
+    if scale == 0 || scale * scale * vision.hidden_size != input || !grid.is_multiple_of(scale) {
+        let expected = format!("[{text_width}, {} * scale_factor²] for a divisor of {grid}", vision.hidden_size);
+        return Err(shapes.mismatch(PROJECTION, expected));
+    }
+    match shapes.checkpoint.config.scale_factor {
+        Some(found) if found != scale => {
+            Err(shapes.contradiction("scale_factor", found, format!("the connector reads {scale} by {scale} patches")))
+        }
+        _ => Ok(scale),
+    }
+}
+
+/// The shapes of a checkpoint, with errors that name it.
+struct Shapes<'a> {
+    checkpoint: &'a Checkpoint,
+    dir: String,
+}
+
+impl Shapes<'_> {
+    fn dims(&self, tensor: &str) -> Result<&[usize], CheckpointError> {
+        self.checkpoint.shape(tensor).ok_or_else(|| self.checkpoint.missing(tensor))
+    }
+
+    /// The dimensions of a tensor that has as many as asked for, none of them zero.
+    fn of<const N: usize>(&self, tensor: &str, meaning: &str) -> Result<[usize; N], ArchError> {
+        let dims = self.dims(tensor)?;
+        let sized = <[usize; N]>::try_from(dims).ok().filter(|dims| !dims.contains(&0));
+        sized.ok_or_else(|| self.mismatch(tensor, meaning.into()))
+    }
+
+    fn expect(&self, tensor: &str, dims: &[usize]) -> Result<(), ArchError> {
+        if self.dims(tensor)? == dims { Ok(()) } else { Err(self.mismatch(tensor, format!("{dims:?} as the others call for"))) }
+    }
+
+    /// How many layers there are under a prefix: one more than the highest number, so that a hole is a missing tensor.
+    fn layers(&self, prefix: &str) -> usize {
+        let number = |name: &str| name.strip_prefix(prefix)?.strip_prefix('.')?.split('.').next()?.parse::<usize>().ok();
+        let layers = self.checkpoint.names().filter_map(number).max().map_or(0, |last| last.saturating_add(1));
+        // A layer has tensors, so a number beyond their count is a hole as well; no list is made that long.
+        layers.min(self.checkpoint.tensor_count())
+    }
+
+    fn mismatch(&self, tensor: &str, expected: String) -> ArchError {
+        let found = self.checkpoint.shape(tensor).unwrap_or_default().to_vec();
+        ArchError::Shape { dir: self.dir.clone(), tensor: tensor.into(), found, expected }
+    }
+
+    fn contradiction(&self, field: &'static str, found: usize, tensors: String) -> ArchError {
+        ArchError::Config { dir: self.dir.clone(), field, found, tensors }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::takes_int8;
+
+    #[test]
+    fn linears_of_both_towers_take_int8_and_nothing_else() {
+        for (tensor, takes) in [
+            ("model.vision_model.encoder.layers.0.self_attn.out_proj.weight", true),
+            ("model.vision_model.encoder.layers.11.mlp.fc2.weight", true),
+            ("model.text_model.layers.3.self_attn.o_proj.weight", true),
+            ("model.text_model.layers.3.mlp.up_proj.weight", true),
+            ("model.text_model.layers.3.mlp.down_proj.weight", false),
+            ("model.connector.modality_projection.proj.weight", false),
+            ("lm_head.weight", false),
+            ("model.text_model.embed_tokens.weight", false),
+        ] {
+            assert_eq!(takes_int8(tensor), takes, "{tensor}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Bundles on disk: written aside, hashed while written, renamed whole.
+//!
+//! A bundle appears under its name complete or not at all, so a device that watches the folder never loads half of one.
+
+pub(crate) mod companions;
+pub(crate) mod pictures;
+pub(crate) mod prompt;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use firmware_config::manifest::{FileEntry, Manifest};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+/// The file that makes a folder a bundle.
+pub const MANIFEST: &str = "manifest.json";
+
+/// Why a bundle was not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// A file or folder cannot be written.
+    #[error("{path}: cannot be written")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// There is something under the bundle's name.
+    #[error("{path}: exists already; choose another name, or give --force to replace a bundle")]
+    Exists {
+        /// The bundle's folder.
+        path: PathBuf,
+    },
+    /// There is something under the bundle's name that is no bundle.
+    #[error("{path}: exists and is no bundle (it has no manifest.json), so --force leaves it alone; choose another name")]
+    NotABundle {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// A bundle being written, in a folder beside its final place.
+#[derive(Debug)]
+pub struct Draft {
+    dir: TempDir,
+    target: PathBuf,
+    replace: bool,
+    files: BTreeMap<String, FileEntry>,
+}
+
+impl Draft {
+    /// Starts a bundle that will be at `target`. With `replace`, a bundle that is there gives way in the end.
+    ///
+    /// # Errors
+    /// When the place is taken or cannot be written to.
+    pub fn new(target: &Path, replace: bool) -> Result<Self, BundleError> {
+        let occupied = target.symlink_metadata().is_ok();
+        if occupied && !replace {
+            return Err(BundleError::Exists { path: target.to_owned() });
+        }
+        if occupied && !target.join(MANIFEST).is_file() {
+            return Err(BundleError::NotABundle { path: target.to_owned() });
+        }
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let io = |source| BundleError::Io { path: parent.to_owned(), source };
+        fs::create_dir_all(parent).map_err(io)?;
+        // Beside the target, so that the rename stays on one file system.
+        let dir = tempfile::Builder::new().prefix(".egret-export-").tempdir_in(parent).map_err(io)?;
+        Ok(Draft { dir, target: target.to_owned(), replace, files: BTreeMap::new() })
+    }
+
+    /// Where the bundle lies for now.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Adds a small file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, path: &str, content: &[u8]) -> Result<(), BundleError> {
+        let mut file = self.create(path)?;
+        file.write_all(content).map_err(|source| BundleError::Io { path: self.target.join(path), source })?;
+        self.close(path, file)
+    }
+
+    /// Starts a large file at a bundle-relative path; [`Draft::close`] ends it.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn create(&self, path: &str) -> Result<HashedFile, BundleError> {
+        let full = self.dir.path().join(path);
+        let io = |source| BundleError::Io { path: self.target.join(path), source };
+        if let Some(folder) = full.parent() {
+            fs::create_dir_all(folder).map_err(io)?;
+        }
+        Ok(HashedFile { file: BufWriter::with_capacity(1 << 20, File::create(full).map_err(io)?), hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Ends a file and enters it in the manifest's list.
+    ///
+    /// # Errors
+    /// When its last bytes cannot be written.
+    pub fn close(&mut self, path: &str, file: HashedFile) -> Result<(), BundleError> {
+        let io = |source: io::Error| BundleError::Io { path: self.target.join(path), source };
+        let entry = FileEntry { bytes: file.bytes, sha256: hex(&file.hash.finalize()) };
+        file.file.into_inner().map_err(|error| io(error.into_error()))?.sync_all().map_err(io)?;
+        self.files.insert(path.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Files closed so far.
+    pub fn files(&self) -> &BTreeMap<String, FileEntry> {
+        &self.files
+    }
+
+    /// Writes the manifest: from here on the draft folder is a whole bundle.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn seal(&self, manifest: &Manifest) -> Result<(), BundleError> {
+        self.attach(MANIFEST, &pretty(manifest))
+    }
+
+    /// Writes a file about the bundle that its manifest does not list, because the same checkpoint need not give the same bytes: a
+    /// report holds what this machine measured.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn attach(&self, path: &str, content: &[u8]) -> Result<(), BundleError> {
+        let io = |source| BundleError::Io { path: self.target.join(path), source };
+        let mut file = File::create(self.dir.path().join(path)).map_err(io)?;
+        file.write_all(content).and_then(|()| file.sync_all()).map_err(io)
+    }
+
+    /// Puts the bundle in its place.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; what was there before is put back.
+    pub fn publish(self) -> Result<(), BundleError> {
+        let io = |source| BundleError::Io { path: self.target.clone(), source };
+        readable(self.dir.path()).map_err(io)?;
+        // A folder cannot be renamed over a full one: the old bundle steps aside into a folder that is removed at the end.
+        let mut old = None;
+        if self.replace && self.target.exists() {
+            let parent = self.dir.path().parent().expect("made inside a folder");
+            let aside = tempfile::Builder::new().prefix(".egret-replaced-").tempdir_in(parent).map_err(io)?;
+            fs::rename(&self.target, aside.path().join("bundle")).map_err(io)?;
+            old = Some(aside);
+        }
+        if let Err(source) = fs::rename(self.dir.path(), &self.target) {
+            if let Some(old) = &old {
+                fs::rename(old.path().join("bundle"), &self.target).map_err(io)?;
+            }
+            return Err(io(source));
+        }
+        // The folder has moved: nothing is left for its guard to remove.
+        let _moved = self.dir.keep();
+        Ok(())
+    }
+}
+
+/// Temporary folders are for their owner only; a bundle is for whoever may read its parent.
+#[cfg(unix)]
+fn readable(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn readable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// A file that is hashed while it is written.
+#[derive(Debug)]
+pub struct HashedFile {
+    file: BufWriter<File>,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Write for HashedFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buffer)?;
+        self.hash.update(&buffer[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// JSON as people read it, ending in a newline.
+pub(crate) fn pretty(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("only strings are keys");
+    text.push(b'\n');
+    text
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_hashed_while_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut draft = Draft::new(&folder.path().join("bundle"), false).unwrap();
+        draft.add("onnx/a", b"abc").unwrap();
+        let entry = &draft.files()["onnx/a"];
+        assert_eq!(entry.bytes, 3);
+        assert_eq!(entry.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+
+    #[test]
+    fn a_draft_that_is_dropped_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Draft::new(&folder.path().join("bundle"), false).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_a_bundle_is_replaced_and_only_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("bundle");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("thesis.txt"), b"years of work").unwrap();
+        assert!(matches!(Draft::new(&target, false), Err(BundleError::Exists { .. })));
+        assert!(matches!(Draft::new(&target, true), Err(BundleError::NotABundle { .. })));
+
+        fs::write(target.join(MANIFEST), b"{}").unwrap();
+        let mut draft = Draft::new(&target, true).unwrap();
+        draft.add("new", b"").unwrap();
+        draft.publish().unwrap();
+        assert!(target.join("new").exists() && !target.join("thesis.txt").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

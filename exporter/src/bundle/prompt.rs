@@ -1,0 +1,131 @@
+//! Prompt tokens, found by content in `tokenizer.json`: their numbers differ between vocabularies.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use firmware_config::manifest::PromptTokens;
+use serde::Deserialize;
+
+use crate::ExportError;
+use crate::checkpoint::config::read_json;
+
+/// The tokens that a tokenizer adds to its vocabulary, by content.
+#[derive(Debug)]
+pub(crate) struct AddedTokens(BTreeMap<String, u32>);
+
+#[derive(Deserialize)]
+struct Tokenizer {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
+}
+
+/// `generation_config.json`'s number or list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Ids {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl AddedTokens {
+    pub(crate) fn read(path: &Path) -> Result<Self, ExportError> {
+        let tokenizer: Tokenizer = read_json(path)?;
+        Ok(AddedTokens(tokenizer.added_tokens.into_iter().map(|token| (token.content, token.id)).collect()))
+    }
+
+    pub(crate) fn id(&self, content: &str) -> Option<u32> {
+        self.0.get(content).copied()
+    }
+
+    fn need(&self, content: &str) -> Result<u32, ExportError> {
+        self.id(content).ok_or_else(|| {
+            ExportError::Source(format!(
+                "tokenizer.json: {content:?} is not among its {} added tokens; it is of another model",
+                self.0.len()
+            ))
+        })
+    }
+
+    /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation config's end ids.
+    pub(crate) fn prompt(&self, image: Option<u32>, eos: Option<Ids>, vocab_size: usize) -> Result<PromptTokens, ExportError> {
+        let found = self.need("<image>")?;
+        if let Some(image) = image.filter(|&image| image != found) {
+            let text =
+                format!("config.json: image_token_id is {image}, tokenizer.json has \"<image>\" at {found}; they are of different models");
+            return Err(ExportError::Source(text));
+        }
+        let mut stop = match eos {
+            Some(Ids::One(id)) => vec![id],
+            Some(Ids::Many(ids)) => ids,
+            None => Vec::new(),
+        };
+        // End of turn is in the template whatever the config says; the others are what a model falls back to.
+        stop.extend(["<end_of_utterance>", "<|im_end|>", "<|endoftext|>"].iter().filter_map(|content| self.id(content)));
+        let mut seen = std::collections::BTreeSet::new();
+        stop.retain(|&id| seen.insert(id));
+        let tokens = PromptTokens {
+            image: found,
+            fake_token_around_image: self.need("<fake_token_around_image>")?,
+            global_img: self.need("<global-img>")?,
+            rows_cols: self.0.iter().filter(|(content, _)| is_row_col(content)).map(|(content, &id)| (content.clone(), id)).collect(),
+            stop,
+        };
+        let all = [tokens.image, tokens.fake_token_around_image, tokens.global_img].into_iter();
+        if let Some(id) =
+            all.chain(tokens.rows_cols.values().copied()).chain(tokens.stop.iter().copied()).find(|&id| id as usize >= vocab_size)
+        {
+            let text = format!("tokenizer.json or generation_config.json: token id {id} is outside the embedding of {vocab_size} rows");
+            return Err(ExportError::Source(text));
+        }
+        Ok(tokens)
+    }
+}
+
+/// `<row_r_col_c>` with r and c numbers.
+fn is_row_col(content: &str) -> bool {
+    let numbers = content.strip_prefix("<row_").and_then(|rest| rest.strip_suffix('>')).and_then(|rest| rest.split_once("_col_"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.is_some_and(|(row, column)| is_number(row) && is_number(column))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(contents: &[&str]) -> AddedTokens {
+        AddedTokens(contents.iter().enumerate().map(|(id, &content)| (content.to_owned(), id as u32)).collect())
+    }
+
+    const ALL: [&str; 8] = [
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "<row_1_col_2>",
+        "<row_x_col_2>",
+        "<end_of_utterance>",
+    ];
+
+    #[test]
+    fn tokens_are_found_by_content() {
+        let prompt = tokens(&ALL).prompt(Some(2), Some(Ids::Many(vec![7, 7])), 8).unwrap();
+        assert_eq!((prompt.image, prompt.fake_token_around_image, prompt.global_img), (2, 3, 4));
+        assert_eq!(prompt.rows_cols, BTreeMap::from([("<row_1_col_2>".into(), 5)]));
+        assert_eq!(prompt.stop, [7, 1, 0]);
+    }
+
+    #[test]
+    fn contradictions_are_told() {
+        let error = |result: Result<PromptTokens, ExportError>| result.unwrap_err().to_string();
+        assert!(error(tokens(&ALL).prompt(Some(3), None, 8)).contains("image_token_id is 3, tokenizer.json has \"<image>\" at 2"));
+        assert!(error(tokens(&ALL).prompt(None, Some(Ids::One(49279)), 8)).contains("token id 49279 is outside"));
+        assert!(error(tokens(&ALL[3..]).prompt(None, None, 8)).contains("\"<image>\" is not among its 5 added tokens"));
+    }
+}

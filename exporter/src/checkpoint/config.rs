@@ -1,0 +1,237 @@
+//! `config.json`, with the defaults that transformers fills in for fields it leaves out.
+//!
+//! What tensors can tell (layers, widths) is taken from them, not from here; see [`crate::arch`].
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::CheckpointError;
+
+/// Longest JSON file that is read; the largest honest one is an index of some hundred kilobytes.
+const JSON_BYTES_MAX: u64 = 64 << 20;
+
+/// What a checkpoint says of itself that its tensors cannot tell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Vision encoder.
+    pub vision: VisionConfig,
+    /// Text decoder.
+    pub text: TextConfig,
+    /// Patches per side that become one image token; `None` where it has to be read off the connector.
+    pub scale_factor: Option<usize>,
+    /// Whether a head that is not stored is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Id of `<image>`, if given.
+    pub image_token_id: Option<u32>,
+}
+
+/// Vision part of a [`Config`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct VisionConfig {
+    /// Attention heads.
+    pub heads: usize,
+    /// Side of a tile in pixels.
+    pub image_size: usize,
+    /// Added to the variance in LayerNorm.
+    pub layer_norm_eps: f32,
+}
+
+/// Text part of a [`Config`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextConfig {
+    /// Query heads.
+    pub heads: usize,
+    /// Width of one head; `None` where it is the width over the heads.
+    pub head_dim: Option<usize>,
+    /// Key and value heads, if given.
+    pub kv_heads: Option<usize>,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Longest sequence in tokens.
+    pub context_length: usize,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    model_type: Option<String>,
+    scale_factor: Option<usize>,
+    tie_word_embeddings: Option<bool>,
+    image_token_id: Option<u32>,
+    text_config: RawText,
+    #[serde(default)]
+    vision_config: RawVision,
+}
+
+#[derive(Deserialize)]
+struct RawText {
+    num_attention_heads: Option<usize>,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    rms_norm_eps: Option<f32>,
+    rope_theta: Option<f64>,
+    rope_parameters: Option<RawRope>,
+    rope_scaling: Option<serde_json::Value>,
+    max_position_embeddings: Option<usize>,
+    hidden_act: Option<String>,
+    tie_word_embeddings: Option<bool>,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawVision {
+    num_attention_heads: Option<usize>,
+    image_size: Option<usize>,
+    layer_norm_eps: Option<f32>,
+    hidden_act: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks a `config.json`.
+    ///
+    /// # Errors
+    /// When the file is missing or no JSON, of another architecture, or asks for what is not built.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let raw: serde_json::Value = read_json(path)?;
+        Config::parse(raw).map_err(|problem| CheckpointError::Json { path: path.to_owned(), problem })
+    }
+
+    fn parse(json: serde_json::Value) -> Result<Self, String> {
+        // The family comes first: another one's missing fields would only mislead.
+        let found = json.get("model_type").and_then(|family| family.as_str()).unwrap_or("nothing");
+        if found != "smolvlm" {
+            return Err(format!("unknown architecture: model_type is {found:?}, expected \"smolvlm\" (SmolVLM2 or a fine-tune of it)"));
+        }
+        let raw: RawConfig = serde_json::from_value(json).map_err(|error| error.to_string())?;
+        debug_assert!(raw.model_type.is_some());
+        Ok(Config {
+            scale_factor: raw.scale_factor,
+            tie_word_embeddings: raw.tie_word_embeddings.or(raw.text_config.tie_word_embeddings).unwrap_or(false),
+            image_token_id: raw.image_token_id,
+            vision: raw.vision_config.check()?,
+            text: raw.text_config.check()?,
+        })
+    }
+}
+
+impl RawVision {
+    fn check(self) -> Result<VisionConfig, String> {
+        only("vision_config.hidden_act", self.hidden_act.as_deref(), "gelu_pytorch_tanh")?;
+        Ok(VisionConfig {
+            heads: positive("vision_config.num_attention_heads", self.num_attention_heads.unwrap_or(16))?,
+            image_size: positive("vision_config.image_size", self.image_size.unwrap_or(224))?,
+            layer_norm_eps: epsilon("vision_config.layer_norm_eps", self.layer_norm_eps.unwrap_or(1e-6))?,
+        })
+    }
+}
+
+impl RawText {
+    fn check(self) -> Result<TextConfig, String> {
+        only("text_config.hidden_act", self.hidden_act.as_deref(), "silu")?;
+        let rope = self.rope_parameters.as_ref();
+        only("text_config.rope_parameters.rope_type", rope.and_then(|rope| rope.rope_type.as_deref()), "default")?;
+        if self.rope_scaling.as_ref().is_some_and(|scaling| !scaling.is_null()) {
+            return Err("text_config.rope_scaling is set, expected none: scaled rotary frequencies are not built".into());
+        }
+        if self.attention_bias || self.mlp_bias {
+            return Err("text_config.attention_bias or mlp_bias is true, expected false: biases of the text decoder are not built".into());
+        }
+        // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published models'.
+        let rope_theta = self.rope_theta.or(rope.and_then(|rope| rope.rope_theta)).ok_or(
+            "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with",
+        )?;
+        if !(rope_theta.is_finite() && rope_theta > 1.0) {
+            return Err(format!("text_config.rope_theta is {rope_theta}, expected a number above 1"));
+        }
+        Ok(TextConfig {
+            heads: positive("text_config.num_attention_heads", self.num_attention_heads.unwrap_or(32))?,
+            head_dim: self.head_dim.map(|dim| positive("text_config.head_dim", dim)).transpose()?,
+            kv_heads: self.num_key_value_heads.map(|heads| positive("text_config.num_key_value_heads", heads)).transpose()?,
+            rms_norm_eps: epsilon("text_config.rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
+            rope_theta,
+            context_length: positive("text_config.max_position_embeddings", self.max_position_embeddings.unwrap_or(2048))?,
+        })
+    }
+}
+
+/// Reads a JSON file of bounded length.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
+    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    if bytes > JSON_BYTES_MAX {
+        let problem = format!("{bytes} bytes long, at most {JSON_BYTES_MAX} are read");
+        return Err(CheckpointError::Json { path: path.to_owned(), problem });
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    serde_json::from_slice(&text).map_err(|error| CheckpointError::Json { path: path.to_owned(), problem: error.to_string() })
+}
+
+fn only(field: &str, found: Option<&str>, expected: &str) -> Result<(), String> {
+    match found {
+        Some(found) if found != expected => Err(format!("{field} is {found:?}, expected {expected:?}: nothing else is built")),
+        _ => Ok(()),
+    }
+}
+
+/// Sizes are bounded so that their products cannot overflow.
+fn positive(field: &str, found: usize) -> Result<usize, String> {
+    if (1..=1 << 24).contains(&found) { Ok(found) } else { Err(format!("{field} is {found}, expected 1 to 16777216")) }
+}
+
+fn epsilon(field: &str, found: f32) -> Result<f32, String> {
+    if found > 0.0 && found < 1.0 { Ok(found) } else { Err(format!("{field} is {found}, expected a number between 0 and 1")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn omitted_fields_take_the_class_defaults() {
+        let config = Config::parse(json!({"model_type": "smolvlm", "text_config": {"rope_theta": 130000.0}})).unwrap();
+        assert_eq!((config.text.heads, config.text.head_dim, config.text.kv_heads), (32, None, None));
+        assert_eq!(config.text.rms_norm_eps, 1e-6);
+        assert_eq!((config.vision.heads, config.vision.image_size, config.vision.layer_norm_eps), (16, 224, 1e-6));
+        assert!(!config.tie_word_embeddings);
+    }
+
+    #[test]
+    fn theta_may_be_flat_or_nested() {
+        for text in [json!({"rope_theta": 1e5}), json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}})] {
+            let config = Config::parse(json!({"model_type": "smolvlm", "text_config": text})).unwrap();
+            assert_eq!(config.text.rope_theta, 1e5);
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused() {
+        let text = |text: serde_json::Value| json!({"model_type": "smolvlm", "text_config": text});
+        for (config, says) in [
+            (json!({"model_type": "llava", "text_config": {}}), "unknown architecture"),
+            (json!({}), "unknown architecture"),
+            (text(json!({})), "rope_theta is missing"),
+            (text(json!({"rope_theta": 1e5, "rope_scaling": {"factor": 2}})), "rope_scaling is set"),
+            (text(json!({"rope_theta": 1e5, "hidden_act": "gelu"})), "text_config.hidden_act is \"gelu\", expected \"silu\""),
+            (text(json!({"rope_theta": 1e5, "attention_bias": true})), "biases of the text decoder are not built"),
+            (text(json!({"rope_theta": 1e5, "rms_norm_eps": -1.0})), "expected a number between 0 and 1"),
+            (text(json!({"rope_theta": 1e5, "num_attention_heads": 0})), "num_attention_heads is 0"),
+        ] {
+            let error = Config::parse(config).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

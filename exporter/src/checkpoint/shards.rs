@@ -1,0 +1,86 @@
+//! Which weight files a checkpoint has: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::CheckpointError;
+use super::config::read_json;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The weight files of a checkpoint and, for shards, which tensor should be in which.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// In shard order: sorted by name, which is how shards are numbered.
+    pub(super) paths: Vec<PathBuf>,
+    index: PathBuf,
+    promised: BTreeMap<String, String>,
+    shards: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Finds the weight files in a folder; one file wins over an index, as in the tools that write them.
+pub(super) fn find(dir: &Path) -> Result<Found, CheckpointError> {
+    let single = dir.join(SINGLE);
+    let index = dir.join(INDEX);
+    if single.exists() {
+        return Ok(Found { paths: vec![single], index, promised: BTreeMap::new(), shards: Vec::new() });
+    }
+    if !index.exists() {
+        return Err(CheckpointError::NoWeights { dir: dir.to_owned() });
+    }
+    let promised = read_json::<Index>(&index)?.weight_map;
+    let mut shards: Vec<String> = promised.values().cloned().collect();
+    shards.sort();
+    shards.dedup();
+    if let Some(shard) = shards.iter().find(|shard| !is_file_name(shard)) {
+        return Err(CheckpointError::ShardOutside { index, shard: shard.clone() });
+    }
+    Ok(Found { paths: shards.iter().map(|shard| dir.join(shard)).collect(), index, promised, shards })
+}
+
+impl Found {
+    /// Checks that every tensor is in the shard that the index names; `holds` answers for (tensor, shard number).
+    pub(super) fn check(&self, holds: impl Fn(&str, usize) -> bool) -> Result<(), CheckpointError> {
+        for (tensor, shard) in &self.promised {
+            let number = self.shards.binary_search(shard).expect("shards are the index's own values");
+            if !holds(tensor, number) {
+                return Err(CheckpointError::NotInShard { index: self.index.clone(), tensor: tensor.clone(), shard: shard.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a name is one plain path component.
+fn is_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !name.contains('\\')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_plain_file_names() {
+        for (name, plain) in [
+            ("model-00001-of-00002.safetensors", true),
+            ("../model.safetensors", false),
+            ("/etc/passwd", false),
+            ("sub/model.safetensors", false),
+            ("..\\model.safetensors", false),
+            ("..", false),
+            ("", false),
+        ] {
+            assert_eq!(is_file_name(name), plain, "{name:?}");
+        }
+    }
+}
