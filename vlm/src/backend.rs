@@ -67,7 +67,11 @@ fn beside_binary() -> Option<PathBuf> {
     let dir = std::env::current_exe().ok()?.parent()?.to_owned();
     let name = format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let entries = std::fs::read_dir(dir).ok()?;
-    entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name))).max()
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name)))
+        .max()
 }
 
 /// A tensor's shape as both engines' outputs are held to it.
@@ -160,7 +164,9 @@ pub enum BackendError {
         message: String,
     },
     /// Another execution provider runs than is required.
-    #[error("execution provider {required} is required, but {got} runs; drop require-execution-provider, or install a library that offers {required}")]
+    #[error(
+        "execution provider {required} is required, but {got} runs; drop require-execution-provider, or install a library that offers {required}"
+    )]
     ExecutionProvider {
         /// As configured.
         required: String,

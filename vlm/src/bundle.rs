@@ -31,7 +31,8 @@ impl Bundle {
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
         let path = dir.join(MANIFEST);
         let json = read_manifest(&path)?;
-        let manifest = serde_json::from_slice::<Manifest>(&json).map_err(|error| BundleError::Manifest { path: path.clone(), error: error.to_string() })?;
+        let manifest = serde_json::from_slice::<Manifest>(&json)
+            .map_err(|error| BundleError::Manifest { path: path.clone(), error: error.to_string() })?;
         let bundle = Bundle { dir: dir.to_owned(), manifest, sha256: hex(&Sha256::digest(&json)) };
         for (name, entry) in &bundle.manifest.files {
             check(&bundle.path(name), entry)?;

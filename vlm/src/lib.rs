@@ -15,20 +15,23 @@ pub mod answer;
 mod backend;
 pub mod bundle;
 mod confidence;
+#[cfg(test)]
+mod fake;
 mod generate;
 pub mod logits;
 pub mod mapped;
 pub mod model;
 pub mod picture;
+mod prefix;
 pub mod prompt;
 #[cfg(test)]
 mod reference;
 pub mod request;
 pub mod resample;
+pub mod score;
 pub mod template;
 pub mod tiles;
 pub mod tokenizer;
-pub mod score;
 pub mod video;
 mod vlm;
 

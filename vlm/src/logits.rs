@@ -31,7 +31,11 @@ impl<'a> LogitsRow<'a> {
 
     /// The likeliest token; the lowest id among equals.
     pub fn top(&self) -> u32 {
-        let best = self.logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
+        let best = self
+            .logits
+            .iter()
+            .enumerate()
+            .fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
         best.0 as u32
     }
 

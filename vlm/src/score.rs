@@ -5,6 +5,7 @@
 
 use crate::logits::LogitsRow;
 use crate::model::{Decoded, Logits, Model, ModelError};
+use crate::tokenizer::TokenizerError;
 
 /// Most candidates of one question.
 pub const CANDIDATES_MAX: usize = 64;
@@ -13,7 +14,7 @@ pub const CANDIDATES_MAX: usize = 64;
 pub const CANDIDATE_TOKENS_MAX: usize = 64;
 
 /// Why candidates cannot be scored.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum CandidateError {
     /// More than are scored.
     #[error("{count} candidates: expected at most {CANDIDATES_MAX}")]
@@ -43,6 +44,9 @@ pub enum CandidateError {
         /// Its length.
         tokens: usize,
     },
+    /// The tokenizer fails.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }
 
 /// The token sequences to score, one per candidate, in order.
@@ -57,13 +61,17 @@ pub(crate) struct Sequences {
 /// Checks candidates and turns each into the tokens the model would continue with: a space, then the trimmed text.
 ///
 /// When one candidate's tokens begin another's, the shorter could never lose, so the end token is added to all.
-pub(crate) fn sequences(candidates: &[String], tokenize: impl Fn(&str) -> Vec<u32>, end: u32) -> Result<Sequences, CandidateError> {
+pub(crate) fn sequences(
+    candidates: &[String],
+    tokenize: impl Fn(&str) -> Result<Vec<u32>, TokenizerError>,
+    end: u32,
+) -> Result<Sequences, CandidateError> {
     if candidates.len() > CANDIDATES_MAX {
         return Err(CandidateError::TooMany { count: candidates.len() });
     }
     let mut tokens: Vec<Vec<u32>> = Vec::with_capacity(candidates.len());
     for (index, text) in candidates.iter().enumerate() {
-        let ids = tokenize(&format!(" {}", text.trim()));
+        let ids = tokenize(&format!(" {}", text.trim()))?;
         if text.trim().is_empty() || ids.is_empty() {
             return Err(CandidateError::Empty { position: index + 1 });
         }
@@ -113,4 +121,92 @@ pub(crate) fn probabilities(scores: &[f64]) -> Vec<f64> {
     let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
     let sum: f64 = weights.iter().sum();
     weights.into_iter().map(|weight| weight / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::Ordering;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fake::{FakeModel, HIDDEN};
+    use crate::generate::prefill;
+    use crate::model::KvCache;
+
+    /// One token per byte, so that prefixes of texts are prefixes of tokens.
+    fn bytes(text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+
+    fn tokenized(candidates: &[String]) -> Result<Sequences, CandidateError> {
+        sequences(candidates, |text| Ok(bytes(text)), 999)
+    }
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_candidate_follows_a_space() {
+        let found = tokenized(&strings(&["yes", " no "])).unwrap();
+        assert_eq!(found, Sequences { tokens: vec![bytes(" yes"), bytes(" no")], ended: false });
+    }
+
+    #[test]
+    fn the_end_token_is_added_to_all_where_one_begins_another() {
+        let found = tokenized(&strings(&["1", "10", "2"])).unwrap();
+        assert!(found.ended);
+        assert_eq!(
+            found.tokens,
+            [[bytes(" 1"), vec![999]].concat(), [bytes(" 10"), vec![999]].concat(), [bytes(" 2"), vec![999]].concat()]
+        );
+    }
+
+    #[test]
+    fn bad_candidates_are_named() {
+        let refuse = |texts: &[&str]| tokenized(&strings(texts)).unwrap_err().to_string();
+        insta::assert_snapshot!(refuse(&["yes", " "]), @"candidate 2 is empty");
+        insta::assert_snapshot!(refuse(&["yes", "no", " yes "]), @r#"candidates "yes" and " yes " are the same to the model; keep one"#);
+        insta::assert_snapshot!(refuse(&["a"; 65]), @"65 candidates: expected at most 64");
+        let long = "x".repeat(80);
+        assert!(matches!(tokenized(&[long]), Err(CandidateError::TooLong { tokens: 81, .. })));
+    }
+
+    #[test]
+    fn scores_equal_those_of_a_run_over_everything() {
+        let prompt_ids = [1u32, 2, 3];
+        let mut model = FakeModel::hashing(20, 1);
+        let prompt = prefill(&mut model, &FakeModel::embedded(&prompt_ids), HIDDEN, &KvCache::empty()).unwrap();
+        let sequences = [vec![4], vec![5, 6, 7], vec![5, 8]];
+        let scored = logprobs(&mut model, &prompt, &sequences).unwrap();
+        for (ids, scored) in sequences.iter().zip(&scored) {
+            for (at, (&id, &scored)) in ids.iter().zip(scored).enumerate() {
+                let seen = [&prompt_ids, &ids[..at]].concat();
+                let row = (model.logits)(&FakeModel::embedded(&seen));
+                assert_eq!(scored, LogitsRow::new(&row).unwrap().logprob(id).unwrap(), "token {at} of {ids:?}");
+            }
+        }
+        // The prompt once, then one run for each candidate of more than one token; the last token is never fed.
+        assert_eq!(model.runs.decode.load(Ordering::Relaxed), 3);
+        assert_eq!(model.runs.decoded_tokens.load(Ordering::Relaxed), 3 + 2 + 1);
+    }
+
+    #[test]
+    fn impossible_candidates_share_the_probability() {
+        assert_eq!(probabilities(&[f64::NEG_INFINITY; 2]), [0.5, 0.5]);
+        assert_eq!(probabilities(&[f64::NEG_INFINITY, -700.0]), [0.0, 1.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn probabilities_are_a_distribution_in_the_order_of_the_scores(scores in prop::collection::vec(-500f64..0.0, 1..64)) {
+            let found = probabilities(&scores);
+            prop_assert!((found.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            for (i, j) in (0..scores.len()).zip(1..scores.len()) {
+                prop_assert!((scores[i] < scores[j]) <= (found[i] <= found[j]));
+            }
+        }
+    }
 }

@@ -2,19 +2,31 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use firmware_config::agent::BackendChoice;
+use firmware_config::manifest::{Manifest, Precision};
 
-use crate::answer::{Answer, Token};
-use crate::request::Request;
+use crate::answer::{Answer, Candidate, FinishReason, Timings, Token, Trace};
+use crate::backend::{self, BackendError};
+use crate::bundle::{Bundle, BundleError};
+use crate::confidence;
+use crate::generate::{Limits, generate, prefill};
+use crate::model::{Decoded, KvCache, Model, ModelError};
+use crate::prefix::{PrefixKey, Prefixes};
+use crate::prompt::{Prompt, PromptError, PromptRules};
+use crate::request::{Request, Split};
+use crate::score::{self, CandidateError, Sequences};
+use crate::template::{Template, TemplateError};
+use crate::tiles::{Tiles, pixel_values, tiles_of_turns, u8_sha256};
+use crate::tokenizer::{TokenText, Tokenizer, TokenizerError};
 
 /// How a bundle is run.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Which inference engine runs it.
     pub backend: BackendChoice,
-    /// Inference threads; `None` leaves the choice to the engine.
+    /// Inference threads; `None` leaves the choice to the engine. tract runs on one.
     pub threads: Option<usize>,
     /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
     pub ort_library: Option<PathBuf>,
@@ -29,7 +41,7 @@ pub struct Identity {
     pub name: String,
     /// Hex sha256 of `manifest.json`: the bundle's identity.
     pub sha256: String,
-    /// `fp32`, `fp16`, `int8` …
+    /// `fp32`, `fp16` or `int8`.
     pub precision: String,
     /// `ort` or `tract`.
     pub backend: String,
@@ -42,6 +54,11 @@ pub struct Identity {
 /// An open bundle. Owned by one thread, asked one request at a time.
 pub struct Vlm {
     identity: Identity,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    template: Template,
+    model: Box<dyn Model>,
+    prefixes: Prefixes,
 }
 
 impl Vlm {
@@ -50,13 +67,42 @@ impl Vlm {
     /// # Errors
     /// When a file is missing or changed, no engine can be had, or a graph does not load.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, VlmError> {
-        let _ = (dir, options);
-        Err(VlmError::Internal("not yet".into()))
+        let started = Instant::now();
+        let bundle = Bundle::open(dir)?;
+        let tokenizer = Tokenizer::from_json(&bundle.read("tokenizer.json")?)?;
+        let template = Template::new(&String::from_utf8_lossy(&bundle.read("chat_template.jinja")?))?;
+        let model = backend::load(&bundle, options)?;
+        let mut vlm = Vlm::new(bundle.manifest().clone(), bundle.sha256().to_owned(), tokenizer, template, model);
+        vlm.identity.load = started.elapsed();
+        Ok(vlm)
+    }
+
+    fn new(manifest: Manifest, sha256: String, tokenizer: Tokenizer, template: Template, model: Box<dyn Model>) -> Self {
+        let provider = model.provider();
+        let precision = match manifest.precision {
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+            Precision::Int8 => "int8",
+        };
+        let identity = Identity {
+            name: manifest.name.clone(),
+            sha256,
+            precision: precision.to_owned(),
+            backend: provider.backend,
+            execution_provider: provider.execution_provider,
+            load: Duration::ZERO,
+        };
+        Vlm { identity, manifest, tokenizer, template, model, prefixes: Prefixes::default() }
     }
 
     /// Which model answers, and on what.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// What the bundle holds and how its model is fed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
     /// Answers one request.
@@ -67,35 +113,297 @@ impl Vlm {
         self.ask_streaming(request, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Vlm::ask`], and hands over each token as soon as it is known; `Break` ends the answer there.
+    /// As [`Vlm::ask`], and hands over each token as soon as it is known (with candidates, the winner's at the end); `Break` ends
+    /// the answer there.
     ///
     /// # Errors
     /// As [`Vlm::ask`].
     pub fn ask_streaming(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
-        let _ = (request, on_token);
-        Err(VlmError::Internal("not yet".into()))
+        let started = Instant::now();
+        let mut timings = Timings::default();
+        let task = self.task(request)?;
+        let prompt = self.prompt_rules().prompt(&request.turns, request.split == Split::On)?;
+        self.check_context(&prompt, &task)?;
+        let tiles = tiles_of_turns(&request.turns, &self.manifest.image, request.split == Split::On);
+        timings.preprocess = started.elapsed();
+
+        let (decoded, mut trace) = self.prefill(&prompt, &tiles, request.trace, &mut timings)?;
+        if let Some(trace) = &mut trace {
+            trace.logits.clone_from(&decoded.logits);
+        }
+        let mut first_token = None;
+        let mut told = |token: &Token| {
+            first_token.get_or_insert_with(|| started.elapsed());
+            on_token(token)
+        };
+        let decoding = Instant::now();
+        let said = match &task {
+            Task::Choose(sequences) => self.choose(&decoded, &request.candidates, sequences, &mut told)?,
+            Task::Generate => self.generate(decoded, request.max_new_tokens, &mut told)?,
+        };
+        timings.decode = decoding.elapsed();
+        timings.total = started.elapsed();
+        timings.first_token = first_token.unwrap_or(timings.total);
+        Ok(Answer {
+            confidence: match &task {
+                Task::Choose(_) => confidence::of_candidates(said.candidates.iter().map(|candidate| candidate.probability)),
+                Task::Generate => confidence::of_tokens(said.tokens.iter().map(|token| token.logprob)),
+            },
+            text: said.text,
+            finish_reason: said.finish_reason,
+            tokens: said.tokens,
+            candidates: said.candidates,
+            prompt_tokens: prompt.input_ids.len(),
+            timings,
+            trace,
+        })
     }
 
     /// Length of a text in tokens; special tokens in it count as text.
     pub fn token_count(&self, text: &str) -> usize {
-        text.len()
+        self.tokenizer.encode(text).map_or(0, |ids| ids.len())
+    }
+
+    fn prompt_rules(&self) -> PromptRules<'_> {
+        PromptRules {
+            template: &self.template,
+            tokenizer: &self.tokenizer,
+            tokens: &self.manifest.prompt,
+            image: &self.manifest.image,
+            context_length: self.manifest.geometry.text.context_length,
+        }
+    }
+
+    /// What is to be done once the prompt is in; refuses what cannot be done before any work.
+    fn task(&self, request: &Request) -> Result<Task, VlmError> {
+        if request.candidates.is_empty() {
+            return if request.max_new_tokens == 0 { Err(VlmError::NoTokens) } else { Ok(Task::Generate) };
+        }
+        let end = *self.manifest.prompt.stop.first().ok_or(VlmError::NoEndToken)?;
+        Ok(Task::Choose(score::sequences(&request.candidates, |text| self.tokenizer.encode(text), end)?))
+    }
+
+    /// Whether the longest candidate still fits behind the prompt. Free text needs no check: it ends where the context does.
+    fn check_context(&self, prompt: &Prompt, task: &Task) -> Result<(), VlmError> {
+        let Task::Choose(sequences) = task else { return Ok(()) };
+        let longest = sequences.tokens.iter().map(Vec::len).max().unwrap_or(0);
+        let context = self.manifest.geometry.text.context_length;
+        // The last token is predicted, never fed.
+        let tokens = prompt.input_ids.len() + longest.saturating_sub(1);
+        if tokens > context { Err(PromptError::TooLong { tokens, context }.into()) } else { Ok(()) }
+    }
+
+    /// Runs the prompt: the part up to the last image token from the kept caches where it is there, the rest always.
+    fn prefill(
+        &mut self,
+        prompt: &Prompt,
+        tiles: &[Tiles],
+        trace: bool,
+        timings: &mut Timings,
+    ) -> Result<(Decoded, Option<Trace>), VlmError> {
+        let hidden = self.manifest.geometry.text.hidden_size;
+        let (prefix_ids, rest) = prompt.input_ids.split_at(prompt.prefix_len);
+        let pixel_sha256 = (!tiles.is_empty()).then(|| u8_sha256(tiles));
+        let mut image_features = None;
+        let past = match &pixel_sha256 {
+            None => KvCache::empty(),
+            Some(pixel_sha256) => {
+                let key = PrefixKey { input_ids: prefix_ids.to_vec(), pixel_sha256: pixel_sha256.clone() };
+                // A trace shows what the vision encoder puts out, so it has to run.
+                match self.prefixes.find(&key).filter(|_| !trace) {
+                    Some(cache) => cache,
+                    None => {
+                        self.prefixes.make_room();
+                        let features = self.encode(tiles, timings)?;
+                        let prefilling = Instant::now();
+                        let inputs_embeds = self.embed_with_features(prefix_ids, &prompt.image_positions, &features)?;
+                        let cache = prefill(&mut *self.model, &inputs_embeds, hidden, &KvCache::empty())?.cache;
+                        timings.prefill += prefilling.elapsed();
+                        self.prefixes.keep(key, cache.clone());
+                        image_features = Some(features);
+                        cache
+                    }
+                }
+            }
+        };
+        let prefilling = Instant::now();
+        let inputs_embeds = self.model.embed(rest)?;
+        let decoded = prefill(&mut *self.model, &inputs_embeds, hidden, &past)?;
+        timings.prefill += prefilling.elapsed();
+        let trace = trace.then(|| Trace {
+            prompt: prompt.text.clone(),
+            input_ids: prompt.input_ids.clone(),
+            pixel_shape: tiles.first().map(|first| [1, tiles.iter().map(Tiles::frames).sum(), 3, first.side, first.side]),
+            pixel_sha256,
+            image_features,
+            logits: Vec::new(),
+        });
+        Ok((decoded, trace))
+    }
+
+    /// Image features of every tile, in prompt order: [frames · S, H].
+    fn encode(&mut self, tiles: &[Tiles], timings: &mut Timings) -> Result<Vec<f32>, VlmError> {
+        let mut features = Vec::new();
+        for tiles in tiles {
+            let preprocessing = Instant::now();
+            let pixels = pixel_values(tiles, &self.manifest.image);
+            timings.preprocess += preprocessing.elapsed();
+            let encoding = Instant::now();
+            features.extend(self.model.encode(&pixels, tiles.frames())?);
+            timings.vision += encoding.elapsed();
+        }
+        Ok(features)
+    }
+
+    /// Embeddings of `input_ids`, with a row of `features` in place of each image token.
+    fn embed_with_features(&mut self, input_ids: &[u32], positions: &[usize], features: &[f32]) -> Result<Vec<f32>, ModelError> {
+        let hidden = self.manifest.geometry.text.hidden_size;
+        let mut inputs_embeds = self.model.embed(input_ids)?;
+        if features.len() != positions.len() * hidden {
+            let (expected, got) = (vec![positions.len(), hidden], vec![features.len() / hidden, hidden]);
+            return Err(ModelError::Shape { graph: "vision_encoder", tensor: "image_features", expected, got });
+        }
+        for (&position, row) in positions.iter().zip(features.chunks_exact(hidden)) {
+            inputs_embeds[position * hidden..][..hidden].copy_from_slice(row);
+        }
+        Ok(inputs_embeds)
+    }
+
+    /// Greedy free text behind the prompt.
+    fn generate(
+        &mut self,
+        prompt: Decoded,
+        max_new_tokens: usize,
+        on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
+    ) -> Result<Said, VlmError> {
+        let limits =
+            Limits { stop: &self.manifest.prompt.stop, max_new_tokens, context_length: self.manifest.geometry.text.context_length };
+        let mut text = TokenText::new(&self.tokenizer);
+        let mut tokens: Vec<Token> = Vec::new();
+        let finish_reason = generate(&mut *self.model, prompt, limits, &mut |id, logprob| {
+            let token = Token { id, text: text.push(id), logprob };
+            let flow = on_token(&token);
+            tokens.push(token);
+            flow
+        })?;
+        if let Some(last) = tokens.last_mut() {
+            last.text.push_str(&text.finish());
+        }
+        Ok(Said::new(tokens, finish_reason))
+    }
+
+    /// The likeliest of the candidates behind the prompt.
+    fn choose(
+        &mut self,
+        prompt: &Decoded,
+        candidates: &[String],
+        sequences: &Sequences,
+        on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
+    ) -> Result<Said, VlmError> {
+        let logprobs = score::logprobs(&mut *self.model, prompt, &sequences.tokens)?;
+        let scores: Vec<f64> = logprobs.iter().map(|logprobs| logprobs.iter().sum()).collect();
+        let candidates: Vec<Candidate> = candidates
+            .iter()
+            .zip(scores.iter().zip(score::probabilities(&scores)))
+            .map(|(text, (&score, probability))| Candidate { text: text.clone(), score, probability })
+            .collect();
+        // The first of the likeliest, as in decoding.
+        let winner = scores.iter().enumerate().fold(0, |best, (index, score)| if *score > scores[best] { index } else { best });
+        let own = sequences.tokens[winner].len() - usize::from(sequences.ended);
+        let mut text = TokenText::new(&self.tokenizer);
+        let tokens = sequences.tokens[winner][..own].iter().zip(&logprobs[winner]);
+        let tokens: Vec<Token> = tokens.map(|(&id, &logprob)| Token { id, text: text.push(id), logprob: logprob as f32 }).collect();
+        for token in &tokens {
+            if on_token(token).is_break() {
+                break;
+            }
+        }
+        Ok(Said { text: candidates[winner].text.clone(), tokens, candidates, finish_reason: FinishReason::Stop })
+    }
+}
+
+impl std::fmt::Debug for Vlm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vlm").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// What is done behind the prompt.
+enum Task {
+    /// Score the candidates.
+    Choose(Sequences),
+    /// Decode free text.
+    Generate,
+}
+
+/// What came out behind the prompt.
+struct Said {
+    text: String,
+    tokens: Vec<Token>,
+    candidates: Vec<Candidate>,
+    finish_reason: FinishReason,
+}
+
+impl Said {
+    /// Free text: the tokens', without the space that separates an answer from its prompt.
+    fn new(tokens: Vec<Token>, finish_reason: FinishReason) -> Self {
+        let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+        let text = text.strip_prefix(' ').map(str::to_owned).unwrap_or(text);
+        Said { text, tokens, candidates: Vec::new(), finish_reason }
     }
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum VlmError {
-    /// The request cannot be put to this model.
-    #[error("{0}")]
-    BadRequest(String),
-    /// Something failed.
-    #[error("{0}")]
-    Internal(String),
+    /// The bundle cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// No engine runs it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Its tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Its chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The bundle names no token that ends an answer.
+    #[error("the manifest's prompt.stop is empty: expected the ids that end an answer; export the bundle again")]
+    NoEndToken,
+    /// An answer of no tokens was asked for.
+    #[error("max_new_tokens is 0: expected 1 or more, or candidates")]
+    NoTokens,
+    /// The candidates cannot be scored.
+    #[error(transparent)]
+    Candidates(#[from] CandidateError),
+    /// The conversation cannot be put to the model.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 impl VlmError {
-    /// Whether the request is at fault, and asking it again will not help.
+    /// Whether the request is at fault, so that asking it again will not help.
     pub fn is_bad_request(&self) -> bool {
-        matches!(self, VlmError::BadRequest(_))
+        match self {
+            VlmError::NoTokens => true,
+            VlmError::Candidates(error) => !matches!(error, CandidateError::Tokenizer(_)),
+            VlmError::Prompt(error) => !matches!(
+                error,
+                PromptError::NoToken { .. } | PromptError::Template(_) | PromptError::Tokenizer(_) | PromptError::Pictures { .. }
+            ),
+            VlmError::Bundle(_)
+            | VlmError::Backend(_)
+            | VlmError::Tokenizer(_)
+            | VlmError::Template(_)
+            | VlmError::NoEndToken
+            | VlmError::Model(_) => false,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,11 @@ impl OrtModel {
         let sizes = Sizes::new(manifest);
         let session = |name: &str, arena: bool| {
             let path = bundle.path(name);
-            open(&environment, &path, threads, arena).map_err(|error| BackendError::Graph { backend: "ort", path, message: error.to_string() })
+            open(&environment, &path, threads, arena).map_err(|error| BackendError::Graph {
+                backend: "ort",
+                path,
+                message: error.to_string(),
+            })
         };
         Ok(OrtModel {
             sizes,
@@ -70,7 +74,10 @@ impl Model for OrtModel {
         for frame in pixel_values.chunks_exact(self.sizes.tile_values()) {
             let pixels = TensorRef::from_array_view(([1, 1, 3, tile, tile], frame)).map_err(failed("vision_encoder"))?;
             let mask = TensorRef::from_array_view(([1, 1, tile, tile], &*self.pixel_attention_mask)).map_err(failed("vision_encoder"))?;
-            let outputs = self.vision_encoder.run(ort::inputs!["pixel_values" => pixels, "pixel_attention_mask" => mask]).map_err(failed("vision_encoder"))?;
+            let outputs = self
+                .vision_encoder
+                .run(ort::inputs!["pixel_values" => pixels, "pixel_attention_mask" => mask])
+                .map_err(failed("vision_encoder"))?;
             image_features.extend_from_slice(output(&outputs, "vision_encoder", "image_features", &[1, tokens_per_tile, hidden])?);
         }
         Ok(image_features)
@@ -115,7 +122,8 @@ impl Model for OrtModel {
         };
         // The values are counted references to what the decoder wrote: no copy.
         let state: Option<Present> = self.present_names.iter().map(|name| outputs.remove(name)).collect();
-        let state = state.ok_or_else(|| ModelError::Backend { backend: "ort", graph: GRAPH, message: "an output present.* is missing".into() })?;
+        let state =
+            state.ok_or_else(|| ModelError::Backend { backend: "ort", graph: GRAPH, message: "an output present.* is missing".into() })?;
         Ok(Decoded { logits: rows, cache: KvCache { tokens: total, state: Some(Arc::new(state)) } })
     }
 
@@ -154,7 +162,12 @@ fn open(environment: &Environment, graph: &Path, threads: Option<usize>, arena: 
 }
 
 /// An output as a slice, held to its shape.
-fn output<'o>(outputs: &'o SessionOutputs<'_>, graph: &'static str, tensor: &'static str, expected: &[usize]) -> Result<&'o [f32], ModelError> {
+fn output<'o>(
+    outputs: &'o SessionOutputs<'_>,
+    graph: &'static str,
+    tensor: &'static str,
+    expected: &[usize],
+) -> Result<&'o [f32], ModelError> {
     let missing = || ModelError::Backend { backend: "ort", graph, message: format!("output {tensor} is missing") };
     let (shape, values) = outputs.get(tensor).ok_or_else(missing)?.try_extract_tensor::<f32>().map_err(failed(graph))?;
     let got: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();

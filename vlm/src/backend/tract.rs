@@ -33,7 +33,11 @@ impl TractModel {
         let sizes = Sizes::new(manifest);
         let load = |name: &str, graph: &'static str, inputs: &dyn Fn(&SymbolScope) -> Inputs, outputs: &[String]| {
             let path = bundle.path(name);
-            Graph::load(&path, graph, inputs, outputs).map_err(|error| BackendError::Graph { backend: "tract", path, message: format!("{error:#}") })
+            Graph::load(&path, graph, inputs, outputs).map_err(|error| BackendError::Graph {
+                backend: "tract",
+                path,
+                message: format!("{error:#}"),
+            })
         };
         let Sizes { tile, hidden, kv_heads, head_dim, .. } = sizes;
         let vision_inputs = |_: &SymbolScope| {
@@ -51,7 +55,9 @@ impl TractModel {
                 ("attention_mask".to_owned(), i64::fact(dims![1, total])),
                 ("position_ids".to_owned(), i64::fact(dims![1, s])),
             ];
-            inputs.extend(cache_names("past_key_values", sizes.layers).into_iter().map(|name| (name, f32::fact(dims![1, kv_heads, p, head_dim]))));
+            inputs.extend(
+                cache_names("past_key_values", sizes.layers).into_iter().map(|name| (name, f32::fact(dims![1, kv_heads, p, head_dim]))),
+            );
             inputs
         };
         let mut decoder_outputs = vec!["logits".to_owned()];
@@ -61,7 +67,9 @@ impl TractModel {
             vision_encoder: load(&manifest.graphs.vision_encoder, "vision_encoder", &vision_inputs, &["image_features".into()])?,
             embed_tokens: load(&manifest.graphs.embed_tokens, "embed_tokens", &embed_inputs, &["inputs_embeds".into()])?,
             decoder: load(&manifest.graphs.decoder_model_merged, "decoder_model_merged", &decoder_inputs, &decoder_outputs)?,
-            pixel_attention_mask: Tensor::from_shape(&[1, 1, tile, tile], &vec![true; tile * tile]).expect("as many values as the shape has").into(),
+            pixel_attention_mask: Tensor::from_shape(&[1, 1, tile, tile], &vec![true; tile * tile])
+                .expect("as many values as the shape has")
+                .into(),
         })
     }
 
@@ -101,7 +109,9 @@ impl Model for TractModel {
             tvec![tensor(&[1, n, hidden], inputs_embeds), tensor(&[1, total], &vec![1i64; total]), tensor(&[1, n], &position_ids)];
         match &past.state {
             // Counted references: nothing is copied until the graph appends to them.
-            Some(state) => inputs.extend(state.downcast_ref::<Present>().ok_or_else(|| self.decoder.failed("the KV cache is another backend's"))?.iter().cloned()),
+            Some(state) => inputs.extend(
+                state.downcast_ref::<Present>().ok_or_else(|| self.decoder.failed("the KV cache is another backend's"))?.iter().cloned(),
+            ),
             None => inputs.extend(self.empty_past()),
         }
         let mut outputs = self.decoder.run(inputs)?;
