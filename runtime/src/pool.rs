@@ -197,7 +197,9 @@ impl Pools {
                 (PoolTransport::Https { url, api_key_file }, _) => {
                     Transport::Https(https::Https::new(client.clone(), url, api_key_file.clone()))
                 }
-                (PoolTransport::Mqtt, Some(link)) => Transport::Mqtt(mqtt::Mqtt::new(link.clone(), config.id.clone(), Arc::clone(&replies))),
+                (PoolTransport::Mqtt, Some(link)) => {
+                    Transport::Mqtt(mqtt::Mqtt::new(link.clone(), config.id.clone(), Arc::clone(&replies)))
+                }
                 (PoolTransport::Mqtt, None) => return Err(PoolsError::NoBroker { pool: config.id.clone() }),
             };
             Ok(Member { config: config.clone(), transport, breaker: Mutex::new(Breaker::new(Limits::default())) })
@@ -213,6 +215,16 @@ impl Pools {
     /// Every pool's configuration, in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Pool> {
         self.pools.iter().map(|member| &member.config)
+    }
+
+    /// The pool that is asked where none is named.
+    pub fn first(&self) -> Option<&Pool> {
+        self.iter().next()
+    }
+
+    /// Where replies of MQTT pools come in.
+    pub fn reply_topic(&self) -> &str {
+        &self.replies.topic
     }
 
     /// Whether a question to the pool would be refused right now because it failed too often.

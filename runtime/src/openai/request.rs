@@ -1,23 +1,22 @@
 //! What a client sends to `/v1/chat/completions`.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::ApiError;
 
 /// A chat-completion request.
 ///
-/// `temperature`, `top_p` and `seed` are checked and otherwise without effect: decoding is greedy, so every answer is the most likely
-/// one and the same request always gets the same answer.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// `temperature` and `top_p` are checked and otherwise without effect: decoding is greedy, so every answer is the most likely one and
+/// the same request always gets the same answer.
+#[derive(Debug, Clone, Default)]
 pub struct ChatRequest {
     /// `auto`, `local`, a bundle's name, or a pool's id.
     pub model: Option<String>,
     /// Ordered fallback: the first of these that answers.
-    #[serde(default)]
     pub models: Option<Vec<String>>,
     /// The conversation, oldest first.
-    #[serde(default)]
     pub messages: Vec<Message>,
     /// Longest answer in tokens; the older name of `max_completion_tokens`.
     pub max_tokens: Option<u64>,
@@ -40,8 +39,41 @@ pub struct ChatRequest {
     /// How many answers; only 1.
     pub n: Option<u64>,
     /// Every other field, so that unsupported ones can be refused by name and the rest ignored.
-    #[serde(flatten)]
-    pub rest: BTreeMap<String, Value>,
+    pub rest: Map<String, Value>,
+}
+
+impl ChatRequest {
+    /// Reads a request's body, field by field, so that an error names the field. `null` is as good as absent.
+    ///
+    /// # Errors
+    /// When the body is no JSON object, or a field has another type.
+    pub fn from_json(body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields: Map<String, Value> = serde_json::from_slice(body)
+            .map_err(|error| ApiError { param: None, ..ApiError::bad_request("", format!("the body is no JSON object: {error}")) })?;
+        Ok(ChatRequest {
+            model: take(&mut fields, "model")?,
+            models: take(&mut fields, "models")?,
+            messages: take(&mut fields, "messages")?.unwrap_or_default(),
+            max_tokens: take(&mut fields, "max_tokens")?,
+            max_completion_tokens: take(&mut fields, "max_completion_tokens")?,
+            stream: take(&mut fields, "stream")?,
+            stream_options: take(&mut fields, "stream_options")?,
+            logprobs: take(&mut fields, "logprobs")?,
+            top_logprobs: take(&mut fields, "top_logprobs")?,
+            response_format: take(&mut fields, "response_format")?,
+            temperature: take(&mut fields, "temperature")?,
+            top_p: take(&mut fields, "top_p")?,
+            n: take(&mut fields, "n")?,
+            rest: fields,
+        })
+    }
+}
+
+fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, name: &str) -> Result<Option<T>, ApiError> {
+    match fields.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => serde_json::from_value(value).map(Some).map_err(|error| ApiError::bad_request(name, format!("{name}: {error}"))),
+    }
 }
 
 /// One message of the conversation.

@@ -99,8 +99,10 @@ pub fn content(completion: &Completion) -> Result<&str, String> {
 }
 
 /// `routing.confidence.p`, which Egret's own workers and gateways add; other servers' log-probabilities are of JSON, not of answers.
+/// Where a gateway had asked a pool of its own, the confidence is that of the answer it gave up.
 fn confidence(completion: &Completion) -> Option<f64> {
-    let p = completion.routing.as_ref()?.pointer("/confidence/p")?.as_f64()?;
+    let routing = completion.routing.as_ref().filter(|routing| routing["where"] == "local")?;
+    let p = routing.pointer("/confidence/p")?.as_f64()?;
     (0.0..=1.0).contains(&p).then_some(p)
 }
 
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn only_a_probability_is_taken_as_confidence() {
-        let with = |p: Value| confidence(&reply(json!({"choices": [], "routing": {"confidence": {"p": p}}})));
+        let with = |p: Value| confidence(&reply(json!({"choices": [], "routing": {"where": "local", "confidence": {"p": p}}})));
         assert_eq!(with(json!(0.75)), Some(0.75));
         assert_eq!(with(json!(1.5)), None);
         assert_eq!(with(json!("high")), None);

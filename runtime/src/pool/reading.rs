@@ -9,11 +9,16 @@ use serde_json::Value;
 ///
 /// `None` when the text is empty, names no answer, or names more than one.
 pub fn read<'a>(content: &'a str, answers: &'a [String]) -> Option<&'a str> {
+    read_property(content, "answer", answers)
+}
+
+/// As [`read`], where the JSON's property has another name.
+pub fn read_property<'a>(content: &'a str, property: &str, answers: &'a [String]) -> Option<&'a str> {
     let content = unfenced(content.trim());
     if answers.is_empty() {
         return (!content.is_empty()).then_some(content);
     }
-    match answer_field(content) {
+    match field(content, property) {
         // What the reply calls its answer is all that counts; reasons beside it may name the other answers.
         Some(named) => choose(&named, answers),
         None => choose(content, answers),
@@ -76,12 +81,12 @@ fn words(text: &str) -> Vec<&str> {
     words
 }
 
-/// The `answer` of a JSON object; numbers and booleans as they are written.
-fn answer_field(content: &str) -> Option<String> {
+/// A property of a JSON object; numbers and booleans as they are written.
+fn field(content: &str, property: &str) -> Option<String> {
     if !content.starts_with('{') {
         return None;
     }
-    match serde_json::from_str::<Value>(content).ok()?.get("answer")? {
+    match serde_json::from_str::<Value>(content).ok()?.get(property)? {
         Value::String(text) => Some(text.clone()),
         value @ (Value::Number(_) | Value::Bool(_)) => Some(value.to_string()),
         _ => None,
