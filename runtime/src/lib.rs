@@ -10,8 +10,21 @@
 
 pub mod ask;
 pub mod backoff;
+pub mod budget;
+pub mod chat;
 pub mod cli;
+pub mod clock;
+pub mod event;
 pub mod exit;
+pub mod gate;
+pub mod infer;
+pub mod metrics;
 pub mod mqtt;
 pub mod openai;
+pub mod outbox;
+pub mod policy;
 pub mod pool;
+pub mod publisher;
+pub mod record;
+pub mod router;
+pub mod span;

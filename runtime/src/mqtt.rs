@@ -193,18 +193,28 @@ impl Link {
 
     /// Sends one publication; resolves with its PUBACK (QoS 1) or when it is written (QoS 0).
     ///
-    /// Publications leave in the order of the calls.
-    ///
     /// # Errors
     /// When there is no connection or it ends first, or when the broker does not take the publication.
     pub async fn publish(&self, publication: Publication) -> Result<(), LinkError> {
+        self.send(publication).await?.await
+    }
+
+    /// Hands one publication to the connection, waiting for room; what it gives resolves as [`Link::publish`] does.
+    ///
+    /// Publications leave in the order in which this returns.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn send(&self, publication: Publication) -> Result<impl Future<Output = Result<(), LinkError>> + Send + use<>, LinkError> {
         if let LinkState::Down(why) = self.state() {
             return Err(LinkError::Down(why));
         }
+        fn gone<E>(_: E) -> LinkError {
+            LinkError::Down("the connection was closed".into())
+        }
         let (reply, outcome) = oneshot::channel();
-        let gone = |_| LinkError::Down("the connection was closed".into());
-        self.commands.send(Command { publication, reply }).await.map_err(|_| gone(()))?;
-        outcome.await.map_err(|_| gone(()))?
+        self.commands.send(Command { publication, reply }).await.map_err(gone)?;
+        Ok(async move { outcome.await.map_err(gone)? })
     }
 
     /// Whether there is a broker session now.

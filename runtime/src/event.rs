@@ -1,0 +1,590 @@
+//! What is published: the event's JSON, its topics, and the small retained states beside it. Pure.
+//!
+//! An event is one rule's local answer over time, told in steps of one id: `new`, any number of `update`, `end` (see `span`).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use crate::pool::PoolReply;
+use crate::router::Reason;
+
+/// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
+const VERSION: u32 = 1;
+
+/// Which step of an event is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// The first answer, or another than before.
+    New,
+    /// What a pool said, or that it will not.
+    Update,
+    /// No longer so, or no longer watched.
+    End,
+}
+
+/// The short state of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum State {
+    /// The answer is one of the rule's `alert` answers.
+    #[serde(rename = "ON")]
+    On,
+    /// The answer is none of them.
+    #[serde(rename = "OFF")]
+    Off,
+    /// Not settled, or the rule has no `alert` answers.
+    #[serde(rename = "unknown")]
+    Unknown,
+}
+
+impl State {
+    /// What `answer` means under a rule's `alert` answers.
+    pub fn of(answer: &str, alert: &[String]) -> State {
+        match alert {
+            [] => State::Unknown,
+            _ if alert.iter().any(|on| on == answer) => State::On,
+            _ => State::Off,
+        }
+    }
+
+    /// `ON`, `OFF` or `unknown`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::On => "ON",
+            State::Off => "OFF",
+            State::Unknown => "unknown",
+        }
+    }
+}
+
+/// Who gave an answer, and what it took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct By {
+    /// `local` or `pool`.
+    #[serde(rename = "where")]
+    pub place: Place,
+    /// The pool; absent for the local model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// The model's name.
+    pub model: String,
+    /// The bundle's identity; absent for a pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_sha256: Option<String>,
+    /// `ort` or `tract`; absent for a pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The execution provider that really ran, or `remote`.
+    pub ep: String,
+    /// From the question to the answer.
+    #[serde(rename = "total_ms", serialize_with = "millis")]
+    pub total: Duration,
+    /// Prompt through the decoder; absent for a pool.
+    #[serde(rename = "prefill_ms", skip_serializing_if = "Option::is_none", serialize_with = "some_millis")]
+    pub prefill: Option<Duration>,
+    /// After the prompt; absent for a pool.
+    #[serde(rename = "decode_ms", skip_serializing_if = "Option::is_none", serialize_with = "some_millis")]
+    pub decode: Option<Duration>,
+    /// Length of the answer, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_out: Option<u64>,
+}
+
+/// On the box, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// The model on the box.
+    Local,
+    /// A pool.
+    Pool,
+}
+
+/// One answer: what, how sure, by whom.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settled {
+    /// The answer.
+    pub text: String,
+    /// Probability that it is right, 0..=1, if the model gave one.
+    pub confidence: Option<f64>,
+    /// What the confidence was read from: `candidates`, `tokens`, `pool` or `none`.
+    pub confidence_kind: &'static str,
+    /// Who gave it.
+    pub by: By,
+}
+
+impl Settled {
+    /// A pool's answer.
+    pub fn by_pool(pool: &str, reply: &PoolReply) -> Settled {
+        Settled {
+            text: reply.answer.clone(),
+            confidence: reply.confidence,
+            confidence_kind: if reply.confidence.is_some() { "pool" } else { "none" },
+            by: By {
+                place: Place::Pool,
+                pool: Some(pool.to_owned()),
+                model: reply.model.clone(),
+                model_sha256: None,
+                backend: None,
+                ep: "remote".into(),
+                total: reply.latency,
+                prefill: None,
+                decode: None,
+                tokens_out: reply.tokens_out,
+            },
+        }
+    }
+}
+
+/// How an escalation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Nobody was to be asked.
+    None,
+    /// A pool is asked.
+    Pending,
+    /// A pool answered.
+    Answered,
+    /// No pool answered in time.
+    Expired,
+    /// Not asked, or asked in vain: the first reason says why.
+    Denied,
+}
+
+/// What the event says about its escalation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Escalation {
+    /// How it stands.
+    pub outcome: Outcome,
+    /// In order; the first one decided.
+    pub reasons: Vec<Reason>,
+    /// The rule's threshold, 0..=1.
+    pub threshold: f64,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Request bytes sent, all attempts together.
+    pub bytes_up: u64,
+    /// The pool's deadline; absent where no pool is configured.
+    #[serde(rename = "deadline_ms", skip_serializing_if = "Option::is_none", serialize_with = "some_millis")]
+    pub deadline: Option<Duration>,
+}
+
+/// The frame that was asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FrameInfo {
+    /// When it was captured.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: Timestamp,
+    /// Pixels from left to right.
+    pub w: u32,
+    /// Pixels from top to bottom.
+    pub h: u32,
+    /// Hex sha256 of the JPEG on the snapshot topic.
+    pub sha256: String,
+    /// The JPEG's size.
+    #[serde(skip)]
+    pub jpeg_bytes: usize,
+}
+
+/// One step of an event, before it has its place in the queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// Which step.
+    pub step: Step,
+    /// The event's id, the same in all its steps.
+    pub id: String,
+    /// The rule.
+    pub rule: String,
+    /// The question asked.
+    pub question: String,
+    /// The frame of the local answer.
+    pub frame: FrameInfo,
+    /// The short state.
+    pub state: State,
+    /// The answer in force.
+    pub settled: Settled,
+    /// The local answer, once a pool's is in force.
+    pub first: Option<Settled>,
+    /// How the escalation stands.
+    pub escalation: Escalation,
+    /// A local answer that stands in for a pool's.
+    pub provisional: bool,
+    /// Told after the event's end.
+    pub late: bool,
+}
+
+/// When an event was made, by every clock there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// Wall clock.
+    pub time: Timestamp,
+    /// Since the box started; never jumps.
+    pub mono: Duration,
+    /// Names the box's start.
+    pub boot_id: String,
+    /// Whether the wall clock can be believed.
+    pub clock: &'static str,
+}
+
+/// Where on the box an event was made.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// `[node] id`.
+    pub node: &'a str,
+    /// The camera.
+    pub cam: &'a str,
+}
+
+#[derive(Serialize)]
+struct Wire<'a> {
+    v: u32,
+    r#type: Step,
+    /// Home Assistant's event platform wants this name for the same thing.
+    event_type: Step,
+    id: &'a str,
+    epoch: String,
+    seq: u64,
+    node: &'a str,
+    cam: &'a str,
+    rule: &'a str,
+    #[serde(serialize_with = "rfc3339_ref")]
+    time: &'a Timestamp,
+    #[serde(rename = "mono_ms", serialize_with = "millis")]
+    mono: Duration,
+    boot_id: &'a str,
+    clock: &'a str,
+    frame: &'a FrameInfo,
+    question: &'a str,
+    answer: &'a str,
+    state: State,
+    #[serde(skip_serializing_if = "is_false")]
+    provisional: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    late: bool,
+    confidence: Option<f64>,
+    confidence_kind: &'a str,
+    by: &'a By,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first: Option<First<'a>>,
+    reasons: &'a [Reason],
+    escalation: &'a Escalation,
+    image: Image,
+}
+
+#[derive(Serialize)]
+struct First<'a> {
+    answer: &'a str,
+    confidence: Option<f64>,
+    confidence_kind: &'a str,
+    by: &'a By,
+}
+
+#[derive(Serialize)]
+struct Image {
+    topic: String,
+    bytes: usize,
+}
+
+impl Draft {
+    /// The event's JSON, with its place in the queue.
+    pub fn to_json(&self, origin: Origin<'_>, moment: &Moment, epoch: u64, seq: u64) -> Vec<u8> {
+        let wire = Wire {
+            v: VERSION,
+            r#type: self.step,
+            event_type: self.step,
+            id: &self.id,
+            epoch: epoch_hex(epoch),
+            seq,
+            node: origin.node,
+            cam: origin.cam,
+            rule: &self.rule,
+            time: &moment.time,
+            mono: moment.mono,
+            boot_id: &moment.boot_id,
+            clock: moment.clock,
+            frame: &self.frame,
+            question: &self.question,
+            answer: &self.settled.text,
+            state: self.state,
+            provisional: self.provisional,
+            late: self.late,
+            confidence: self.settled.confidence,
+            confidence_kind: self.settled.confidence_kind,
+            by: &self.settled.by,
+            first: self.first.as_ref().map(|first| First {
+                answer: &first.text,
+                confidence: first.confidence,
+                confidence_kind: first.confidence_kind,
+                by: &first.by,
+            }),
+            reasons: &self.escalation.reasons,
+            escalation: &self.escalation,
+            image: Image { topic: Topics::new(origin.node).snapshot(origin.cam), bytes: self.frame.jpeg_bytes },
+        };
+        serde_json::to_vec(&wire).expect("strings, numbers and lists always serialise")
+    }
+
+    /// What stands retained beside the rule's state: the answer in full, and who gave it.
+    pub fn attributes_json(&self, moment: &Moment) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Attributes<'a> {
+            id: &'a str,
+            #[serde(serialize_with = "rfc3339_ref")]
+            time: &'a Timestamp,
+            question: &'a str,
+            answer: &'a str,
+            #[serde(skip_serializing_if = "is_false")]
+            provisional: bool,
+            confidence: Option<f64>,
+            confidence_kind: &'a str,
+            by: &'a By,
+            reasons: &'a [Reason],
+            outcome: Outcome,
+        }
+        let attributes = Attributes {
+            id: &self.id,
+            time: &moment.time,
+            question: &self.question,
+            answer: &self.settled.text,
+            provisional: self.provisional,
+            confidence: self.settled.confidence,
+            confidence_kind: self.settled.confidence_kind,
+            by: &self.settled.by,
+            reasons: &self.escalation.reasons,
+            outcome: self.escalation.outcome,
+        };
+        serde_json::to_vec(&attributes).expect("strings, numbers and lists always serialise")
+    }
+}
+
+/// An epoch as it is published: 16 hex digits, since JSON readers lose integers above 2^53.
+pub fn epoch_hex(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}
+
+/// A stretch of events that will never be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// First of them.
+    pub from_seq: u64,
+    /// Last of them.
+    pub to_seq: u64,
+    /// How many they are.
+    pub count: u64,
+    /// Why: `size` (the queue was full) or `refused` (the broker does not take them).
+    pub reason: &'static str,
+}
+
+impl Gap {
+    /// The gap's JSON.
+    pub fn to_json(&self, epoch: u64) -> Vec<u8> {
+        let Gap { from_seq, to_seq, count, reason } = self;
+        let epoch = epoch_hex(epoch);
+        serde_json::json!({ "epoch": epoch, "from_seq": from_seq, "to_seq": to_seq, "reason": reason, "count": count })
+            .to_string()
+            .into_bytes()
+    }
+}
+
+/// The topic tree of one box.
+#[derive(Debug, Clone)]
+pub struct Topics {
+    root: String,
+}
+
+impl Topics {
+    /// `egret/<node>/…`
+    pub fn new(node: &str) -> Self {
+        Topics { root: format!("egret/{node}") }
+    }
+
+    /// Whether the box is there.
+    pub fn status(&self) -> String {
+        format!("{}/status", self.root)
+    }
+
+    /// What the box is.
+    pub fn info(&self) -> String {
+        format!("{}/info", self.root)
+    }
+
+    /// How the box is.
+    pub fn health(&self) -> String {
+        format!("{}/health", self.root)
+    }
+
+    /// Events that will never come.
+    pub fn gap(&self) -> String {
+        format!("{}/gap", self.root)
+    }
+
+    /// Where pools reply.
+    pub fn replies(&self) -> String {
+        format!("{}/esc/res", self.root)
+    }
+
+    /// Sets the kill switch.
+    pub fn kill_switch_set(&self) -> String {
+        format!("{}/kill-switch/set", self.root)
+    }
+
+    /// The kill switch in force.
+    pub fn kill_switch_state(&self) -> String {
+        format!("{}/kill-switch/state", self.root)
+    }
+
+    /// Whether a camera delivers.
+    pub fn camera_status(&self, cam: &str) -> String {
+        format!("{}/cam/{cam}/status", self.root)
+    }
+
+    /// A camera's events.
+    pub fn event(&self, cam: &str) -> String {
+        format!("{}/cam/{cam}/event", self.root)
+    }
+
+    /// A camera's last picture with an event.
+    pub fn snapshot(&self, cam: &str) -> String {
+        format!("{}/cam/{cam}/snapshot", self.root)
+    }
+
+    /// A rule's short state.
+    pub fn rule_state(&self, cam: &str, rule: &str) -> String {
+        format!("{}/cam/{cam}/rule/{rule}/state", self.root)
+    }
+
+    /// A rule's answer in full.
+    pub fn rule_attributes(&self, cam: &str, rule: &str) -> String {
+        format!("{}/cam/{cam}/rule/{rule}/attributes", self.root)
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn some_millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => millis(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    // Always three decimals, so that texts sort as times do.
+    serializer.collect_str(&format_args!("{time:.3}"))
+}
+
+fn rfc3339_ref<S: Serializer>(time: &&Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    rfc3339(time, serializer)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
+        Settled {
+            text: answer.into(),
+            confidence: Some(confidence),
+            confidence_kind: "candidates",
+            by: By {
+                place: Place::Local,
+                pool: None,
+                model: "nano-edge".into(),
+                model_sha256: Some("ab12".into()),
+                backend: Some("tract".into()),
+                ep: "tract".into(),
+                total: Duration::from_millis(310),
+                prefill: Some(Duration::from_millis(200)),
+                decode: Some(Duration::from_millis(40)),
+                tokens_out: Some(1),
+            },
+        }
+    }
+
+    pub(crate) fn frame() -> FrameInfo {
+        FrameInfo { time: "2026-11-23T08:50:59.87Z".parse().expect("a time"), w: 768, h: 432, sha256: "d31e".into(), jpeg_bytes: 41_233 }
+    }
+
+    fn moment() -> Moment {
+        Moment {
+            time: "2026-11-23T08:51:00.123Z".parse().expect("a time"),
+            mono: Duration::from_millis(7_312_345),
+            boot_id: "b1f0".into(),
+            clock: "synced",
+        }
+    }
+
+    fn draft() -> Draft {
+        Draft {
+            step: Step::New,
+            id: "0193".into(),
+            rule: "person".into(),
+            question: "Is there a person?".into(),
+            frame: frame(),
+            state: State::On,
+            settled: local("yes", 0.62),
+            first: None,
+            escalation: Escalation {
+                outcome: Outcome::Pending,
+                reasons: vec![Reason::LowConfidence],
+                threshold: 0.9,
+                attempts: 0,
+                bytes_up: 0,
+                deadline: Some(Duration::from_secs(8)),
+            },
+            provisional: false,
+            late: false,
+        }
+    }
+
+    fn shown(bytes: &[u8]) -> String {
+        let value: serde_json::Value = serde_json::from_slice(bytes).expect("json");
+        serde_json::to_string_pretty(&value).expect("json")
+    }
+
+    #[test]
+    fn new_while_a_pool_is_asked() {
+        let json = draft().to_json(Origin { node: "gate-01", cam: "yard" }, &moment(), 0x9f3c_2a71, 48_213);
+        insta::assert_snapshot!(shown(&json), @"");
+    }
+
+    #[test]
+    fn update_with_the_pools_answer_after_the_end() {
+        let reply = PoolReply {
+            answer: "no".into(),
+            model: "example-72b".into(),
+            confidence: None,
+            latency: Duration::from_millis(1840),
+            attempts: 1,
+            bytes_up: 41_300,
+            tokens_out: Some(2),
+        };
+        let mut draft = Draft { step: Step::Update, state: State::Off, late: true, first: Some(local("yes", 0.62)), ..draft() };
+        draft.settled = Settled::by_pool("vlm-large", &reply);
+        draft.escalation = Escalation { outcome: Outcome::Answered, attempts: 1, bytes_up: 41_300, ..draft.escalation };
+        let json = draft.to_json(Origin { node: "gate-01", cam: "yard" }, &moment(), u64::MAX, 1);
+        insta::assert_snapshot!(shown(&json), @"");
+        insta::assert_snapshot!(shown(&draft.attributes_json(&moment())), @"");
+    }
+
+    #[test]
+    fn a_gap() {
+        let gap = Gap { from_seq: 3, to_seq: 9, count: 7, reason: "size" };
+        insta::assert_snapshot!(String::from_utf8(gap.to_json(255)).expect("json"), @"");
+    }
+
+    #[test]
+    fn states() {
+        let alert = ["yes".to_owned()];
+        assert_eq!([State::of("yes", &alert), State::of("no", &alert), State::of("yes", &[])].map(State::as_str), ["ON", "OFF", "unknown"]);
+    }
+}

@@ -1,0 +1,231 @@
+//! The inference thread: owns the model, answers one request at a time, in the order they came.
+//!
+//! The model is busy for long and needs `&mut`, so it has a thread of its own; everyone else holds a [`Handle`]. A camera asks all
+//! its rules about one frame in one job, so that they share the frame's prefix in the model's cache.
+
+use std::ops::ControlFlow;
+
+use tokio::sync::mpsc;
+use vlm::answer::Token;
+use vlm::{Answer, Identity, Request, Vlm, VlmError};
+
+/// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and its frames with it.
+pub const QUEUE: usize = 16;
+
+/// What answers: a [`Vlm`], or a stand-in of a test.
+pub trait Answerer: Send {
+    /// Which model it is.
+    fn identity(&self) -> &Identity;
+
+    /// Answers one request, token by token; `Break` ends the answer there.
+    ///
+    /// # Errors
+    /// When the request cannot be put to the model, or the model fails.
+    fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError>;
+
+    /// Length of a text in tokens.
+    fn token_count(&self, text: &str) -> usize;
+}
+
+impl Answerer for Vlm {
+    fn identity(&self) -> &Identity {
+        Vlm::identity(self)
+    }
+
+    fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        self.ask_streaming(request, on_token)
+    }
+
+    fn token_count(&self, text: &str) -> usize {
+        Vlm::token_count(self, text)
+    }
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Too many requests wait already.
+    #[error("{QUEUE} requests wait for the model already; try again later")]
+    Busy,
+    /// The thread ended.
+    #[error("the model was stopped")]
+    Stopped,
+    /// The model says no.
+    #[error(transparent)]
+    Model(#[from] VlmError),
+}
+
+/// A way to ask the model; cheap to clone. The thread ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+    identity: Identity,
+}
+
+/// Requests to be answered one after another, without others in between.
+#[derive(Debug)]
+struct Job {
+    requests: Vec<Request>,
+    /// Where tokens go as they come.
+    tokens: Option<mpsc::Sender<Token>>,
+    /// Has room for every answer; closed by an asker who lost interest.
+    replies: mpsc::Sender<Result<Answer, VlmError>>,
+}
+
+/// The thread's side; [`Inference::run`] is its body.
+pub struct Inference {
+    model: Box<dyn Answerer>,
+    jobs: mpsc::Receiver<Job>,
+}
+
+/// The two sides of one model.
+pub fn channel(model: impl Answerer + 'static) -> (Handle, Inference) {
+    let (sender, jobs) = mpsc::channel(QUEUE);
+    let handle = Handle { jobs: sender, identity: model.identity().clone() };
+    (handle, Inference { model: Box::new(model), jobs })
+}
+
+impl Handle {
+    /// Which model answers.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Asks one request; dropping the future stops the model at its next token.
+    ///
+    /// # Errors
+    /// When the queue is full, the thread ended, or the model does not answer.
+    pub async fn ask(&self, request: Request) -> Result<Answer, AskError> {
+        self.ask_one(request, None).await
+    }
+
+    /// As [`Handle::ask`], with each token sent as soon as it is known. Dropping their receiver stops the model.
+    ///
+    /// # Errors
+    /// As [`Handle::ask`].
+    pub async fn ask_streaming(&self, request: Request, tokens: mpsc::Sender<Token>) -> Result<Answer, AskError> {
+        self.ask_one(request, Some(tokens)).await
+    }
+
+    async fn ask_one(&self, request: Request, tokens: Option<mpsc::Sender<Token>>) -> Result<Answer, AskError> {
+        let (replies, mut answers) = mpsc::channel(1);
+        self.jobs.try_send(Job { requests: vec![request], tokens, replies }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => AskError::Busy,
+            mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
+        })?;
+        Ok(answers.recv().await.ok_or(AskError::Stopped)??)
+    }
+
+    /// Asks several requests in a row, waiting for a place in the queue. Answers come in order; fewer come when the thread ends.
+    pub async fn ask_each(&self, requests: Vec<Request>) -> mpsc::Receiver<Result<Answer, VlmError>> {
+        let (replies, answers) = mpsc::channel(requests.len().max(1));
+        // Without a thread the replies are closed at once, which says it.
+        let _ = self.jobs.send(Job { requests, tokens: None, replies }).await;
+        answers
+    }
+}
+
+impl Inference {
+    /// Answers until the last [`Handle`] is gone. Blocks.
+    pub fn run(mut self) {
+        while let Some(job) = self.jobs.blocking_recv() {
+            for request in &job.requests {
+                if job.replies.is_closed() {
+                    break;
+                }
+                let mut on_token = |token: &Token| {
+                    let taken = job.tokens.as_ref().is_none_or(|tokens| tokens.blocking_send(token.clone()).is_ok());
+                    if taken && !job.replies.is_closed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                };
+                let answer = self.model.answer(request, &mut on_token);
+                // An asker who lost interest does not stop the thread.
+                let _ = job.replies.blocking_send(answer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Timings};
+
+    use super::*;
+
+    /// Says, for any request with candidates, the first of them with a fixed probability.
+    pub(crate) struct Scripted {
+        identity: Identity,
+        script: Script,
+    }
+
+    type Script = Box<dyn FnMut(&Request) -> (String, f64) + Send>;
+
+    impl Scripted {
+        pub(crate) fn new(script: impl FnMut(&Request) -> (String, f64) + Send + 'static) -> Self {
+            let identity = Identity {
+                name: "scripted".into(),
+                sha256: "00".into(),
+                precision: "fp32".into(),
+                backend: "tract".into(),
+                execution_provider: "tract".into(),
+                load: Duration::ZERO,
+            };
+            Scripted { identity, script: Box::new(script) }
+        }
+    }
+
+    impl Answerer for Scripted {
+        fn identity(&self) -> &Identity {
+            &self.identity
+        }
+
+        fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+            let (text, p) = (self.script)(request);
+            let token = Token { id: 1, text: text.clone(), logprob: p.ln() as f32 };
+            let _ = on_token(&token);
+            Ok(Answer {
+                text: text.clone(),
+                finish_reason: FinishReason::Stop,
+                tokens: vec![token],
+                candidates: vec![Candidate { text, score: 0.0, probability: p }],
+                confidence: Confidence { p, source: ConfidenceSource::Candidates },
+                prompt_tokens: 81,
+                timings: Timings::default(),
+                trace: None,
+            })
+        }
+
+        fn token_count(&self, text: &str) -> usize {
+            text.len()
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_in_order_and_ends_with_the_last_handle() {
+        let mut n = 0;
+        let (handle, inference) = channel(Scripted::new(move |_| {
+            n += 1;
+            (n.to_string(), 0.5)
+        }));
+        let thread = std::thread::spawn(move || inference.run());
+        let mut answers = handle.ask_each(vec![Request::default(), Request::default()]).await;
+        assert_eq!(answers.recv().await.expect("first").expect("answered").text, "1");
+        assert_eq!(answers.recv().await.expect("second").expect("answered").text, "2");
+        assert!(answers.recv().await.is_none());
+        let (tokens, mut received) = mpsc::channel(4);
+        assert_eq!(handle.ask_streaming(Request::default(), tokens).await.expect("answered").text, "3");
+        assert_eq!(received.recv().await.expect("a token").text, "3");
+        drop(handle);
+        thread.join().expect("ends");
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_busy_and_an_ended_thread_is_stopped() {
+        let (handle, inference) = channel(Scripted::new(|_| ("yes".into(), 0.5)));
+        let waiting: Vec<_> = futures_util::future::join_all((0..QUEUE).map(|_| handle.ask_each(vec![Request::default()]))).await;
+        assert!(matches!(handle.ask(Request::default()).await, Err(AskError::Busy)));
+        drop((waiting, inference));
+        assert!(matches!(handle.ask(Request::default()).await, Err(AskError::Stopped)));
+    }
+}
