@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use vlm::VlmError;
+use vlm::backend::BackendError;
+
 /// Exit codes; the numbers above 1 are those of `sysexits.h`, so that systemd and scripts can tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -38,6 +41,20 @@ impl Failure {
     /// A failure in words.
     pub fn new(exit: Exit, message: impl std::fmt::Display) -> Self {
         Failure { exit, error: anyhow::anyhow!("{message}") }
+    }
+}
+
+impl From<VlmError> for Failure {
+    fn from(error: VlmError) -> Self {
+        let exit = match &error {
+            VlmError::Bundle(_) => Exit::Io,
+            VlmError::Backend(BackendError::NoLibrary | BackendError::LibraryMissing { .. } | BackendError::ExecutionProvider { .. }) => {
+                Exit::Usage
+            }
+            error if error.is_bad_request() => Exit::Usage,
+            _ => Exit::Internal,
+        };
+        Failure { exit, error: error.into() }
     }
 }
 

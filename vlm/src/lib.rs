@@ -12,7 +12,7 @@
 //! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a time.
 
 pub mod answer;
-mod backend;
+pub mod backend;
 pub mod bundle;
 mod confidence;
 #[cfg(test)]
