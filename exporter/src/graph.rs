@@ -5,7 +5,6 @@
 
 pub mod builder;
 pub mod onnx;
-mod proto;
 
 /// One ONNX graph.
 #[derive(Debug, Clone, PartialEq, Default)]

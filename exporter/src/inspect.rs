@@ -1,1 +1,244 @@
-//! What a checkpoint or a bundle holds.
+//! What a checkpoint or a bundle holds: geometry, sizes, precision, and each graph's interface and operators.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use firmware_config::manifest::{Geometry, Precision};
+use serde::Serialize;
+use vlm::bundle::Bundle;
+
+use crate::ExportError;
+use crate::arch::smolvlm::{self, SmolVlm};
+use crate::bundle::MANIFEST;
+use crate::checkpoint::Checkpoint;
+use crate::graph::ValueInfo;
+use crate::graph::onnx::GraphFile;
+
+/// A checkpoint or a bundle, summed up. Its JSON is one object whose `kind` says which.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Inspection {
+    /// A checkpoint folder.
+    Checkpoint(CheckpointSummary),
+    /// A bundle folder.
+    Bundle(BundleSummary),
+}
+
+/// A checkpoint, summed up.
+#[derive(Debug, Serialize)]
+pub struct CheckpointSummary {
+    /// Last path component of the folder.
+    pub name: String,
+    /// Model family.
+    pub architecture: String,
+    /// Sizes of the model's parts.
+    pub geometry: Geometry,
+    /// Image tokens of one tile, S.
+    pub tokens_per_tile: usize,
+    /// Whether the head is the embedding.
+    pub tied_head: bool,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of values in them.
+    pub parameters: usize,
+    /// Types they are stored in.
+    pub dtypes: Vec<String>,
+    /// Size of the weight files.
+    pub bytes: u64,
+}
+
+/// A bundle, summed up.
+#[derive(Debug, Serialize)]
+pub struct BundleSummary {
+    /// Model name.
+    pub name: String,
+    /// The bundle's identity: sha256 of its manifest.
+    pub sha256: String,
+    /// Model family.
+    pub architecture: String,
+    /// How weights are stored.
+    pub precision: Precision,
+    /// Sizes of the model's parts.
+    pub geometry: Geometry,
+    /// Image tokens of one tile, S.
+    pub tokens_per_tile: usize,
+    /// The checkpoint it was made from.
+    pub source: String,
+    /// Number of quantized matrices.
+    pub quantized: usize,
+    /// The worst of them: root mean square error over root mean square value.
+    pub quantization_error_relative_max: f32,
+    /// Size of all listed files.
+    pub bytes: u64,
+    /// The graphs, in the order they run.
+    pub graphs: Vec<GraphSummary>,
+}
+
+/// A graph, summed up.
+#[derive(Debug, Serialize)]
+pub struct GraphSummary {
+    /// Graph name.
+    pub name: String,
+    /// Bundle-relative path.
+    pub path: String,
+    /// Size of its files, external data included.
+    pub bytes: u64,
+    /// Operator set of the default domain.
+    pub opset: i64,
+    /// What a caller feeds.
+    pub inputs: Vec<Edge>,
+    /// What a caller gets.
+    pub outputs: Vec<Edge>,
+    /// How often each operator stands in it.
+    pub operators: BTreeMap<String, usize>,
+    /// Number of constants.
+    pub constants: usize,
+}
+
+/// A tensor at the edge of a graph.
+#[derive(Debug, Serialize)]
+pub struct Edge {
+    /// Tensor name.
+    pub name: String,
+    /// Element type.
+    pub element: &'static str,
+    /// Dimensions, numbers or names.
+    pub dims: Vec<String>,
+}
+
+/// Looks into a folder: a bundle where there is a manifest, else a checkpoint.
+///
+/// # Errors
+/// When it is neither, or not a sound one.
+pub fn inspect(dir: &Path) -> Result<Inspection, ExportError> {
+    if dir.join(MANIFEST).exists() { bundle(dir).map(Inspection::Bundle) } else { checkpoint(dir).map(Inspection::Checkpoint) }
+}
+
+fn checkpoint(dir: &Path) -> Result<CheckpointSummary, ExportError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let model = SmolVlm::new(&checkpoint)?;
+    Ok(CheckpointSummary {
+        name: checkpoint.name().to_owned(),
+        architecture: smolvlm::NAME.into(),
+        geometry: model.geometry,
+        tokens_per_tile: model.tokens_per_tile,
+        tied_head: model.has_tied_head(),
+        tensors: checkpoint.tensor_count(),
+        parameters: checkpoint.parameter_count(),
+        dtypes: checkpoint.dtypes(),
+        bytes: checkpoint.bytes(),
+    })
+}
+
+fn bundle(dir: &Path) -> Result<BundleSummary, ExportError> {
+    let bundle = Bundle::open(dir).map_err(|error| ExportError::Source(error.to_string()))?;
+    let manifest = bundle.manifest();
+    let graphs = &manifest.graphs;
+    let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
+    let summary = |path: &String| {
+        let bytes = size(path) + size(&format!("{path}_data"));
+        Ok::<_, ExportError>(graph(GraphFile::open(&bundle.path(path))?, path, bytes))
+    };
+    Ok(BundleSummary {
+        name: manifest.name.clone(),
+        sha256: bundle.sha256().to_owned(),
+        architecture: manifest.architecture.clone(),
+        precision: manifest.precision,
+        geometry: manifest.geometry,
+        tokens_per_tile: manifest.image.tokens_per_tile,
+        source: manifest.source.name.clone(),
+        quantized: manifest.quantization.len(),
+        quantization_error_relative_max: manifest.quantization.iter().map(|tensor| tensor.error_relative).fold(0.0, f32::max),
+        bytes: manifest.files.values().map(|entry| entry.bytes).sum(),
+        graphs: [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged]
+            .into_iter()
+            .map(summary)
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn graph(file: GraphFile, path: &str, bytes: u64) -> GraphSummary {
+    let edges = |values: &[ValueInfo]| values.iter().map(Edge::from).collect();
+    GraphSummary {
+        path: path.into(),
+        bytes,
+        opset: file.opset,
+        inputs: edges(&file.inputs),
+        outputs: edges(&file.outputs),
+        constants: file.constants().count(),
+        operators: file.operators,
+        name: file.name,
+    }
+}
+
+impl From<&ValueInfo> for Edge {
+    fn from(value: &ValueInfo) -> Self {
+        Edge { name: value.name.clone(), element: value.element.as_str(), dims: value.dims.iter().map(ToString::to_string).collect() }
+    }
+}
+
+// --- for people
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Inspection::Checkpoint(checkpoint) => checkpoint.fmt(f),
+            Inspection::Bundle(bundle) => bundle.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for CheckpointSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "checkpoint {} ({})", self.name, self.architecture)?;
+        write_geometry(f, &self.geometry, self.tokens_per_tile)?;
+        let head = if self.tied_head { "tied" } else { "its own" };
+        writeln!(f, "  head     {head}")?;
+        let (parameters, dtypes) = (self.parameters as f64 / 1e6, self.dtypes.join(", "));
+        write!(f, "  tensors  {}, {parameters:.1} M values, {dtypes}, {}", self.tensors, megabytes(self.bytes))
+    }
+}
+
+impl fmt::Display for BundleSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "bundle {} ({}, {:?} from {})", self.name, self.architecture, self.precision, self.source)?;
+        write_geometry(f, &self.geometry, self.tokens_per_tile)?;
+        let worst = self.quantization_error_relative_max;
+        if self.quantized > 0 {
+            writeln!(f, "  quantized matrices  {}, the worst {worst:.1e} off", self.quantized)?;
+        }
+        writeln!(f, "  files    {}, identity {}", megabytes(self.bytes), self.sha256)?;
+        self.graphs.iter().try_for_each(|graph| graph.fmt(f))
+    }
+}
+
+impl fmt::Display for GraphSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}  {}, opset {}, {} constants", self.path, megabytes(self.bytes), self.opset, self.constants)?;
+        // A decoder has two such lines for every layer.
+        let shown =
+            |edge: &&Edge| !(edge.name.starts_with("past_key_values.") || edge.name.starts_with("present.")) || edge.name.contains(".0.");
+        for (arrow, edges) in [("in ", &self.inputs), ("out", &self.outputs)] {
+            for edge in edges.iter().filter(shown) {
+                writeln!(f, "  {arrow}  {} {} [{}]", edge.name, edge.element, edge.dims.join(", "))?;
+            }
+        }
+        let operators: Vec<String> = self.operators.iter().map(|(op, count)| format!("{op} {count}")).collect();
+        writeln!(f, "  ops  {}", operators.join(", "))
+    }
+}
+
+fn write_geometry(f: &mut fmt::Formatter<'_>, geometry: &Geometry, tokens_per_tile: usize) -> fmt::Result {
+    let (vision, text) = (&geometry.vision, &geometry.text);
+    writeln!(f, "  vision   {} layers of {}, {} heads", vision.layers, vision.hidden_size, vision.heads)?;
+    writeln!(f, "  tile     {} px, patches of {} px, {tokens_per_tile} tokens", vision.image_size, vision.patch_size)?;
+    let (heads, kv_heads, head_dim) = (text.heads, text.kv_heads, text.head_dim);
+    writeln!(f, "  text     {} layers of {}, {heads} heads of {head_dim} over {kv_heads}", text.layers, text.hidden_size)?;
+    writeln!(f, "  context  {} tokens, vocabulary of {}", text.context_length, text.vocab_size)
+}
+
+/// Decimal megabytes, as file managers and download pages count.
+pub fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}

@@ -15,9 +15,11 @@
 pub mod arch;
 pub mod bundle;
 pub mod checkpoint;
+pub mod cli;
 pub mod graph;
 pub mod inspect;
 pub mod quantize;
+pub mod reference;
 
 use std::io::Write;
 use std::path::Path;
@@ -37,6 +39,8 @@ use graph::onnx::{self, OnnxError};
 pub struct Options {
     /// How weights are stored.
     pub precision: Precision,
+    /// Graph folders besides `onnx/`.
+    pub targets: Vec<String>,
     /// Model name; the checkpoint folder's name if none.
     pub name: Option<String>,
     /// Whether a bundle under the same name gives way.
@@ -101,7 +105,7 @@ pub fn export(source: &Path, out: &Path, options: &Options) -> Result<Manifest, 
         source: Source { name: checkpoint.name().to_owned(), sha256: checkpoint.sha256() },
         architecture: smolvlm::NAME.into(),
         precision: options.precision,
-        targets: Vec::new(),
+        targets: options.targets.clone(),
         geometry: model.geometry,
         image,
         video,

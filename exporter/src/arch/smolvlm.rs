@@ -70,6 +70,11 @@ impl SmolVlm {
         Ok(model)
     }
 
+    /// Whether the head is the embedding.
+    pub fn has_tied_head(&self) -> bool {
+        self.head == EMBEDDING
+    }
+
     /// The graph of one part.
     pub fn build(&self, part: Part) -> Graph {
         match part {

@@ -78,11 +78,8 @@ fn chat_template(source: &Path) -> Result<Vec<u8>, CheckpointError> {
             return Ok(template.into());
         }
     }
-    Ok(CHAT_TEMPLATE.into())
+    Ok(vlm::template::DEFAULT.into())
 }
-
-/// The family's template: image first or text first decides between ":" and ": "; nothing is put between items.
-const CHAT_TEMPLATE: &str = "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 
 fn preprocessor(facts: &Facts) -> Value {
     json!({

@@ -87,7 +87,8 @@ fn check(found: Preprocessor, geometry: &Geometry, tokens_per_tile: usize) -> Re
     let image = ImageRules { tile_size, longest_edge, mean, std, splits_by_default, tokens_per_tile };
     let (fps, max_frames) = found.video_sampling.map_or((None, None), |sampling| (sampling.fps, sampling.max_frames));
     let video = VideoRules { frames_per_second: fps.unwrap_or(1.0), frames_max: max_frames.unwrap_or(64) };
-    if !(video.frames_per_second > 0.0 && video.frames_per_second <= 1000.0) || !(1..=4096).contains(&video.frames_max) {
+    let is_rate = video.frames_per_second > 0.0 && video.frames_per_second <= 1000.0;
+    if !is_rate || !(1..=4096).contains(&video.frames_max) {
         return Err(format!("video_sampling is {video:?}, expected up to 1000 frames a second and 1 to 4096 frames"));
     }
     Ok((image, video))

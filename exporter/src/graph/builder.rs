@@ -57,10 +57,10 @@ impl Builder {
         self.initializer(tensor.into(), Element::F32, dims, values)
     }
 
-    /// A matrix stored [out, in], turned to [in, out].
+    /// A matrix stored [out, in], turned to [in, out]; it keeps its name, so that a graph's weights can be held against the checkpoint.
     pub fn matrix(&mut self, tensor: &str, [out, r#in]: [usize; 2]) -> Value {
         let values = Values::Tensor { tensor: tensor.into(), layout: Layout::Transposed };
-        self.initializer(format!("{tensor}.T"), Element::F32, &[r#in, out], values)
+        self.initializer(tensor.into(), Element::F32, &[r#in, out], values)
     }
 
     /// Floats made here.
@@ -247,7 +247,7 @@ mod tests {
         mlp/Sqrt.3 = Sqrt(mlp/Add.2)
         mlp/Div.4 = Div(x, mlp/Sqrt.3)
         mlp/Mul.5 = Mul(mlp/Div.4, norm.weight)
-        mlp/MatMul.6 = MatMul(mlp/Mul.5, fc.weight.T)
+        mlp/MatMul.6 = MatMul(mlp/Mul.5, fc.weight)
         mlp/Add.7 = Add(mlp/MatMul.6, fc.bias)
         mlp/Sigmoid.8 = Sigmoid(mlp/Add.7)
         mlp/Mul.9 = Mul(mlp/Add.7, mlp/Sigmoid.8)

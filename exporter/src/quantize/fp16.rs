@@ -99,8 +99,8 @@ mod tests {
         insta::assert_snapshot!(nodes.join("\n"), @r"
         /Gather.0/f16 = Gather(table, ids)
         /Gather.0 = Cast(/Gather.0/f16)
-        /MatMul.1/w.T/f32 = Cast(w.T)
-        /MatMul.1 = MatMul(/Gather.0, /MatMul.1/w.T/f32)
+        /MatMul.1/w/f32 = Cast(w)
+        /MatMul.1 = MatMul(/Gather.0, /MatMul.1/w/f32)
         y = Identity(/MatMul.1)
         ");
         assert_eq!(quantized.tensors.len(), 2);

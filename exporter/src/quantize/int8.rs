@@ -26,9 +26,9 @@ pub(super) fn quantize(mut graph: Graph, weights: &impl Weights, takes_int8: imp
     for initializer in std::mem::take(&mut graph.initializers) {
         match matrix(&initializer) {
             Some((tensor, Layout::Transposed)) if takes_int8(tensor) => {
-                let (quantized, scale, loss) = quantize_matrix(tensor, &initializer, weights)?;
-                scales.insert(initializer.name, (quantized.name.clone(), scale.name.clone()));
-                graph.initializers.extend([quantized, scale]);
+                let (integers, scale, loss) = quantize_matrix(tensor, &initializer, weights)?;
+                scales.insert(initializer.name, scale.name.clone());
+                graph.initializers.extend([integers, scale]);
                 tensors.push(loss);
             }
             _ => graph.initializers.push(initializer),
@@ -39,7 +39,7 @@ pub(super) fn quantize(mut graph: Graph, weights: &impl Weights, takes_int8: imp
     graph.nodes = nodes
         .into_iter()
         .flat_map(|node| match node.inputs.get(1).and_then(|weight| scales.get(weight)) {
-            Some((weight, scale)) if node.op == "MatMul" => integer_product(node, weight, scale, &mut seen),
+            Some(scale) if node.op == "MatMul" => integer_product(node, scale, &mut seen),
             _ => vec![node],
         })
         .collect();
@@ -58,14 +58,12 @@ fn quantize_matrix(
     let restored = integers.iter().enumerate().map(|(i, &integer)| integer * scales[i / inputs]);
     let loss = distance(tensor, &source.values, restored);
     let bytes = transpose(&integers, outputs, inputs).into_iter().map(|integer| (integer as i8).cast_unsigned()).collect();
-    let literal = |suffix: &str, element, dims: &[usize], bytes| Initializer {
-        name: format!("{}/{suffix}", initializer.name),
-        element,
-        dims: dims.into(),
-        values: Values::Literal(bytes),
-    };
+    let literal =
+        |name: String, element, dims: &[usize], bytes| Initializer { name, element, dims: dims.into(), values: Values::Literal(bytes) };
     let scale_bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-    Ok((literal("i8", Element::I8, &initializer.dims, bytes), literal("scale", Element::F32, &[outputs], scale_bytes), loss))
+    let integers = literal(initializer.name.clone(), Element::I8, &initializer.dims, bytes);
+    let scales = literal(format!("{}_scale", initializer.name), Element::F32, &[outputs], scale_bytes);
+    Ok((integers, scales, loss))
 }
 
 /// Rounds each row of `width` values to whole multiples of its own scale, -127..=127.
@@ -83,8 +81,8 @@ fn per_channel(values: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// The nodes that replace one `MatMul`; `seen` holds the inputs that are quantized already.
-fn integer_product(node: Node, weight: &str, weight_scale: &str, seen: &mut BTreeSet<String>) -> Vec<Node> {
-    let input = node.inputs[0].clone();
+fn integer_product(node: Node, weight_scale: &str, seen: &mut BTreeSet<String>) -> Vec<Node> {
+    let [input, weight] = [node.inputs[0].clone(), node.inputs[1].clone()];
     let part = |suffix: &str| format!("{input}/{suffix}");
     let [x, x_scale, x_zero] = ["u8", "scale", "zero_point"].map(part);
     let integer = |name: String, op, inputs: &[&str], outputs: Vec<String>, attributes| Node {
@@ -103,7 +101,7 @@ fn integer_product(node: Node, weight: &str, weight_scale: &str, seen: &mut BTre
         let outputs = vec![x.clone(), x_scale.clone(), x_zero.clone()];
         nodes.push(integer(format!("{input}/quantize"), "DynamicQuantizeLinear", &[&input], outputs, Vec::new()));
     }
-    let product = one("i32", "MatMulInteger", &[&x, weight, &x_zero], Vec::new());
+    let product = one("i32", "MatMulInteger", &[&x, &weight, &x_zero], Vec::new());
     let widened = one("f32", "Cast", &[&product.name], vec![("to", Attribute::Int(FLOAT))]);
     let scale = one("scale", "Mul", &[&x_scale, weight_scale], Vec::new());
     let scaled = integer(node.name.clone(), "Mul", &[&widened.name, &scale.name], node.outputs.clone(), Vec::new());
@@ -143,17 +141,17 @@ mod tests {
         let nodes: Vec<String> = quantized.graph.nodes.iter().map(line).collect();
         insta::assert_snapshot!(nodes[..10].join("\n"), @r"
         x/u8, x/scale, x/zero_point = DynamicQuantizeLinear(x)
-        /MatMul.0/i32 = MatMulInteger(x/u8, q.T/i8, x/zero_point)
+        /MatMul.0/i32 = MatMulInteger(x/u8, q, x/zero_point)
         /MatMul.0/f32 = Cast(/MatMul.0/i32)
-        /MatMul.0/scale = Mul(x/scale, q.T/scale)
+        /MatMul.0/scale = Mul(x/scale, q_scale)
         /MatMul.0 = Mul(/MatMul.0/f32, /MatMul.0/scale)
-        /MatMul.1/i32 = MatMulInteger(x/u8, k.T/i8, x/zero_point)
+        /MatMul.1/i32 = MatMulInteger(x/u8, k, x/zero_point)
         /MatMul.1/f32 = Cast(/MatMul.1/i32)
-        /MatMul.1/scale = Mul(x/scale, k.T/scale)
+        /MatMul.1/scale = Mul(x/scale, k_scale)
         /MatMul.1 = Mul(/MatMul.1/f32, /MatMul.1/scale)
-        /MatMul.2 = MatMul(x, kept.T)
+        /MatMul.2 = MatMul(x, kept)
         ");
-        let integers = &quantized.graph.initializers.iter().find(|i| i.name == "q.T/i8").unwrap().values;
+        let integers = &quantized.graph.initializers.iter().find(|i| i.name == "q").unwrap().values;
         // [in, out]; round(1 / (2 / 127)) = 64 by ties to even.
         assert_eq!(*integers, Values::Literal([64i8, 0, -127, 0, 32, 0].map(i8::cast_unsigned).into()));
         assert_eq!(quantized.tensors.len(), 2);
