@@ -1,0 +1,174 @@
+//! The OpenAI-compatible endpoint: the agent's routing for anybody's prompts.
+//!
+//! ```text
+//! POST /v1/chat/completions ─▶ chat::read ─▶ target ─▶ settle (local model · router · pools) ─▶ respond (whole | stream)
+//! GET  /v1/models   GET /healthz   GET /metrics
+//! ```
+//!
+//! The body's `model` is always who answered. Every refusal is an OpenAI error object that names the field.
+
+mod metrics;
+mod relay;
+mod respond;
+mod routing;
+mod settle;
+mod target;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::chat::{self, BODY_BYTES_MAX};
+use crate::infer;
+use crate::openai::reply::Architecture;
+use crate::openai::{ApiError, ModelEntry, ModelList};
+use crate::policy::InForce;
+use crate::pool::Pools;
+use metrics::Metrics;
+
+/// Requests that are read or answered at one time. Each may hold a body of [`BODY_BYTES_MAX`].
+const REQUESTS_MAX: usize = 32;
+/// A client that has not sent its body by then is turned away.
+const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+/// Replies under way may end in this time when the gateway stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a gateway is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The model on this box.
+    pub local: infer::Handle,
+    /// What it is called in replies.
+    pub name: String,
+    /// Everyone else who can be asked.
+    pub pools: Pools,
+    /// Kill switch and budgets, shared with the cameras.
+    pub in_force: InForce,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct Gateway {
+    parts: Parts,
+    metrics: Metrics,
+    places: Arc<Semaphore>,
+    started: u64,
+}
+
+/// Serves until `shutdown` resolves; replies under way then have ten seconds to end.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(parts: Parts, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+    let gateway =
+        Gateway { parts, metrics: Metrics::default(), places: Arc::new(Semaphore::new(REQUESTS_MAX)), started: respond::unix_time() };
+    let routes = Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/models", get(models))
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(prometheus))
+        .fallback(nothing_here)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Arc::new(gateway));
+    let (stopping, stopped) = oneshot::channel();
+    let served = axum::serve(listener, routes).with_graceful_shutdown(async move {
+        shutdown.await;
+        // Nobody listens when serving ended by itself.
+        let _ = stopping.send(());
+    });
+    let drained = async move {
+        match stopped.await {
+            Ok(()) => tokio::time::sleep(DRAIN).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = served.into_future() => ended,
+        () = drained => Ok(()),
+    }
+}
+
+async fn chat_completions(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    match answer(&gateway, request).await {
+        Ok(response) => response,
+        Err(error) => {
+            gateway.metrics.failed(&error);
+            error.into_response()
+        }
+    }
+}
+
+async fn answer(gateway: &Arc<Gateway>, request: Request) -> Result<Response, ApiError> {
+    let busy = |_| ApiError::busy(format!("{REQUESTS_MAX} requests are being answered already; try again later"), 1);
+    let place = Arc::clone(&gateway.places).try_acquire_owned().map_err(busy)?;
+    let began = Instant::now();
+    let body = read_body(request).await?;
+    let unread = body.clone();
+    // Pictures are decoded there: tens of milliseconds that would hold up every other connection.
+    let asked = tokio::task::spawn_blocking(move || chat::read(&unread)).await;
+    let asked = asked.map_err(|_| ApiError::server(500, "internal", "reading the request failed; please report it with the request"))??;
+    let pools: Vec<String> = gateway.parts.pools.iter().map(|pool| pool.id.clone()).collect();
+    let targets = target::targets(asked.model.as_deref(), &asked.models, &gateway.parts.name, &pools)?;
+    let settled = settle::settle(&gateway.parts, &asked, &body, targets).await?;
+    gateway.metrics.answered(settled.routing(), began.elapsed());
+    Ok(respond::respond(gateway, asked, settled, place))
+}
+
+async fn read_body(request: Request) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(BODY_TIME_MAX, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller pictures");
+            Err(ApiError { status: 413, param: None, ..ApiError::bad_request("", message) })
+        }
+        Ok(Err(rejection)) => Err(ApiError { param: None, ..ApiError::bad_request("", rejection.body_text()) }),
+        Err(_) => {
+            let message = format!("the body did not come within {BODY_TIME_MAX:?}");
+            Err(ApiError { status: 408, param: None, ..ApiError::bad_request("", message) })
+        }
+    }
+}
+
+async fn models(State(gateway): State<Arc<Gateway>>) -> axum::Json<ModelList> {
+    let entry = |id: String, owned_by, images: bool, usd_per_call| ModelEntry {
+        id,
+        object: "model",
+        created: gateway.started,
+        owned_by,
+        architecture: Architecture {
+            input_modalities: if images { vec!["text", "image"] } else { vec!["text"] },
+            output_modalities: vec!["text"],
+        },
+        usd_per_call,
+    };
+    let name = &gateway.parts.name;
+    let mut data: Vec<_> = target::names_here(name, &[]).into_iter().map(|id| entry(id, "egret", true, None)).collect();
+    data.extend(gateway.parts.pools.iter().map(|pool| entry(pool.id.clone(), "pool", pool.images, pool.usd_per_call)));
+    axum::Json(ModelList { object: "list", data })
+}
+
+async fn healthz(State(gateway): State<Arc<Gateway>>) -> axum::Json<serde_json::Value> {
+    let identity = gateway.parts.local.identity();
+    axum::Json(serde_json::json!({
+        "status": "ok",
+        "model": {"name": identity.name, "sha256": identity.sha256, "precision": identity.precision, "backend": identity.backend,
+                  "execution_provider": identity.execution_provider},
+    }))
+}
+
+async fn prometheus(State(gateway): State<Arc<Gateway>>) -> ([(&'static str, &'static str); 1], String) {
+    ([("content-type", "text/plain; version=0.0.4")], gateway.metrics.text())
+}
+
+async fn nothing_here(request: Request) -> ApiError {
+    let message = format!("{} {} is not served; see POST /v1/chat/completions and GET /v1/models", request.method(), request.uri().path());
+    ApiError { status: 404, param: None, ..ApiError::bad_request("", message) }
+}

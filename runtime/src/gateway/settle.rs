@@ -1,0 +1,243 @@
+//! Finds the answer to a request: asks the local model, lets the router judge its answer, asks a pool.
+
+use std::pin::Pin;
+use std::time::Instant;
+
+use bytes::Bytes;
+use firmware_config::agent::{KillSwitch, Pool, RouteMode};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+use vlm::Answer;
+use vlm::answer::Token;
+
+use super::routing::{Attempt, Routing, Settled};
+use super::target::Target;
+use super::{Parts, relay};
+use crate::budget::{Cost, micro_usd};
+use crate::chat::Asked;
+use crate::chat::completion;
+use crate::infer::AskError;
+use crate::openai::{ApiError, Completion};
+use crate::router::{self, Reason, Route, Terms};
+
+/// Tokens that a slow client may lag behind the model; past it the model waits.
+const TOKENS_AHEAD: usize = 64;
+
+/// An answer and how it came about.
+pub(super) enum Outcome {
+    /// The local model's.
+    Local { answer: Answer, routing: Routing },
+    /// The local model's, being written.
+    Writing { writing: Writing, routing: Routing },
+    /// A pool's.
+    Pool { completion: Completion, routing: Routing },
+}
+
+impl Outcome {
+    pub(super) fn routing(&self) -> &Routing {
+        match self {
+            Outcome::Local { routing, .. } | Outcome::Writing { routing, .. } | Outcome::Pool { routing, .. } => routing,
+        }
+    }
+}
+
+/// A local answer of which at least the first token, or the whole, is there. Dropping it stops the model.
+pub(super) struct Writing {
+    pub(super) first: Option<Token>,
+    pub(super) tokens: mpsc::Receiver<Token>,
+    pub(super) answer: Pin<Box<dyn Future<Output = Result<Answer, AskError>> + Send>>,
+}
+
+/// Asks the targets in order until one answers.
+///
+/// # Errors
+/// The last one's failure; at once when the request itself is at fault.
+pub(super) async fn settle(parts: &Parts, asked: &Asked, body: &Bytes, targets: Vec<Target>) -> Result<Outcome, ApiError> {
+    let mut decision = Decision { parts, asked, body, id: Uuid::now_v7(), attempts: Vec::new() };
+    let mut last = None;
+    for target in targets {
+        match decision.ask(&target).await {
+            Ok(mut outcome) => {
+                if last.is_some() {
+                    outcome.routing_mut().reasons.insert(0, Reason::Fallback);
+                }
+                return Ok(outcome);
+            }
+            Err(error) if error.status < 500 => return Err(error),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| ApiError::server(500, "internal", "nobody was asked")))
+}
+
+impl Outcome {
+    fn routing_mut(&mut self) -> &mut Routing {
+        match self {
+            Outcome::Local { routing, .. } | Outcome::Writing { routing, .. } | Outcome::Pool { routing, .. } => routing,
+        }
+    }
+}
+
+/// One request on its way to an answer.
+struct Decision<'a> {
+    parts: &'a Parts,
+    asked: &'a Asked,
+    body: &'a Bytes,
+    id: Uuid,
+    attempts: Vec<Attempt>,
+}
+
+/// Why a pool gave no answer: the code for programs, and words for people.
+struct NotAnswered {
+    reason: Reason,
+    detail: String,
+}
+
+impl Decision<'_> {
+    async fn ask(&mut self, target: &Target) -> Result<Outcome, ApiError> {
+        let kill_switch = self.parts.in_force.kill_switch();
+        match target {
+            Target::Pool(_) if kill_switch == KillSwitch::LocalOnly => {
+                let message = "the kill switch is on local-only: nothing leaves this box; ask for auto or local";
+                Err(ApiError::server(503, Reason::KillSwitch.as_str(), message))
+            }
+            Target::Pool(id) => {
+                let pool = self.parts.pools.get(id);
+                match self.escalate(pool).await {
+                    Ok(completion) => Ok(self.by_pool(completion, id, vec![Reason::Pin], None)),
+                    Err(NotAnswered { reason, detail }) => Err(pool_error(reason, detail)),
+                }
+            }
+            Target::Local if kill_switch != KillSwitch::PoolOnly && self.asked.stream && self.asked.form.is_none() => self.write().await,
+            Target::Local => self.judge(RouteMode::Local, kill_switch).await,
+            Target::Auto => self.judge(RouteMode::Auto, kill_switch).await,
+        }
+    }
+
+    /// Asks the local model, and a pool if the router says so.
+    async fn judge(&mut self, mode: RouteMode, kill_switch: KillSwitch) -> Result<Outcome, ApiError> {
+        let began = Instant::now();
+        let answer = self.parts.local.ask(self.asked.request.clone()).await.map_err(|error| self.local_failed(began, &error))?;
+        self.attempts.push(self.local_ok(began));
+        // The defaults of a camera's rule: scored answers come with a probability over all answers, free text does not.
+        let terms = Terms { mode, threshold: if self.asked.form.is_some() { 0.9 } else { 0.5 } };
+        let threshold = (mode == RouteMode::Auto).then_some(terms.threshold);
+        let mut route = router::route(answer.confidence.p, terms, kill_switch);
+        if route.target == router::Target::Escalate {
+            let pool = self.parts.pools.iter().find(|pool| pool.images || self.asked.pictures == 0);
+            match self.escalate(pool).await {
+                Ok(completion) => {
+                    let id = pool.map(|pool| pool.id.clone()).unwrap_or_default();
+                    return Ok(self.by_pool(completion, &id, route.reasons, Some((&answer, threshold))));
+                }
+                Err(NotAnswered { reason, .. }) => route = route.kept_local(reason),
+            }
+        }
+        let Route { reasons, .. } = route;
+        let routing = self.routing(Settled::Local, reasons, Some((&answer, threshold)));
+        Ok(Outcome::Local { answer, routing })
+    }
+
+    /// Starts a local answer whose tokens go out as they come.
+    async fn write(&mut self) -> Result<Outcome, ApiError> {
+        let began = Instant::now();
+        let (sender, mut tokens) = mpsc::channel(TOKENS_AHEAD);
+        let (local, request) = (self.parts.local.clone(), self.asked.request.clone());
+        let mut answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move { local.ask_streaming(request, sender).await });
+        // An error before the first token is still an HTTP status; after it, only an event in the stream.
+        let first = tokio::select! {
+            biased;
+            Some(first) = tokens.recv() => Some(first),
+            ended = &mut answer => {
+                let ended = ended.map_err(|error| self.local_failed(began, &error))?;
+                answer = Box::pin(std::future::ready(Ok(ended)));
+                None
+            }
+        };
+        self.attempts.push(self.local_ok(began));
+        let routing = self.routing(Settled::Local, vec![Reason::Pin], None);
+        Ok(Outcome::Writing { writing: Writing { first, tokens, answer }, routing })
+    }
+
+    /// Asks a pool, if there is one, it is well, and the policy allows it.
+    async fn escalate(&mut self, pool: Option<&Pool>) -> Result<Completion, NotAnswered> {
+        let denied = |reason, detail: &str| NotAnswered { reason, detail: detail.to_owned() };
+        let pool = pool.ok_or_else(|| denied(Reason::NoCapableModel, "no pool is configured that takes this request"))?;
+        if self.asked.pictures > 0 && !pool.images {
+            return Err(denied(Reason::NoCapableModel, "the pool takes no pictures"));
+        }
+        if self.parts.pools.breaker_open(&pool.id) {
+            return Err(denied(Reason::BreakerOpen, "the pool failed too often; it is tried again after a while"));
+        }
+        let request = relay::request(self.body, self.asked.form.as_ref(), pool);
+        let usd = pool.usd_per_call.map_or(0, micro_usd);
+        let worst = Cost { bytes: request.len() as u64 * u64::from(pool.attempts), micro_usd: usd };
+        let permit = self.parts.in_force.permit(worst).map_err(|reason| denied(reason, "the policy's limit is reached"))?;
+        let began = Instant::now();
+        let outcome = self.parts.pools.complete(&pool.id, *self.id.as_bytes(), request).await;
+        let (tries, bytes_up) = match &outcome {
+            Ok(completed) => (completed.attempts, completed.bytes_up),
+            Err(error) => error.spent(),
+        };
+        permit.settle(Cost { bytes: bytes_up, micro_usd: if tries > 0 { usd } else { 0 } });
+        let replied = match outcome {
+            Ok(completed) => relay::reply(completed.completion, self.asked.form.as_ref(), pool)
+                .map_err(|detail| NotAnswered { reason: Reason::InvalidFormat, detail: format!("pool {}: {detail}", pool.id) }),
+            Err(error) => Err(NotAnswered { reason: Reason::from(&error), detail: error.to_string() }),
+        };
+        let error = replied.as_ref().err().map(|failed| failed.detail.clone());
+        let status = if error.is_none() { "ok" } else { "failed" };
+        let latency_ms = began.elapsed().as_millis() as u64;
+        self.attempts.push(Attempt { model: pool.id.clone(), status, error, latency_ms, tries, bytes_up });
+        replied
+    }
+
+    fn by_pool(&mut self, completion: Completion, pool: &str, reasons: Vec<Reason>, local: Option<(&Answer, Option<f64>)>) -> Outcome {
+        let routing = Routing { pool: Some(pool.to_owned()), ..self.routing(Settled::Pool, reasons, local) };
+        Outcome::Pool { completion, routing }
+    }
+
+    fn routing(&mut self, settled: Settled, reasons: Vec<Reason>, local: Option<(&Answer, Option<f64>)>) -> Routing {
+        let attempts = std::mem::take(&mut self.attempts);
+        Routing {
+            decision_id: self.id.to_string(),
+            settled,
+            reasons,
+            pool: None,
+            confidence: local.map(|(answer, _)| completion::confidence(answer)),
+            threshold: local.and_then(|(_, threshold)| threshold),
+            bytes_up: attempts.iter().map(|attempt| attempt.bytes_up).sum(),
+            attempts,
+        }
+    }
+
+    fn local_ok(&self, began: Instant) -> Attempt {
+        let model = self.parts.name.clone();
+        Attempt { model, status: "ok", error: None, latency_ms: began.elapsed().as_millis() as u64, tries: 1, bytes_up: 0 }
+    }
+
+    fn local_failed(&mut self, began: Instant, error: &AskError) -> ApiError {
+        self.attempts.push(Attempt { status: "failed", error: Some(error.to_string()), ..self.local_ok(began) });
+        local_error(error)
+    }
+}
+
+/// What the local model's failure is to a client.
+pub(crate) fn local_error(error: &AskError) -> ApiError {
+    match error {
+        AskError::Busy => ApiError::busy(error.to_string(), 1),
+        AskError::Stopped => ApiError::server(503, "stopping", error.to_string()),
+        AskError::Model(model) if model.is_bad_request() => ApiError::bad_request("messages", error.to_string()),
+        AskError::Model(_) => ApiError::server(500, "model_failed", error.to_string()),
+    }
+}
+
+/// What a pinned pool's failure is to a client: the status that a client's own retries go by, and the router's code.
+fn pool_error(reason: Reason, detail: String) -> ApiError {
+    let status = match reason {
+        Reason::Deadline => 504,
+        Reason::InvalidFormat | Reason::Fallback => 502,
+        _ => 503,
+    };
+    ApiError::server(status, reason.as_str(), detail)
+}
