@@ -1,4 +1,7 @@
 //! One integration binary: every test drives real components through the rig.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod ask;
+mod bundle;
+mod exact;
 mod tidy;

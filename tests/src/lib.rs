@@ -2,10 +2,23 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+pub mod bundles;
 pub mod kept;
 pub mod synth;
+pub mod transformers;
 
 /// A file of `tests/data`.
 pub fn data(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
+}
+
+/// A program of the workspace, built in the profile of the running test.
+///
+/// # Panics
+/// When it has not been built.
+pub fn program(name: &str) -> std::path::PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps").join(name);
+    assert!(path.is_file(), "{}: not built; tests/run.sh builds it, or cargo build --release --workspace --bins", path.display());
+    path
 }

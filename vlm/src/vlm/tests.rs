@@ -1,1 +1,169 @@
+#![allow(clippy::unwrap_used)]
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use firmware_config::manifest::{FORMAT, Geometry, Graphs, Source, TextGeometry, VideoRules, VisionGeometry};
+
+use super::*;
+use crate::answer::ConfidenceSource;
+use crate::fake::{FakeModel, HIDDEN, Runs};
+use crate::picture::Picture;
+use crate::reference;
+use crate::request::{Content, Role, Turn};
+use crate::template::DEFAULT;
+
+const VOCAB: usize = 49280;
+
+fn manifest(context_length: usize) -> Manifest {
+    let image = reference::rules("micro");
+    Manifest {
+        format: FORMAT,
+        name: "fake".into(),
+        source: Source { name: "fake".into(), sha256: "00".into() },
+        architecture: "smolvlm".into(),
+        precision: Precision::Fp32,
+        targets: Vec::new(),
+        geometry: Geometry {
+            vision: VisionGeometry { hidden_size: 1, layers: 1, heads: 1, image_size: image.tile_size, patch_size: 8 },
+            text: TextGeometry { hidden_size: HIDDEN, layers: 1, heads: 1, kv_heads: 1, head_dim: 1, vocab_size: VOCAB, context_length },
+            scale_factor: 4,
+        },
+        image,
+        video: VideoRules { frames_per_second: 1.0, frames_max: 64 },
+        prompt: reference::tokens(),
+        graphs: Graphs { vision_encoder: String::new(), embed_tokens: String::new(), decoder_model_merged: String::new() },
+        quantization: Vec::new(),
+        files: Default::default(),
+        exporter: "0".into(),
+    }
+}
+
+fn vlm_of(model: FakeModel, context_length: usize) -> (Vlm, Arc<Runs>) {
+    let runs = model.runs.clone();
+    let tokenizer =
+        Tokenizer::from_json(&std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizer.json")).unwrap()).unwrap();
+    (Vlm::new(manifest(context_length), "ab".into(), tokenizer, Template::new(DEFAULT).unwrap(), Box::new(model)), runs)
+}
+
+fn hashing() -> (Vlm, Arc<Runs>) {
+    vlm_of(FakeModel::hashing(VOCAB, reference::rules("micro").tokens_per_tile), 8192)
+}
+
+fn grey(level: u8) -> Picture {
+    Picture::from_rgb(16, 16, vec![level; 16 * 16 * 3]).unwrap()
+}
+
+fn closed(picture: Picture, question: &str) -> Request {
+    Request { candidates: vec!["yes".into(), "no".into()], ..Request::question(picture, question) }
+}
+
+fn said(answer: &Answer) -> (String, Vec<(u32, u32)>, Vec<u64>) {
+    let tokens = answer.tokens.iter().map(|token| (token.id, token.logprob.to_bits())).collect();
+    (answer.text.clone(), tokens, answer.candidates.iter().map(|candidate| candidate.probability.to_bits()).collect())
+}
+
+/// The four lines of the documentation, held to compile.
+#[expect(dead_code, reason = "compiled, never run")]
+fn four_lines() -> Result<(), Box<dyn std::error::Error>> {
+    let mut vlm = crate::Vlm::open("smolvlm2-256m-int8".as_ref(), &crate::Options::default())?;
+    let picture = crate::Picture::decode(&std::fs::read("door.jpg")?)?;
+    let answer = vlm.ask(&crate::Request::question(picture, "Is the door open?"))?;
+    println!("{} ({:.2})", answer.text, answer.confidence.p);
+    Ok(())
+}
+
+#[test]
+fn questions_on_one_frame_share_its_prefix() {
+    let questions = [closed(grey(50), "Is it open?"), Request { max_new_tokens: 3, ..Request::question(grey(50), "What is it?") }];
+    let unshared: Vec<_> = questions.iter().map(|question| said(&hashing().0.ask(question).unwrap())).collect();
+
+    let (mut vlm, runs) = hashing();
+    let shared: Vec<_> = questions.iter().map(|question| said(&vlm.ask(question).unwrap())).collect();
+    assert_eq!(shared, unshared);
+    assert_eq!(runs.encode.load(Ordering::Relaxed), 1, "the second question costs no vision");
+
+    let before = runs.decoded_tokens.load(Ordering::Relaxed);
+    let answer = vlm.ask(&closed(grey(50), "Is it open?")).unwrap();
+    let prefix = 9;
+    // " yes" and " no" are one token each, read off the prompt's last position.
+    assert_eq!(runs.decoded_tokens.load(Ordering::Relaxed) - before, answer.prompt_tokens - prefix, "nor its prefix");
+}
+
+#[test]
+fn another_frame_is_not_mistaken_for_the_last() {
+    let (mut vlm, runs) = hashing();
+    let first = said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap());
+    let other = said(&vlm.ask(&closed(grey(60), "Is it open?")).unwrap());
+    assert_ne!(first, other);
+    assert_eq!(said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap()), first);
+    assert_eq!(runs.encode.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_trace_shows_the_vision_encoder_even_on_a_kept_prefix() {
+    let (mut vlm, _) = hashing();
+    let plain = vlm.ask(&closed(grey(50), "Is it open?")).unwrap();
+    let traced = vlm.ask(&Request { trace: true, ..closed(grey(50), "Is it open?") }).unwrap();
+    assert_eq!(said(&plain), said(&traced));
+    let trace = traced.trace.unwrap();
+    assert_eq!(trace.prompt, "<|im_start|>User:<image>Is it open?<end_of_utterance>\nAssistant:");
+    assert_eq!(trace.input_ids.len(), traced.prompt_tokens);
+    assert_eq!(trace.pixel_shape, Some([1, 1, 3, 64, 64]));
+    assert_eq!(trace.image_features.unwrap().len(), 4 * HIDDEN);
+    assert_eq!(trace.logits.len(), VOCAB);
+}
+
+#[test]
+fn text_alone_needs_no_vision() {
+    let (mut vlm, runs) = hashing();
+    let turns = vec![Turn { role: Role::User, content: vec![Content::Text("Say something.".into())] }];
+    let answer = vlm.ask(&Request { turns, max_new_tokens: 2, trace: true, ..Request::default() }).unwrap();
+    assert_eq!(answer.tokens.len(), 2);
+    assert_eq!(runs.encode.load(Ordering::Relaxed), 0);
+    assert!(answer.trace.unwrap().pixel_shape.is_none());
+}
+
+#[test]
+fn free_text_is_streamed_as_it_is_answered() {
+    let (vlm, _) = hashing();
+    let said = vlm.tokenizer.encode(" A door, I think.").unwrap();
+    let request = Request::question(grey(50), "What is it?");
+    let prompt = vlm.prompt_rules().prompt(&request.turns, false).unwrap().input_ids.len();
+    let script = [&said[..], &[49279]].concat();
+    let (mut vlm, _) = vlm_of(FakeModel { tokens_per_tile: 4, ..FakeModel::scripted(VOCAB, prompt, &script) }, 8192);
+
+    let mut streamed = String::new();
+    let answer = vlm
+        .ask_streaming(&request, &mut |token| {
+            streamed.push_str(&token.text);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((streamed.as_str(), answer.text.as_str()), (" A door, I think.", "A door, I think."));
+    assert_eq!(answer.finish_reason, FinishReason::Stop);
+    assert_eq!(answer.tokens.len(), said.len(), "the end token is not part of it");
+    assert_eq!(answer.confidence.source, ConfidenceSource::Tokens);
+    assert!((answer.confidence.p - 0.5).abs() < 1e-6);
+
+    let stopped = vlm.ask_streaming(&request, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!(stopped.text, "A");
+}
+
+#[test]
+fn requests_at_fault_are_told_from_failures() {
+    let (mut vlm, _) = vlm_of(FakeModel::hashing(VOCAB, 4), 30);
+    let mut refuse = |request: Request| {
+        let error = vlm.ask(&request).unwrap_err();
+        assert!(error.is_bad_request(), "{error}");
+        error.to_string()
+    };
+    insta::assert_snapshot!(refuse(Request { max_new_tokens: 0, ..Request::question(grey(1), "What?") }), @"max_new_tokens is 0: expected 1 or more, or candidates");
+    insta::assert_snapshot!(refuse(Request { candidates: vec!["a".into(), "a".into()], ..Request::question(grey(1), "What?") }), @r#"candidates "a" and "a" are the same to the model; keep one"#);
+    insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 47 tokens: the context holds 30; shorten it, or show fewer or unsplit pictures");
+    insta::assert_snapshot!(refuse(Request { candidates: vec!["a long answer of far too many words".into()], ..Request::question(grey(1), "What is it, please?") }), @"");
+    insta::assert_snapshot!(refuse(Request::default()), @"prompt is empty: expected a last turn of the user with text in it; ask something");
+
+    let overflowing = FakeModel { logits: Box::new(|_| vec![f32::NAN; VOCAB]), ..FakeModel::hashing(VOCAB, 4) };
+    let error = vlm_of(overflowing, 8192).0.ask(&Request::question(grey(1), "What?")).unwrap_err();
+    assert!(!error.is_bad_request());
+}

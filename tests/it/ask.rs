@@ -1,0 +1,167 @@
+//! `egret ask`, started as a person would.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use firmware_config::manifest::Precision;
+use serde_json::Value;
+use tests::bundles::bundle;
+use tests::synth::Synthetic;
+
+fn micro() -> PathBuf {
+    bundle(&Synthetic::micro(), Precision::Fp32)
+}
+
+fn picture() -> PathBuf {
+    tests::data("images/a_entrance.png")
+}
+
+fn ask(bundle: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(tests::program("egret"));
+    command.arg("ask").arg("--bundle").arg(bundle).args(args).env("RUST_LOG", "warn").output().unwrap()
+}
+
+/// Exit code and what was said on stderr, with the bundle's folder left out.
+fn refused(bundle: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let output = ask(bundle, args);
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    let said = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), said.replace(&bundle.display().to_string(), "BUNDLE").trim_end().to_owned())
+}
+
+/// The one object that ends stdout.
+fn json(output: &Output) -> Value {
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// Replaces every number, so that only the form is left.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Number(number) => *value = Value::from(if number.is_u64() { "integer" } else { "number" }),
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        Value::Object(fields) => fields.values_mut().for_each(redact),
+        _ => {}
+    }
+}
+
+const TRACT: &[&str] = &["--backend", "tract"];
+
+#[test]
+fn json_has_the_fields_of_the_contract() {
+    let image = picture();
+    let args = [&["--image", image.to_str().unwrap(), "--candidates", "yes, no", "--json", "--trace", "Is it open?"], TRACT].concat();
+    let mut record = json(&ask(&micro(), &args));
+    let ids = record["input_ids"].as_array().unwrap().len();
+    assert_eq!(record["prompt_tokens"], ids);
+    record["input_ids"] = Value::Null;
+    record["model"]["sha256"] = Value::Null;
+    redact(&mut record);
+    insta::assert_snapshot!(serde_json::to_string(&record).unwrap(), @"");
+}
+
+#[test]
+fn both_backends_say_the_same() {
+    let image = picture();
+    let question = ["--image", image.to_str().unwrap(), "--max-new-tokens", "8", "--json", "Can you describe this image?"];
+    let [tract, ort] = ["tract", "ort"].map(|backend| {
+        let record = json(&ask(&micro(), &[&question[..], &["--backend", backend]].concat()));
+        assert_eq!(record["model"]["backend"], backend);
+        record
+    });
+    assert_eq!(tract["answer"], ort["answer"]);
+    let logprobs = |record: &Value| -> Vec<f64> {
+        record["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).collect()
+    };
+    for (tract, ort) in logprobs(&tract).iter().zip(logprobs(&ort)) {
+        assert!((tract - ort).abs() < 1e-4, "{tract} {ort}");
+    }
+}
+
+#[test]
+fn clips_and_words_alone_are_asked_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let clip = dir.path().join("clip.mp4");
+    let made = Command::new("ffmpeg")
+        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc=duration=3:size=64x48:rate=5", "-pix_fmt", "yuv420p"])
+        .arg(&clip)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let clip = clip.to_str().unwrap();
+    let record = json(&ask(&micro(), &[&["--video", clip, "--max-new-tokens", "1", "--json", "--trace", "What moves?"], TRACT].concat()));
+    assert_eq!(record["pixel_values"]["shape"], serde_json::json!([1, 3, 3, 64, 64]), "one frame a second");
+    assert!(record["prompt"].as_str().unwrap().contains("series of three frames from a 0:00:03"), "{}", record["prompt"]);
+
+    let record = json(&ask(&micro(), &[&["--system", "Be brief.", "--max-new-tokens", "2", "--json", "Hello?"], TRACT].concat()));
+    assert_eq!((record["finish_reason"].as_str(), record["tokens"].as_array().map(Vec::len)), (Some("length"), Some(2)));
+}
+
+#[test]
+fn people_read_the_answer_and_how_sure_it_is() {
+    let image = picture();
+    let output = ask(&micro(), &[&["--image", image.to_str().unwrap(), "--candidates", "yes,no", "Is it open?"], TRACT].concat());
+    assert!(output.status.success());
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let (answer, rest) = stdout.split_once("\n\n").unwrap();
+    assert!(["yes", "no"].contains(&answer), "{stdout}");
+    assert!(rest.starts_with("confidence 0.") && rest.contains("micro fp32 on tract"), "{stdout}");
+}
+
+#[test]
+fn wrong_usage_is_64() {
+    let nowhere = Path::new("/nowhere");
+    for args in [
+        &["--backend", "tvm", "q"][..],
+        &["--split", "maybe", "q"],
+        &["--max-new-tokens", "0", "q"],
+        &["--trace", "q"],
+        &[],
+        &["--frobnicate", "q"],
+    ] {
+        assert_eq!(refused(nowhere, args).0, Some(64), "{args:?}");
+    }
+    let text = tests::data("reference.json");
+    let (code, said) = refused(nowhere, &["--image", text.to_str().unwrap(), "q"]);
+    assert_eq!(code, Some(64), "a file that is no picture: {said}");
+    let (code, said) = refused(&micro(), &[TRACT, &["--candidates", "yes,yes", "q"]].concat());
+    assert_eq!(code, Some(64));
+    insta::assert_snapshot!(said, @r#"egret: candidates "yes" and "yes" are the same to the model; keep one"#);
+    let (code, said) = refused(&micro(), &[TRACT, &["--require-execution-provider", "cuda", "q"]].concat());
+    assert_eq!(code, Some(64));
+    insta::assert_snapshot!(said, @"egret: execution provider cuda is required, but tract runs; drop require-execution-provider, or install a library that offers cuda");
+}
+
+#[test]
+fn what_cannot_be_read_is_74() {
+    let (code, said) = refused(Path::new("/nowhere"), &["q"]);
+    assert_eq!(code, Some(74));
+    insta::assert_snapshot!(said, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
+    let (code, said) = refused(Path::new("/nowhere"), &["--image", "/nowhere/door.jpg", "q"]);
+    assert_eq!(code, Some(74));
+    insta::assert_snapshot!(said, @"");
+    let (code, said) = refused(&micro(), &[TRACT, &["--video", "/nowhere/door.mp4", "q"]].concat());
+    assert_eq!(code, Some(74));
+    insta::assert_snapshot!(said, @"");
+}
+
+#[test]
+fn a_library_that_is_not_there_is_told_or_replaced() {
+    let start = |backend: &str| {
+        Command::new(tests::program("egret"))
+            .args(["ask", "--bundle"])
+            .arg(micro())
+            .args(["--backend", backend, "--max-new-tokens", "1", "--json", "q"])
+            .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
+            .env("RUST_LOG", "warn")
+            .output()
+            .unwrap()
+    };
+    let output = start("auto");
+    assert_eq!(json(&output)["model"]["backend"], "tract");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("running on tract: ONNX Runtime: ORT_DYLIB_PATH names /nowhere/libonnxruntime.so, which is no file"), "{said}");
+    assert_eq!(start("ort").status.code(), Some(64));
+}
