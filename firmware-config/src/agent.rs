@@ -1,7 +1,17 @@
 //! `egret.toml`: what one box watches, asks, escalates and publishes.
 
+mod parse;
+mod problems;
+mod section;
+pub mod units;
+mod url;
+mod value;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use parse::CONFIG_BYTES_MAX;
+pub use problems::{ConfigErrors, Problem};
 
 /// A whole, checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +133,17 @@ pub enum Source {
     File(PathBuf),
     /// `rtsp://…` or `rtsps://…`, as written.
     Rtsp(String),
+}
+
+impl std::fmt::Display for Source {
+    /// As in the configuration, without user and password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Folder(path) => write!(f, "dir://{}", path.display()),
+            Source::File(path) => write!(f, "file://{}", path.display()),
+            Source::Rtsp(url) => f.write_str(&crate::redact::redact(url)),
+        }
+    }
 }
 
 /// What admits a frame to the model.

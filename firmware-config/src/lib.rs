@@ -7,3 +7,6 @@
 
 pub mod agent;
 pub mod manifest;
+mod redact;
+
+pub use redact::redact;

@@ -1,0 +1,340 @@
+//! From the text of an `egret.toml` to an [`AgentConfig`]: one walk over the parsed tables, every problem of the file at once.
+
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use super::problems::{Complaint, ConfigErrors, Problems};
+use super::section::Section;
+use super::value::{Checked, choice, duration, flag, found, id, nearest, number, path, quote, rate, size, string, text, whole};
+use super::{
+    AgentConfig, BackendChoice, Camera, ClosedForm, Gate, Gateway, KillSwitch, Model, Mqtt, Node, Policy, Pool, PoolTransport, RouteMode,
+    Rule, url,
+};
+
+/// Largest configuration text, in bytes.
+pub const CONFIG_BYTES_MAX: usize = 1 << 20;
+
+const CAMERAS_MAX: usize = 64;
+const RULES_MAX: usize = 32;
+const POOLS_MAX: usize = 32;
+const ANSWERS_MAX: usize = 64;
+const QUESTION_MAX: usize = 2000;
+const ANSWER_MAX: usize = 200;
+const NAME_MAX: usize = 200;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// Time between two frames at 60 of them a second.
+const PERIOD_MIN: Duration = Duration::from_nanos(1_000_000_000 / 60);
+
+/// Defaults of keys that are left out; the example file repeats them.
+const THRESHOLD_CLOSED: f64 = 0.9;
+const THRESHOLD_FREE: f64 = 0.5;
+const MOTION: f64 = 0.01;
+const MAX_AGE: Duration = Duration::from_secs(30);
+const STALL_AFTER: Duration = Duration::from_secs(10);
+const MAX_NEW_TOKENS: u32 = 64;
+const DEADLINE: Duration = Duration::from_secs(8);
+const ATTEMPTS: u32 = 3;
+const IN_FLIGHT: u32 = 4;
+const OUTBOX_EVENTS: u32 = 10_000;
+const LISTEN: std::net::SocketAddr = std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+
+impl AgentConfig {
+    /// Reads the text of a configuration; `file_name` is what problems are told of. Relative paths are kept as written.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the text, in its order.
+    pub fn parse(text: &str, file_name: &str) -> Result<AgentConfig, ConfigErrors> {
+        if text.len() > CONFIG_BYTES_MAX {
+            let complaint =
+                Complaint::new(format!("{} bytes", text.len()), format!("at most {CONFIG_BYTES_MAX} bytes"), "name an egret.toml");
+            return Err(ConfigErrors::whole(file_name, complaint));
+        }
+        let problems = Problems::new(text);
+        let (table, syntax) = DeTable::parse_recoverable(text);
+        for error in &syntax {
+            let place = error.span().unwrap_or(0..0);
+            problems.add(
+                place,
+                String::new(),
+                Complaint::new(quote_line(error.message()), "TOML", "see https://toml.io for how it is written"),
+            );
+        }
+        // What the parser made of broken syntax would only add problems that are not there.
+        let config = if syntax.is_empty() { root(&Section::new(&problems, String::new(), 0..0, table.get_ref(), ROOT)) } else { None };
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems.into_errors(file_name)),
+        }
+    }
+}
+
+const ROOT: &[&str] = &["node", "model", "mqtt", "camera", "pool", "policy", "gateway"];
+
+fn root(root: &Section<'_>) -> Option<AgentConfig> {
+    for (table, example) in [("node", "id = \"gate-01\""), ("model", "bundle = \"/var/lib/egret/…\"")] {
+        if !root.has(table) {
+            root.complain(0..0, table, Complaint::new("nothing", "this table", format!("add [{table}] with {example}")));
+        }
+    }
+    let pools = root.tables(
+        "pool",
+        POOLS_MAX,
+        &["id", "url", "mqtt", "model", "api-key-file", "deadline", "closed", "images", "attempts", "usd-per-call"],
+    );
+    Section::unique(&pools, "pool");
+    // Ids of pools that are wrong otherwise count too: their rules are right.
+    let pool_ids: Vec<String> =
+        pools.iter().filter_map(|pool| pool.optional("id", |value| string(value, "").map(str::to_owned).or(Ok(String::new())))).collect();
+
+    let cameras = root.tables("camera", CAMERAS_MAX, &["id", "source", "rate", "gate", "stall-after", "rule"]);
+    Section::unique(&cameras, "camera");
+    let cameras: Vec<Option<Camera>> = cameras.iter().map(|section| camera(section, &pool_ids)).collect();
+    let pools: Vec<Option<Pool>> = pools.iter().map(|section| pool(section, root.has("mqtt"))).collect();
+
+    let node = root.table("node", &["id"]).and_then(|node| Some(Node { id: node.required("id", "\"gate-01\"", id)? }));
+    let model = root
+        .table("model", &["bundle", "backend", "threads", "ort-library", "require-execution-provider"])
+        .and_then(|section| model(&section));
+    let mqtt = root.table("mqtt", &["url", "username-file", "password-file", "ca-file", "outbox-events"]).map(|section| mqtt(&section));
+    let policy = root.table("policy", &["kill-switch", "calls-per-minute", "in-flight", "bytes-per-minute", "usd-per-day"]);
+    let policy = policy.map_or_else(Policy::default, |section| self::policy(&section));
+    let gateway =
+        root.table("gateway", &["listen"]).map(|gateway| Gateway { listen: gateway.optional("listen", listen).unwrap_or(LISTEN) });
+
+    Some(AgentConfig {
+        node: node?,
+        model: model?,
+        // A broker that is wrong is a problem of the file, not a box without a broker.
+        mqtt: mqtt.map_or(Some(None), |mqtt| mqtt.map(Some))?,
+        cameras: cameras.into_iter().collect::<Option<_>>()?,
+        pools: pools.into_iter().collect::<Option<_>>()?,
+        policy,
+        gateway,
+    })
+}
+
+fn model(section: &Section<'_>) -> Option<Model> {
+    const BACKENDS: &[(&str, BackendChoice)] =
+        &[("auto", BackendChoice::Auto), ("ort", BackendChoice::Ort), ("tract", BackendChoice::Tract)];
+    const PROVIDERS: &[(&str, &str)] = &[("cpu", "cpu"), ("cuda", "cuda"), ("tensorrt", "tensorrt"), ("tract", "tract")];
+    let bundle = section.required("bundle", "\"/var/lib/egret/smolvlm2-256m-int8\"", path);
+    let model = Model {
+        bundle: bundle.clone().unwrap_or_default(),
+        backend: section.optional("backend", choice(BACKENDS)).unwrap_or_default(),
+        threads: section.optional("threads", whole(1..=256)).map(count),
+        ort_library: section.optional("ort-library", path),
+        require_execution_provider: section.optional("require-execution-provider", choice(PROVIDERS)).map(str::to_owned),
+    };
+    bundle.map(|_| model)
+}
+
+fn mqtt(section: &Section<'_>) -> Option<Mqtt> {
+    let url = section.required("url", "\"mqtt://127.0.0.1:1883\"", url::mqtt);
+    let username_file = section.optional("username-file", path);
+    let password_file = section.optional("password-file", path);
+    let ca_file = section.optional("ca-file", path);
+    let outbox_events_max = count(section.optional("outbox-events", whole(1..=1_000_000)).unwrap_or(OUTBOX_EVENTS));
+    Some(Mqtt { url: url?, username_file, password_file, ca_file, outbox_events_max })
+}
+
+fn camera(section: &Section<'_>, pools: &[String]) -> Option<Camera> {
+    let rules =
+        section.tables("rule", RULES_MAX, &["id", "question", "answers", "alert", "threshold", "route", "pool", "split", "max-new-tokens"]);
+    Section::unique(&rules, "rule of a camera");
+    let rules: Vec<Option<Rule>> = rules.iter().map(|section| rule(section, pools)).collect();
+    let id = section.required("id", "\"lobby\"", id);
+    let source = section.required("source", "\"rtsp://192.0.2.7/stream2\"", url::source);
+    let period = section.optional("rate", rate(PERIOD_MIN..=HOUR)).unwrap_or(SECOND);
+    let stall_after = section.optional("stall-after", duration(SECOND..=HOUR)).unwrap_or(STALL_AFTER);
+    let gate = section.table("gate", &["motion", "max-age"]).map_or_else(Gate::default, |section| gate(&section));
+    Some(Camera { id: id?, source: source?, period, gate, stall_after, rules: rules.into_iter().collect::<Option<_>>()? })
+}
+
+fn gate(section: &Section<'_>) -> Gate {
+    Gate {
+        motion: section.optional("motion", number(0.0..=1.0)).unwrap_or(MOTION),
+        max_age: section.optional("max-age", duration(100 * MILLISECOND..=7 * DAY)).unwrap_or(MAX_AGE),
+    }
+}
+
+impl Default for Gate {
+    /// A hundredth of the pixels, or half a minute.
+    fn default() -> Self {
+        Self { motion: MOTION, max_age: MAX_AGE }
+    }
+}
+
+fn rule(section: &Section<'_>, pools: &[String]) -> Option<Rule> {
+    const ROUTES: &[(&str, RouteMode)] =
+        &[("auto", RouteMode::Auto), ("local", RouteMode::Local), ("pool", RouteMode::Pool), ("must-escalate", RouteMode::MustEscalate)];
+    let rule_id = section.required("id", "\"person\"", id);
+    let question = section.required("question", "\"Is there a person?\"", text(QUESTION_MAX));
+    let answers = answers(section);
+    let alert = alert(section, &answers);
+    let threshold = section.optional("threshold", number(0.0..=1.0));
+    let route = section.optional("route", choice(ROUTES)).unwrap_or_default();
+    let pool = section.optional("pool", |value| known_pool(value, pools));
+    let split = section.optional("split", flag).unwrap_or(false);
+    let max_new_tokens = count(section.optional("max-new-tokens", whole(1..=4096)).unwrap_or(MAX_NEW_TOKENS));
+    let threshold = threshold.unwrap_or(if answers.is_empty() { THRESHOLD_FREE } else { THRESHOLD_CLOSED });
+    Some(Rule { id: rule_id?, question: question?, answers, alert, threshold, route, pool, split, max_new_tokens })
+}
+
+/// Trimmed and distinct; at least two.
+fn answers(section: &Section<'_>) -> Vec<String> {
+    let listed = section.list("answers", ANSWERS_MAX, trimmed);
+    let mut answers: Vec<String> = Vec::with_capacity(listed.len());
+    for (answer, place) in listed {
+        if answers.contains(&answer) {
+            let complaint = Complaint::new(format!("{} twice", quote(&answer)), "answers that differ after trimming", "remove one");
+            section.complain(place, "answers", complaint);
+        } else {
+            answers.push(answer);
+        }
+    }
+    if section.has("answers") && answers.len() < 2 && section.optional("answers", few) == Some(true) {
+        let complaint =
+            Complaint::new("fewer than two", "at least two answers to choose from", "add the others, or remove the key for free text");
+        section.complain(section.place("answers"), "answers", complaint);
+    }
+    answers
+}
+
+/// Whether it is an array too short to choose from; what is no array has been told already.
+fn few(value: &DeValue<'_>) -> Checked<bool> {
+    Ok(value.as_array().is_some_and(|array| array.len() < 2))
+}
+
+/// A subset of `answers`.
+fn alert(section: &Section<'_>, answers: &[String]) -> Vec<String> {
+    let mut alert = Vec::new();
+    for (answer, place) in section.list("alert", ANSWERS_MAX, trimmed) {
+        if !section.has("answers") {
+            let complaint =
+                Complaint::new(quote(&answer), "answers to take it from: free text has no alert", "add answers = [\"yes\", \"no\"]");
+            section.complain(place, "alert", complaint);
+        } else if !answers.contains(&answer) {
+            let near = nearest(&answer, answers.iter().map(String::as_str)).or(answers.first().map(String::as_str)).unwrap_or("…");
+            let complaint = Complaint::new(
+                quote(&answer),
+                "one of the rule's answers, letter for letter",
+                format!("write {near:?}, or add it to answers"),
+            );
+            section.complain(place, "alert", complaint);
+        } else if !alert.contains(&answer) {
+            alert.push(answer);
+        }
+    }
+    alert
+}
+
+fn trimmed(value: &DeValue<'_>) -> Checked<String> {
+    text(ANSWER_MAX)(value).map(|answer| answer.trim().to_owned())
+}
+
+fn known_pool(value: &DeValue<'_>, pools: &[String]) -> Checked<String> {
+    let id = string(value, "a pool's id")?;
+    if pools.iter().any(|pool| pool == id) {
+        return Ok(id.to_owned());
+    }
+    let (expected, cure) = match nearest(id, pools.iter().map(String::as_str)) {
+        Some(near) => ("the id of a [[pool]] of this file", format!("did you mean {near:?}?")),
+        None => ("the id of a [[pool]] of this file", format!("add [[pool]] with id = {}", quote(id))),
+    };
+    Err(Complaint::new(quote(id), expected, cure))
+}
+
+fn pool(section: &Section<'_>, has_broker: bool) -> Option<Pool> {
+    const CLOSED: &[(&str, ClosedForm)] = &[("schema", ClosedForm::Schema), ("text", ClosedForm::Text)];
+    let id = section.required("id", "\"vlm-large\"", id);
+    let transport = transport(section, has_broker);
+    let model = section.required("model", "\"some-vlm\"", text(NAME_MAX));
+    let deadline = section.optional("deadline", duration(100 * MILLISECOND..=10 * MINUTE)).unwrap_or(DEADLINE);
+    let closed = section.optional("closed", choice(CLOSED)).unwrap_or_default();
+    let images = section.optional("images", flag).unwrap_or(true);
+    let attempts = section.optional("attempts", whole(1..=10)).unwrap_or(ATTEMPTS);
+    let usd_per_call = section.optional("usd-per-call", number(0.0..=1000.0));
+    Some(Pool { id: id?, transport: transport?, model: model?, deadline, closed, images, attempts, usd_per_call })
+}
+
+/// Either `url` or `mqtt = true`.
+fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
+    const EXPECTED: &str = "either url or mqtt = true";
+    let url = section.optional("url", url::pool);
+    let mqtt = section.optional("mqtt", flag).unwrap_or(false);
+    let api_key_file = section.optional("api-key-file", path);
+    if section.has("url") && mqtt {
+        section.complain(section.place("mqtt"), "mqtt", Complaint::new("url and mqtt = true", EXPECTED, "remove one of the two"));
+        return None;
+    }
+    if !mqtt {
+        if !section.has("url") {
+            section.complain(
+                section.place("mqtt"),
+                "url",
+                Complaint::new("neither", EXPECTED, "add url = \"https://…/v1\", or mqtt = true"),
+            );
+        }
+        return url.map(|url| PoolTransport::Https { url, api_key_file });
+    }
+    if !has_broker {
+        let complaint = Complaint::new("no [mqtt] table", "a broker for this pool's requests", "add [mqtt] with url = \"mqtt://…\"");
+        section.complain(section.place("mqtt"), "mqtt", complaint);
+    }
+    if section.has("api-key-file") {
+        let complaint = Complaint::new("a key file", "none on a pool over MQTT: [mqtt] has the credentials", "remove it");
+        section.complain(section.place("api-key-file"), "api-key-file", complaint);
+    }
+    Some(PoolTransport::Mqtt)
+}
+
+fn policy(section: &Section<'_>) -> Policy {
+    const SWITCHES: &[(&str, KillSwitch)] =
+        &[("off", KillSwitch::Off), ("local-only", KillSwitch::LocalOnly), ("pool-only", KillSwitch::PoolOnly)];
+    Policy {
+        kill_switch: section.optional("kill-switch", choice(SWITCHES)).unwrap_or_default(),
+        calls_per_minute: section.optional("calls-per-minute", whole(0..=100_000)),
+        in_flight_max: count(section.optional("in-flight", whole(1..=256)).unwrap_or(IN_FLIGHT)),
+        bytes_per_minute: section.optional("bytes-per-minute", size),
+        usd_per_day: section.optional("usd-per-day", number(0.0..=1_000_000.0)),
+    }
+}
+
+impl Default for Policy {
+    /// What holds without a `[policy]` table: four calls at a time, no other limit.
+    fn default() -> Self {
+        Self {
+            kill_switch: KillSwitch::Off,
+            calls_per_minute: None,
+            in_flight_max: count(IN_FLIGHT),
+            bytes_per_minute: None,
+            usd_per_day: None,
+        }
+    }
+}
+
+fn listen(value: &DeValue<'_>) -> Checked<std::net::SocketAddr> {
+    let text = string(value, "an address and a port")?;
+    text.parse().map_err(|_| {
+        Complaint::new(found(value), "an IP address and a port", "write \"127.0.0.1:8080\", or \"0.0.0.0:8080\" for every interface")
+    })
+}
+
+/// A checked number of things; every target has at least 32 bits.
+fn count(number: u32) -> usize {
+    number as usize
+}
+
+/// The TOML parser's message, on one line.
+fn quote_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;
