@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::ask;
 use crate::exit::{self, Exit, Failure};
+use crate::{ask, serve, worker};
 
 /// Watches cameras with a small vision-language model on this box, and asks a bigger one only when the small one is likely wrong.
 #[derive(Debug, Parser)]
@@ -19,12 +19,18 @@ struct Cli {
 enum Command {
     /// Ask a bundle one question, with pictures, a clip, or text alone.
     Ask(ask::Args),
+    /// Serve an OpenAI-compatible endpoint that routes between the model on this box and its pools.
+    Serve(serve::Args),
+    /// Answer a pool's requests from a broker, as one of its workers.
+    Worker(worker::Args),
 }
 
 impl Command {
     fn run(&self) -> Result<Exit, Failure> {
         match self {
             Command::Ask(args) => ask::run(args),
+            Command::Serve(args) => serve::run(args),
+            Command::Worker(args) => worker::run(args),
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::openai::{ApiError, ModelEntry, ModelList};
 use crate::policy::InForce;
 use crate::pool::Pools;
 use metrics::Metrics;
+pub(crate) use settle::local_error;
 
 /// Requests that are read or answered at one time. Each may hold a body of [`BODY_BYTES_MAX`].
 const REQUESTS_MAX: usize = 32;

@@ -1,0 +1,85 @@
+//! What `egret serve` and `egret worker` have in common: which model they run, and how they stop.
+
+use std::path::PathBuf;
+
+use firmware_config::agent::{self, AgentConfig, BackendChoice};
+use tokio::signal::unix::{SignalKind, signal};
+use vlm::{Options, Vlm};
+
+use crate::ask::EngineArgs;
+use crate::exit::{Exit, Failure, OrExit};
+use crate::infer::{self, Handle};
+
+/// Arguments that name the model.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// Bundle folder, as egret-export wrote it; by default the configuration's.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    bundle: Option<PathBuf>,
+    /// An egret.toml: its [model], [mqtt], [[pool]], [policy] and [gateway] are used.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl ModelArgs {
+    /// Reads the configuration, where one is named.
+    pub(crate) fn config(&self) -> Result<Option<AgentConfig>, Failure> {
+        let Some(path) = &self.config else { return Ok(None) };
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| Failure::new(Exit::Usage, format!("{name}: {error}")))?;
+        AgentConfig::parse(&text, &name).map(Some).or_exit(Exit::Usage)
+    }
+
+    /// Opens the bundle and starts the thread that runs it. What the command line says goes before the configuration.
+    pub(crate) fn start(&self, config: Option<&AgentConfig>) -> Result<Handle, Failure> {
+        let model = config.map(|config| &config.model);
+        let bundle = self.bundle.as_ref().or(model.map(|model| &model.bundle));
+        let bundle = bundle.ok_or_else(|| Failure::new(Exit::Usage, "no bundle; name one with --bundle DIR"))?;
+        let vlm = Vlm::open(bundle, &options(self.engine.options(), model))?;
+        let (handle, inference) = infer::channel(vlm);
+        std::thread::Builder::new().name("inference".into()).spawn(move || inference.run()).or_exit(Exit::Internal)?;
+        Ok(handle)
+    }
+}
+
+fn options(flags: Options, model: Option<&agent::Model>) -> Options {
+    let Some(model) = model else { return flags };
+    Options {
+        backend: if flags.backend == BackendChoice::Auto { model.backend } else { flags.backend },
+        threads: flags.threads.or(model.threads),
+        ort_library: flags.ort_library.or_else(|| model.ort_library.clone()),
+        require_execution_provider: flags.require_execution_provider.or_else(|| model.require_execution_provider.clone()),
+    }
+}
+
+/// A runtime for one server's connections.
+pub(crate) fn tokio_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().or_exit(Exit::Internal)
+}
+
+/// Waits for Ctrl-C or SIGTERM, and tells the exit code of a clean stop by it.
+pub(crate) async fn stopped() -> Exit {
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else {
+        // Without a handler the signal ends the program all the same.
+        return interrupted().await;
+    };
+    tokio::select! {
+        exit = interrupted() => exit,
+        _ = terminated.recv() => Exit::Done,
+    }
+}
+
+async fn interrupted() -> Exit {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => Exit::Interrupted,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// "nano-edge (int8, ort on cpu)".
+pub(crate) fn describe(name: &str, handle: &Handle) -> String {
+    let identity = handle.identity();
+    format!("{name} ({}, {} on {})", identity.precision, identity.backend, identity.execution_provider)
+}
