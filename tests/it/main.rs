@@ -4,4 +4,6 @@
 mod ask;
 mod bundle;
 mod exact;
+mod gateway;
+mod pool;
 mod tidy;

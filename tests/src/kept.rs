@@ -27,8 +27,13 @@ pub fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 }
 
 /// `target/tmp`, which cargo keeps for integration tests but names only to them: this library is not one.
-fn scratch() -> PathBuf {
+///
+/// # Panics
+/// When the test binary lies elsewhere, or the folder cannot be made.
+pub fn scratch() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let target = test.ancestors().nth(3).expect("tests lie in target/<profile>/deps");
-    target.join("tmp")
+    let scratch = target.join("tmp");
+    fs::create_dir_all(&scratch).expect("the target folder is writable");
+    scratch
 }

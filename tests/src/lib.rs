@@ -4,6 +4,8 @@
 
 pub mod bundles;
 pub mod kept;
+pub mod pool_server;
+pub mod started;
 pub mod synth;
 pub mod transformers;
 

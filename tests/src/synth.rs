@@ -20,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use firmware_config::manifest::ImageRules;
 use serde_json::{Map, Value, json};
 
 /// A checkpoint to be written: sizes of its parts, and how its weights are stored.
@@ -275,6 +276,18 @@ impl Synthetic {
 
     fn tokens_per_tile(&self) -> usize {
         (self.vision.image_size / self.vision.patch_size / self.scale_factor).pow(2)
+    }
+
+    /// How its pictures become pixel values.
+    pub fn image_rules(&self) -> ImageRules {
+        ImageRules {
+            tile_size: self.vision.image_size,
+            longest_edge: self.longest_edge,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+            splits_by_default: true,
+            tokens_per_tile: self.tokens_per_tile(),
+        }
     }
 
     fn config(&self) -> Value {

@@ -105,6 +105,11 @@ impl Vlm {
         &self.manifest
     }
 
+    /// The graphs themselves: what verification measures.
+    pub fn model(&mut self) -> &mut dyn Model {
+        &mut *self.model
+    }
+
     /// Answers one request.
     ///
     /// # Errors
