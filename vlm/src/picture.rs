@@ -212,3 +212,6 @@ impl PictureError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,12 +113,12 @@ fn message<'a>(turn: &'a Turn, outside: &mut Vec<&'a Content>) -> Value {
 fn pieces<'a>(rendered: &str, outside: &[&'a Content]) -> Result<Vec<Piece<'a>>, TemplateError> {
     let mut parts = rendered.split(OPEN);
     let mut pieces = Vec::new();
-    let own = |text: &str, pieces: &mut Vec<Piece<'a>>| {
-        if !text.is_empty() {
-            pieces.push(Piece::Own(text.to_owned()));
-        }
+    let own = |text: &str| match text {
+        "" => Ok(None),
+        text if text.contains(CLOSE) => Err(TemplateError::Placeholder),
+        text => Ok(Some(Piece::Own(text.to_owned()))),
     };
-    own(parts.next().unwrap_or_default(), &mut pieces);
+    pieces.extend(own(parts.next().unwrap_or_default())?);
     for part in parts {
         let (number, rest) = part.split_once(CLOSE).ok_or(TemplateError::Placeholder)?;
         let content = number.parse().ok().and_then(|number: usize| outside.get(number)).ok_or(TemplateError::Placeholder)?;
@@ -127,7 +127,7 @@ fn pieces<'a>(rendered: &str, outside: &[&'a Content]) -> Result<Vec<Piece<'a>>,
             Content::Clip(clip) => pieces.push(Piece::Shown(clip)),
             Content::Picture(_) => return Err(TemplateError::Placeholder),
         }
-        own(rest, &mut pieces);
+        pieces.extend(own(rest)?);
     }
     Ok(pieces)
 }
@@ -230,13 +230,24 @@ mod tests {
 
     #[test]
     fn errors_say_what_the_template_did() {
-        let message = |source: &str| render(source).expect_err("fails").to_string();
-        insta::assert_snapshot!(message("{{ raise_exception('roles must alternate') }}"), @"");
-        insta::assert_snapshot!(message("{% for m in messages %}"), @"");
-        insta::assert_snapshot!(message("{{ messages[0]['content'][0]['text'][1:] }}"), @"");
-        insta::assert_snapshot!(message("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"), @"");
-        insta::assert_snapshot!(message("{% for a in range(40000) %}a template without an end, thirty-odd bytes{% endfor %}"), @"");
-        insta::assert_snapshot!(message("\u{F0000}0\u{F0001}"), @"");
-        insta::assert_snapshot!(message(&" ".repeat(SOURCE_BYTES_MAX + 1)), @"");
+        let cases = [
+            "{{ raise_exception('roles must alternate') }}",
+            "{% for m in messages %}",
+            "{{ messages[1]['content'][1]['text'][1:] }}",
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+            "{% for a in range(40000) %}a template without an end, thirty-odd bytes{% endfor %}",
+            "\u{F0000}0\u{F0001}",
+            &" ".repeat(SOURCE_BYTES_MAX + 1),
+        ];
+        let messages = cases.map(|source| render(source).expect_err("fails").to_string()).join("\n");
+        insta::assert_snapshot!(messages, @r"
+        chat template: invalid operation: roles must alternate (in <string>:1)
+        chat template: syntax error: unexpected end of input, expected end of block (in <string>:1)
+        chat template changes a message's text: expected it printed as it is
+        chat template: engine ran out of fuel (in <string>:1)
+        chat template: failed to write output: I/O error during rendering: output is above 1048576 bytes
+        chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out
+        chat template has 65537 bytes: expected at most 65536
+        ");
     }
 }
