@@ -1,0 +1,152 @@
+//! Capture sources, one `match` over the configured kinds.
+
+mod ffmpeg;
+mod folder;
+mod ppm;
+mod schedule;
+mod slot;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use firmware_config::agent::Source;
+
+pub use ppm::PpmError;
+
+use crate::{Frame, Stop};
+
+/// A source of frames.
+pub trait Camera: Send {
+    /// Waits for the next frame; `None` when the source has ended or [`Stop`] was thrown.
+    ///
+    /// # Errors
+    /// When a frame cannot be had. If [`CaptureError::is_over`] the camera is spent: drop it and open another. Otherwise the next
+    /// call goes on with the frame after.
+    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
+
+    /// Whether frames are lost when nobody asks for them.
+    fn is_live(&self) -> bool;
+
+    /// Frames overwritten by newer ones before anyone asked, since it was opened. Always 0 unless it is live.
+    fn superseded(&self) -> u64 {
+        0
+    }
+}
+
+/// Opens a source, paced to one frame per `period`. A live source that delivers nothing for `stall_after` fails.
+///
+/// # Errors
+/// When the source is not there, or `ffmpeg` is not.
+pub fn open(source: &Source, period: Duration, stall_after: Duration, stop: &Stop) -> Result<Box<dyn Camera>, CaptureError> {
+    Ok(match source {
+        Source::Folder(path) => Box::new(folder::Folder::open(path, period, stop)?),
+        Source::File(_) | Source::Rtsp(_) => Box::new(ffmpeg::Ffmpeg::open("ffmpeg", source, period, stall_after, stop)?),
+    })
+}
+
+/// Why there is no frame. Sources are told without user and password.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// A folder or file that cannot be opened.
+    #[error("{camera}: {error}; check the path, and that this user may read it")]
+    NotThere {
+        /// The source.
+        camera: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// A folder without picture files.
+    #[error("{camera}: no picture file in it; put .jpg, .jpeg, .png, .webp, .bmp or .gif files there")]
+    EmptyFolder {
+        /// The source.
+        camera: String,
+    },
+    /// A folder with more picture files than are kept track of.
+    #[error("{camera}: more than {max} picture files; split the folder")]
+    FolderTooLarge {
+        /// The source.
+        camera: String,
+        /// Most files in a folder.
+        max: usize,
+    },
+    /// One picture file that cannot be read; the next frame is the file after it.
+    #[error("{path}: {error}; this frame is skipped", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// One picture file that is too large; the next frame is the file after it.
+    #[error("{path}: {bytes} bytes, at most {max} are read; this frame is skipped", path = .path.display())]
+    FrameTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// Most bytes of a picture file.
+        max: u64,
+    },
+    /// No `ffmpeg` on this box.
+    #[error("{camera}: no program {program:?} in PATH, and it decodes video and RTSP; install it: apt install ffmpeg")]
+    NoFfmpeg {
+        /// The source.
+        camera: String,
+        /// What was looked for.
+        program: String,
+    },
+    /// `ffmpeg` is there but does not start.
+    #[error("{camera}: ffmpeg does not start: {error}")]
+    Spawn {
+        /// The source.
+        camera: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// A live camera that delivers nothing.
+    #[error("{camera}: no frame for {silent:.1?}, expected one within {limit:?}; check the camera and the network to it")]
+    Stalled {
+        /// The source.
+        camera: String,
+        /// Time since its last frame, or since it was opened.
+        silent: Duration,
+        /// `stall-after`.
+        limit: Duration,
+    },
+    /// The decoder ended, which a live camera's never should, or it failed.
+    #[error("{camera}: ffmpeg ended with {status}: {stderr}")]
+    Exited {
+        /// The source.
+        camera: String,
+        /// How.
+        status: ExitStatus,
+        /// The end of what it wrote to stderr, at most 2 KiB, without user and password.
+        stderr: String,
+    },
+    /// The decoder ended well, and there was no picture.
+    #[error("{camera}: no picture in it: {stderr}; is it a video?")]
+    NoPicture {
+        /// The source.
+        camera: String,
+        /// The end of what ffmpeg wrote to stderr.
+        stderr: String,
+    },
+    /// The decoder's output is not what it was told to write.
+    #[error("{camera}: ffmpeg's output: {error}")]
+    Stream {
+        /// The source.
+        camera: String,
+        /// What is wrong with it.
+        error: PpmError,
+    },
+}
+
+impl CaptureError {
+    /// Whether the camera is spent. If not, only this one frame is lost.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        !matches!(self, CaptureError::Unreadable { .. } | CaptureError::FrameTooLarge { .. })
+    }
+}
