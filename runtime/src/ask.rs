@@ -1,7 +1,6 @@
 //! `egret ask`: one question about pictures, a clip, or nothing but words; one answer with its confidence.
 
 mod clip;
-mod memory;
 mod record;
 
 use std::io::{self, Write};
@@ -12,6 +11,7 @@ use vlm::answer::{Answer, Token};
 use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
 
 use crate::exit::{Exit, Failure, OrExit};
+use crate::memory;
 
 /// Arguments of `egret ask`.
 #[derive(Debug, clap::Args)]

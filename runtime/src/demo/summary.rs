@@ -70,6 +70,9 @@ pub(crate) struct Summary {
     cost: Cost,
     accuracy: Accuracy,
     latency_ms: Latency,
+    /// Of this process, the box's share of the demo; absent where the system does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Pool calls under each policy.
@@ -100,7 +103,7 @@ struct Latency {
 
 impl Summary {
     /// Adds everything up.
-    pub(crate) fn of(counts: Counts, pairs: &[Pair]) -> Summary {
+    pub(crate) fn of(counts: Counts, pairs: &[Pair], peak_rss_bytes: Option<u64>) -> Summary {
         let mut reasons = BTreeMap::new();
         for pair in pairs {
             *reasons.entry(pair.reason.clone()).or_insert(0) += 1;
@@ -140,6 +143,7 @@ impl Summary {
                 escalated_p50: percentile_ms(escalated.iter().map(|answer| answer.latency), 0.50),
                 escalated_p95: percentile_ms(escalated.iter().map(|answer| answer.latency), 0.95),
             },
+            peak_rss_bytes,
         }
     }
 
@@ -230,7 +234,7 @@ mod tests {
             pair(None, "yes", Some("no"), None),
             failed,
         ];
-        let summary = Summary::of(Counts { frames: 7, frames_skipped: 2, ..Counts::default() }, &pairs);
+        let summary = Summary::of(Counts { frames: 7, frames_skipped: 2, ..Counts::default() }, &pairs, None);
         insta::assert_json_snapshot!(summary, @r#"
         {
           "frames": 7,
@@ -270,7 +274,7 @@ mod tests {
 
     #[test]
     fn nothing_seen_is_told_as_nothing() {
-        let summary = Summary::of(Counts::default(), &[]);
+        let summary = Summary::of(Counts::default(), &[], None);
         assert_eq!(summary.accuracy.routed, None);
         assert_eq!(summary.latency_ms.local_p95, None);
         assert!(summary.for_people().contains("no labels"));

@@ -1,7 +1,7 @@
 //! How much memory this process took.
 
 /// The largest resident set so far in bytes; `None` where the system does not tell.
-pub(super) fn peak_rss_bytes() -> Option<u64> {
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
