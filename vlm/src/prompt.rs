@@ -97,8 +97,11 @@ fn check_turns(turns: &[Turn]) -> Result<(), PromptError> {
     if !turns.last().is_some_and(|turn| turn.role == Role::User && said(turn)) {
         return Err(PromptError::Empty);
     }
-    let texts = turns.iter().flat_map(|turn| &turn.content).map(|content| if let Content::Text(text) = content { text.len() } else { 0 });
-    let bytes: usize = texts.sum();
+    let contents = || turns.iter().flat_map(|turn| &turn.content);
+    if contents().any(|content| matches!(content, Content::Clip(clip) if clip.frames.is_empty())) {
+        return Err(PromptError::EmptyClip);
+    }
+    let bytes: usize = contents().map(|content| if let Content::Text(text) = content { text.len() } else { 0 }).sum();
     if bytes > TEXT_BYTES_MAX { Err(PromptError::TextBytes { bytes }) } else { Ok(()) }
 }
 
@@ -263,6 +266,9 @@ pub enum PromptError {
     /// No question.
     #[error("prompt is empty: expected a last turn of the user with text in it; ask something")]
     Empty,
+    /// A clip that shows nothing.
+    #[error("clip has no frames: expected at least one")]
+    EmptyClip,
     /// More text than any context holds.
     #[error("prompt has {bytes} bytes of text: expected at most {TEXT_BYTES_MAX}; shorten it")]
     TextBytes {

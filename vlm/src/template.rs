@@ -228,6 +228,16 @@ mod tests {
         ");
     }
 
+    /// transformers drops the line end after a block tag and the blanks before it.
+    #[test]
+    fn a_template_over_several_lines_renders_the_same() {
+        let spread = "<|im_start|>{% for message in messages %}\n  {% set content = message.content %}\n\
+            {{ message.role | capitalize }}:{% if content[0].type != 'image' %} {% endif %}\n\
+            {% for item in content %}\n    {% if item.type == 'image' %}<image>{% else %}{{ item.text }}{% endif %}\n{% endfor %}\n\
+            <end_of_utterance>\n{% endfor %}\n{% if add_generation_prompt %}\nAssistant:{% endif %}\n";
+        assert_eq!(render(spread).expect("renders"), render(DEFAULT).expect("renders"));
+    }
+
     #[test]
     fn errors_say_what_the_template_did() {
         let cases = [

@@ -124,6 +124,8 @@ fn errors_name_what_was_found_and_what_was_expected() {
     let refused = |turns: &[Turn]| prompt_within(20, "micro", turns, true).expect_err("refused").to_string();
     insta::assert_snapshot!(refused(&[]), @"prompt is empty: expected a last turn of the user with text in it; ask something");
     insta::assert_snapshot!(refused(&say(" \n")), @"prompt is empty: expected a last turn of the user with text in it; ask something");
+    let no_frames = user(vec![Content::Clip(clip(0)), Content::Text("What?".into())]);
+    insta::assert_snapshot!(refused(&no_frames), @"clip has no frames: expected at least one");
     insta::assert_snapshot!(
         refused(&say(&"word ".repeat(20))),
         @"prompt has 29 tokens: the context holds 20; shorten it, or show fewer or unsplit pictures"
