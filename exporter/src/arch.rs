@@ -48,6 +48,15 @@ pub enum ArchError {
         /// What they should be, and from what that follows.
         expected: String,
     },
+    /// No head is stored, and none is to be shared.
+    #[error(
+        "{dir}: tensor \"lm_head.weight\" is missing and tie_word_embeddings is false; save the model with its head, or set \
+         tie_word_embeddings to true if it was trained with the embedding as its head"
+    )]
+    NoHead {
+        /// The checkpoint folder.
+        dir: String,
+    },
     /// The config contradicts the tensors.
     #[error("{dir}/config.json: {field} is {found}, but {tensors}; config and weights are of different models")]
     Config {

@@ -67,6 +67,12 @@ pub enum CheckpointError {
         /// The system's words.
         source: io::Error,
     },
+    /// A file the checkpoint needs is not there.
+    #[error("{path}: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
     /// A JSON file is not what its name says.
     #[error("{path}: {problem}")]
     Json {
@@ -141,6 +147,16 @@ pub enum CheckpointError {
     },
 }
 
+impl CheckpointError {
+    /// A file that could not be read; one that is not there has its own words.
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound => CheckpointError::Missing { path: path.to_owned() },
+            _ => CheckpointError::Io { path: path.to_owned(), source },
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a checkpoint folder: reads its config, maps its weights and checks their headers.
     ///
@@ -152,7 +168,7 @@ impl Checkpoint {
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
         for (file, path) in found.paths.iter().enumerate() {
-            let map = MappedFile::open(path).map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+            let map = MappedFile::open(path).map_err(|source| CheckpointError::io(path, source))?;
             let header = header::read(map.as_bytes()).map_err(|problem| CheckpointError::Header { path: path.clone(), problem })?;
             for (tensor, entry) in header {
                 tensors.insert(tensor, Place { file, dtype: entry.dtype, shape: entry.shape, bytes: entry.bytes });
@@ -246,6 +262,6 @@ impl Checkpoint {
 
 /// The last path component, also of `.` and of paths that end in a slash.
 fn folder_name(dir: &Path) -> Result<String, CheckpointError> {
-    let absolute = dir.canonicalize().map_err(|source| CheckpointError::Io { path: dir.to_owned(), source })?;
+    let absolute = dir.canonicalize().map_err(|source| CheckpointError::io(dir, source))?;
     Ok(absolute.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()))
 }

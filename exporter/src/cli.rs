@@ -13,7 +13,7 @@ use crate::arch::ArchError;
 use crate::bundle::BundleError;
 use crate::checkpoint::CheckpointError;
 use crate::graph::onnx::OnnxError;
-use crate::inspect::{inspect, megabytes};
+use crate::inspect::{inspect, megabytes, precision_name};
 use crate::{ExportError, Options, export};
 
 /// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a report.
@@ -115,7 +115,7 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
     is_folder(&args.source)?;
     if let Some(folder) = &args.calibration {
         is_folder(folder)?;
-        tracing::warn!("--calibration {}: {:?} quantizes without it", folder.display(), args.precision);
+        tracing::warn!("--calibration {}: {} quantizes without it", folder.display(), precision_name(args.precision));
     }
     // `onnx` is not a target among others: it is always there.
     let targets = args.targets.iter().filter(|&target| target != "onnx").cloned().collect();
@@ -143,7 +143,7 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
 /// What was made, for people.
 fn table(manifest: &Manifest, out: &Path) -> String {
     let graphs = &manifest.graphs;
-    let mut text = format!("{} ({:?}) in {}\n", manifest.name, manifest.precision, out.display());
+    let mut text = format!("{} ({}) in {}\n", manifest.name, precision_name(manifest.precision), out.display());
     for graph in [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged] {
         let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
         text += &format!("  {graph:<40} {:>10}\n", megabytes(size(graph) + size(&format!("{graph}_data"))));

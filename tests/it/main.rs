@@ -4,6 +4,8 @@
 mod ask;
 mod bundle;
 mod exact;
+mod export;
 mod gateway;
 mod pool;
 mod tidy;
+mod worker;

@@ -143,7 +143,7 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
         (true, _) => HEAD,
         (false, true) => EMBEDDING,
         // Tying what was trained apart gives fluent nonsense.
-        (false, false) => return Err(shapes.checkpoint.missing(HEAD).into()),
+        (false, false) => return Err(ArchError::NoHead { dir: shapes.dir.clone() }),
     };
     let layers = shapes.layers(TEXT_LAYERS);
     let context_length = config.context_length;

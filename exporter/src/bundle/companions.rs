@@ -118,5 +118,5 @@ fn tokenizer(facts: &Facts) -> Value {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
+    fs::read(path).map_err(|source| CheckpointError::io(path, source))
 }

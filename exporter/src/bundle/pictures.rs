@@ -6,6 +6,7 @@ use firmware_config::manifest::{Geometry, ImageRules, VideoRules};
 use serde::Deserialize;
 
 use crate::ExportError;
+use crate::checkpoint::CheckpointError;
 use crate::checkpoint::config::read_json;
 
 /// `resample` of the only filter that is built: Pillow's LANCZOS.
@@ -54,10 +55,12 @@ pub(crate) fn rules(dir: &Path, geometry: &Geometry, tokens_per_tile: usize) -> 
         _ => read_or_default(&dir.join("preprocessor_config.json"))?,
     };
     if let Some(found) = processor.image_seq_len.filter(|&found| found != tokens_per_tile) {
-        let text = format!("processor_config.json: image_seq_len is {found}, the vision encoder gives {tokens_per_tile} tokens a tile");
-        return Err(ExportError::Source(text));
+        let path = dir.join("processor_config.json");
+        let problem = format!("image_seq_len is {found}, the vision encoder gives {tokens_per_tile} tokens a tile");
+        return Err(CheckpointError::Json { path, problem }.into());
     }
-    check(preprocessor, geometry, tokens_per_tile).map_err(|problem| ExportError::Source(format!("preprocessor_config.json: {problem}")))
+    check(preprocessor, geometry, tokens_per_tile)
+        .map_err(|problem| CheckpointError::Json { path: dir.join("preprocessor_config.json"), problem }.into())
 }
 
 fn check(found: Preprocessor, geometry: &Geometry, tokens_per_tile: usize) -> Result<(ImageRules, VideoRules), String> {

@@ -1,17 +1,22 @@
 //! Prompt tokens, found by content in `tokenizer.json`: their numbers differ between vocabularies.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use firmware_config::manifest::PromptTokens;
 use serde::Deserialize;
 
 use crate::ExportError;
+use crate::checkpoint::CheckpointError;
 use crate::checkpoint::config::read_json;
 
-/// The tokens that a tokenizer adds to its vocabulary, by content.
+/// The tokens that a tokenizer adds to its vocabulary.
 #[derive(Debug)]
-pub(crate) struct AddedTokens(BTreeMap<String, u32>);
+pub(crate) struct AddedTokens {
+    /// The tokenizer's file, for errors.
+    path: PathBuf,
+    ids: BTreeMap<String, u32>,
+}
 
 #[derive(Deserialize)]
 struct Tokenizer {
@@ -36,52 +41,52 @@ pub(crate) enum Ids {
 impl AddedTokens {
     pub(crate) fn read(path: &Path) -> Result<Self, ExportError> {
         let tokenizer: Tokenizer = read_json(path)?;
-        Ok(AddedTokens(tokenizer.added_tokens.into_iter().map(|token| (token.content, token.id)).collect()))
+        let ids = tokenizer.added_tokens.into_iter().map(|token| (token.content, token.id)).collect();
+        Ok(AddedTokens { path: path.to_owned(), ids })
     }
 
     pub(crate) fn id(&self, content: &str) -> Option<u32> {
-        self.0.get(content).copied()
+        self.ids.get(content).copied()
     }
 
     fn need(&self, content: &str) -> Result<u32, ExportError> {
-        self.id(content).ok_or_else(|| {
-            ExportError::Source(format!(
-                "tokenizer.json: {content:?} is not among its {} added tokens; it is of another model",
-                self.0.len()
-            ))
-        })
+        let missing = || format!("{content:?} is not among its {} added tokens; it is of another model", self.ids.len());
+        self.id(content).ok_or_else(|| self.problem(missing()))
+    }
+
+    fn problem(&self, problem: String) -> ExportError {
+        CheckpointError::Json { path: self.path.clone(), problem }.into()
     }
 
     /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation config's end ids.
     pub(crate) fn prompt(&self, image: Option<u32>, eos: Option<Ids>, vocab_size: usize) -> Result<PromptTokens, ExportError> {
         let found = self.need("<image>")?;
         if let Some(image) = image.filter(|&image| image != found) {
-            let text =
-                format!("config.json: image_token_id is {image}, tokenizer.json has \"<image>\" at {found}; they are of different models");
-            return Err(ExportError::Source(text));
+            let text = format!("\"<image>\" is {found}, config.json's image_token_id is {image}; they are of different models");
+            return Err(self.problem(text));
         }
         let mut stop = match eos {
             Some(Ids::One(id)) => vec![id],
             Some(Ids::Many(ids)) => ids,
-            None => Vec::new(),
+            // The template ends every turn with it.
+            None => Vec::from_iter(self.id("<end_of_utterance>")),
         };
-        // End of turn is in the template whatever the config says; the others are what a model falls back to.
-        stop.extend(["<end_of_utterance>", "<|im_end|>", "<|endoftext|>"].iter().filter_map(|content| self.id(content)));
+        stop.extend(["<|im_end|>", "<|endoftext|>"].iter().filter_map(|content| self.id(content)));
         let mut seen = std::collections::BTreeSet::new();
         stop.retain(|&id| seen.insert(id));
         let tokens = PromptTokens {
             image: found,
             fake_token_around_image: self.need("<fake_token_around_image>")?,
             global_img: self.need("<global-img>")?,
-            rows_cols: self.0.iter().filter(|(content, _)| is_row_col(content)).map(|(content, &id)| (content.clone(), id)).collect(),
+            rows_cols: self.ids.iter().filter(|(content, _)| is_row_col(content)).map(|(content, &id)| (content.clone(), id)).collect(),
             stop,
         };
         let all = [tokens.image, tokens.fake_token_around_image, tokens.global_img].into_iter();
         if let Some(id) =
             all.chain(tokens.rows_cols.values().copied()).chain(tokens.stop.iter().copied()).find(|&id| id as usize >= vocab_size)
         {
-            let text = format!("tokenizer.json or generation_config.json: token id {id} is outside the embedding of {vocab_size} rows");
-            return Err(ExportError::Source(text));
+            let text = format!("token id {id}, from here or from generation_config.json, is outside the embedding of {vocab_size} rows");
+            return Err(self.problem(text));
         }
         Ok(tokens)
     }
@@ -99,7 +104,8 @@ mod tests {
     use super::*;
 
     fn tokens(contents: &[&str]) -> AddedTokens {
-        AddedTokens(contents.iter().enumerate().map(|(id, &content)| (content.to_owned(), id as u32)).collect())
+        let ids = contents.iter().enumerate().map(|(id, &content)| (content.to_owned(), id as u32)).collect();
+        AddedTokens { path: "tokenizer.json".into(), ids }
     }
 
     const ALL: [&str; 8] = [
@@ -124,8 +130,11 @@ mod tests {
     #[test]
     fn contradictions_are_told() {
         let error = |result: Result<PromptTokens, ExportError>| result.unwrap_err().to_string();
-        assert!(error(tokens(&ALL).prompt(Some(3), None, 8)).contains("image_token_id is 3, tokenizer.json has \"<image>\" at 2"));
-        assert!(error(tokens(&ALL).prompt(None, Some(Ids::One(49279)), 8)).contains("token id 49279 is outside"));
+        assert!(error(tokens(&ALL).prompt(Some(3), None, 8)).contains("\"<image>\" is 2, config.json's image_token_id is 3"));
+        assert!(
+            error(tokens(&ALL).prompt(None, Some(Ids::One(49279)), 8))
+                .contains("token id 49279, from here or from generation_config.json, is outside")
+        );
         assert!(error(tokens(&ALL[3..]).prompt(None, None, 8)).contains("\"<image>\" is not among its 5 added tokens"));
     }
 }

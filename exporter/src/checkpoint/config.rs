@@ -168,7 +168,7 @@ impl RawText {
 
 /// Reads a JSON file of bounded length.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let io = |source| CheckpointError::io(path, source);
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     if bytes > JSON_BYTES_MAX {
         let problem = format!("{bytes} bytes long, at most {JSON_BYTES_MAX} are read");
