@@ -19,11 +19,11 @@ use crate::{Frame, Stop};
 
 /// A source of frames.
 pub trait Camera: Send {
-    /// Waits for the next frame; `None` when the source has ended or [`Stop`] was thrown.
+    /// Waits for the next frame; `None` when the source has ended.
     ///
     /// # Errors
-    /// When a frame cannot be had. If [`CaptureError::is_over`] the camera is spent: drop it and open another. Otherwise the next
-    /// call goes on with the frame after.
+    /// When a frame cannot be had, or [`Stop`] was thrown. If it [spares the camera](CaptureError::spares_camera) the next call goes
+    /// on with the frame after; otherwise drop the camera and open another.
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
 
     /// Whether frames are lost when nobody asks for them.
@@ -49,6 +49,9 @@ pub fn open(source: &Source, period: Duration, stall_after: Duration, stop: &Sto
 /// Why there is no frame. Sources are told without user and password.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
+    /// [`Stop`] was thrown.
+    #[error("stopped")]
+    Stopped,
     /// A folder or file that cannot be opened.
     #[error("{camera}: {error}; check the path, and that this user may read it")]
     NotThere {
@@ -144,9 +147,9 @@ pub enum CaptureError {
 }
 
 impl CaptureError {
-    /// Whether the camera is spent. If not, only this one frame is lost.
+    /// Whether only this one frame is lost.
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        !matches!(self, CaptureError::Unreadable { .. } | CaptureError::FrameTooLarge { .. })
+    pub fn spares_camera(&self) -> bool {
+        matches!(self, CaptureError::Unreadable { .. } | CaptureError::FrameTooLarge { .. })
     }
 }

@@ -3,12 +3,67 @@
 //! The exporter writes it, the runtime reads it. Maps are ordered and numbers are exact, so the same checkpoint gives the same
 //! bytes; the sha256 of those bytes is the bundle's identity.
 
+mod rules;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 /// The newest manifest format this build reads and the one it writes.
 pub const FORMAT: u32 = 1;
+
+/// Why a text is no manifest this build can use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Written by a newer exporter. Told before anything else: what else is strange about the file follows from it.
+    #[error("the bundle has manifest format {found}, and this build reads up to {FORMAT}; update egret, or export the bundle again")]
+    TooNew {
+        /// The file's `format`.
+        found: u64,
+    },
+    /// Not JSON, or not the JSON of a manifest.
+    #[error("no bundle manifest: {0}; export the bundle again")]
+    Malformed(String),
+    /// A value that no exporter writes.
+    #[error("{field}: found {found}, expected {expected}; export the bundle again")]
+    Invalid {
+        /// Path of the field, such as `geometry.text.kv_heads`.
+        field: String,
+        /// What the file has there.
+        found: String,
+        /// What it should have.
+        expected: String,
+    },
+}
+
+impl Manifest {
+    /// Reads and checks the bytes of a `manifest.json`.
+    ///
+    /// # Errors
+    /// When they are no manifest, or one of a newer format, or it contradicts itself.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u64,
+        }
+        let malformed = |error: serde_json::Error| ManifestError::Malformed(error.to_string());
+        let Format { format } = serde_json::from_slice(bytes).map_err(malformed)?;
+        if format > u64::from(FORMAT) {
+            return Err(ManifestError::TooNew { found: format });
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(malformed)?;
+        rules::check(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// The bytes of a `manifest.json`: the same manifest gives the same text, which ends with a newline.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("a manifest is maps with text keys, lists and numbers");
+        json.push('\n');
+        json
+    }
+}
 
 /// A bundle's table of contents.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -192,3 +247,6 @@ pub struct FileEntry {
     /// Lower-case hex sha256 of the content.
     pub sha256: String,
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,7 +143,7 @@ impl Camera for Ffmpeg {
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
         loop {
             if self.stop.is_stopped() {
-                return Ok(None);
+                return Err(CaptureError::Stopped);
             }
             let early = self.schedule.wait(Instant::now());
             if early.is_zero() {

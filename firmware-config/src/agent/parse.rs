@@ -58,12 +58,7 @@ impl AgentConfig {
         let problems = Problems::new(text);
         let (table, syntax) = DeTable::parse_recoverable(text);
         for error in &syntax {
-            let place = error.span().unwrap_or(0..0);
-            problems.add(
-                place,
-                String::new(),
-                Complaint::new(quote_line(error.message()), "TOML", "see https://toml.io for how it is written"),
-            );
+            problems.add(error.span().unwrap_or(0..0), String::new(), not_toml(error.message()));
         }
         // What the parser made of broken syntax would only add problems that are not there.
         let config = if syntax.is_empty() { root(&Section::new(&problems, String::new(), 0..0, table.get_ref(), ROOT)) } else { None };
@@ -331,9 +326,11 @@ fn count(number: u32) -> usize {
     number as usize
 }
 
-/// The TOML parser's message, on one line.
-fn quote_line(message: &str) -> String {
-    message.lines().map(str::trim).collect::<Vec<_>>().join(", ")
+/// The TOML parser's message, `found, expected this or that`, on one line.
+fn not_toml(message: &str) -> Complaint {
+    let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let (found, expected) = line.split_once(", expected ").unwrap_or((&line, "TOML"));
+    Complaint::new(found, expected, "see https://toml.io for how it is written")
 }
 
 #[cfg(test)]

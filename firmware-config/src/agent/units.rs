@@ -51,7 +51,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     amount(text, &SIZES).ok_or_else(|| UnitError {
         found: text.to_owned(),
         kind: "size",
-        example: example(text, "512", "MiB"),
+        example: if digits(text).is_some() { example(text, "512", "B") } else { example(text, "512", "MiB") },
         units: "B, KiB, MiB, GiB, kB, MB, GB",
     })
 }
@@ -85,7 +85,10 @@ pub fn format_rate(period: Duration) -> String {
             return format!("{times}/{unit}");
         }
     }
-    format!("1/{}", format_duration(period))
+    let per = format_duration(period);
+    // "1/h", not "1/1h"; "1/12h" stays.
+    let per = per.strip_prefix('1').filter(|unit| unit.starts_with(|c: char| c.is_alphabetic())).unwrap_or(&per);
+    format!("1/{per}")
 }
 
 /// `12s` in the smallest unit of the table.
