@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+pub mod broker;
 pub mod bundles;
 pub mod kept;
 pub mod pool_server;

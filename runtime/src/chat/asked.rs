@@ -289,7 +289,6 @@ mod tests {
             part(json!({"type": "input_audio"})),
             part(json!({"type": "text"})),
             picture("https://example.org/a.jpg"),
-            picture("data:image/png;base64,AAAA"),
         ]
         .into_iter()
         .map(|request| {
@@ -298,7 +297,30 @@ mod tests {
             format!("{}: {}", error.param.unwrap(), error.message.split(';').next().unwrap())
         })
         .collect();
-        insta::assert_snapshot!(refusals.join("\n"));
+        insta::assert_snapshot!(refusals.join("\n"), @r#"
+        messages: messages is missing or empty
+        messages: messages is missing or empty
+        messages: messages: invalid type: string "hello", expected a sequence
+        messages: the last message has to be the user's
+        messages[0].role: role "tool" is not supported
+        messages[0].content: content is missing
+        n: n is not supported
+        tools: tools is not supported
+        tool_choice: tool_choice is not supported
+        stop: stop is not supported
+        logit_bias: logit_bias is not supported
+        modalities: modalities other than ["text"] are not supported
+        temperature: temperature is 3, expected 0 to 2
+        max_tokens: max_tokens is 0, expected 1 or more
+        max_tokens: max_tokens: invalid type: string "many", expected u64
+        top_logprobs: top_logprobs needs logprobs to be true
+        response_format: type "json_object" is not supported
+        messages[0].content[0].type: "input_audio" is not supported
+        messages[0].content[0].text: text is missing
+        messages[0].content[0].image_url.url: expected a data URI such as data:image/jpeg
+        "#);
+        let broken = read_json(picture("data:image/png;base64,AAAA")).unwrap_err();
+        assert_eq!(broken.param.as_deref(), Some("messages[0].content[0].image_url.url"));
     }
 
     #[test]

@@ -153,7 +153,7 @@ mod tests {
         );
         let answer = answer(&[("no", 0.25), ("yes", 0.75)]);
         let reply = completion(head(), &asked, &answer, json!({"where": "local", "confidence": confidence(&answer)}));
-        insta::assert_snapshot!(serde_json::to_string(&reply).unwrap(), @"");
+        insta::assert_snapshot!(serde_json::to_string(&reply).unwrap(), @r#"{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"nano","choices":[{"index":0,"message":{"role":"assistant","content":"{\"verdict\":\" yes\"}","refusal":null},"logprobs":{"content":[{"token":" yes","logprob":-0.25,"bytes":[32,121,101,115],"top_logprobs":[{"token":" yes","logprob":-0.25,"bytes":[32,121,101,115]}]}],"refusal":null},"finish_reason":"stop"}],"usage":{"prompt_tokens":81,"completion_tokens":1,"total_tokens":82},"routing":{"where":"local","confidence":{"p":0.75,"source":"candidates","state":"uncertified","candidates":[{"text":"no","probability":0.25},{"text":"yes","probability":0.75}]}}}"#);
     }
 
     #[test]
@@ -165,6 +165,11 @@ mod tests {
             head().usage(usage(&answer(&[]))),
         ];
         let lines: Vec<_> = chunks.iter().map(|chunk| serde_json::to_string(chunk).unwrap()).collect();
-        insta::assert_snapshot!(lines.join("\n"), @"");
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"nano","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}
+        {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"nano","choices":[{"index":0,"delta":{"content":"yes"},"logprobs":null,"finish_reason":null}]}
+        {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"nano","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}],"routing":{"where":"local"}}
+        {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"nano","choices":[],"usage":{"prompt_tokens":81,"completion_tokens":1,"total_tokens":82}}
+        "#);
     }
 }

@@ -1,0 +1,185 @@
+//! `egret serve`, as applications see it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use firmware_config::manifest::Precision;
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+use tests::bundles::bundle;
+use tests::pool_server::{Act, PoolServer};
+use tests::started::Started;
+use tests::synth::Synthetic;
+
+fn micro() -> PathBuf {
+    bundle(&Synthetic::micro(), Precision::Fp32)
+}
+
+/// A gateway on a free port, without pools.
+fn alone(name: &str) -> Started {
+    let bundle = micro();
+    let args = ["serve", "--backend", "tract", "--listen", "127.0.0.1:0", "--name", name, "--bundle"];
+    Started::egret(args.map(PathBuf::from).into_iter().chain([bundle]))
+}
+
+/// A gateway with the pools (and whatever else) of a configuration.
+struct Configured {
+    gateway: Started,
+    _folder: tempfile::TempDir,
+}
+
+fn configured(tables: &str) -> Configured {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("egret.toml");
+    let text = format!(
+        "[node]\nid = \"gate-01\"\n[model]\nbundle = {:?}\nbackend = \"tract\"\n{tables}\n[gateway]\nlisten = \"127.0.0.1:0\"\n",
+        micro()
+    );
+    std::fs::write(&config, text).unwrap();
+    let gateway = Started::egret(["serve", "--listen", "127.0.0.1:0", "--name", "edge", "--config", config.to_str().unwrap()]);
+    Configured { gateway, _folder: folder }
+}
+
+fn pool(id: &str, url: &str) -> String {
+    format!("[[pool]]\nid = \"{id}\"\nurl = \"{url}\"\nmodel = \"local\"\ndeadline = \"20s\"\n")
+}
+
+async fn ask(gateway: &Started, request: Value) -> Response {
+    let client = Client::builder().no_proxy().build().unwrap();
+    client
+        .post(format!("{}/chat/completions", gateway.url()))
+        .header("content-type", "application/json")
+        .body(request.to_string())
+        .send()
+        .await
+        .unwrap()
+}
+
+async fn body(response: Response) -> Value {
+    serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+}
+
+fn said(model: &str, fields: Value) -> Value {
+    let mut request = json!({"model": model, "messages": [{"role": "user", "content": "Is there a person?"}], "max_tokens": 4});
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    request
+}
+
+fn closed(answers: &[&str]) -> Value {
+    json!({"response_format": {"type": "json_schema", "json_schema": {"name": "seen", "schema": {
+        "type": "object", "properties": {"verdict": {"type": "string", "enum": answers}}, "required": ["verdict"], "additionalProperties": false,
+    }}}})
+}
+
+fn content(reply: &Value) -> &str {
+    reply["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+#[test]
+fn the_openai_sdk_works_unmodified() {
+    let gateway = alone("edge");
+    let python = std::env::var_os("EGRET_TEST_PYTHON").unwrap_or_else(|| "python3".into());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/it/gateway/sdk.py");
+    let run = Command::new(python).arg(script).arg(gateway.url()).arg(tests::data("images/a_entrance.png")).arg("edge").output().unwrap();
+    assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+}
+
+#[tokio::test]
+async fn one_gateway_is_a_pool_of_another() {
+    let big = alone("big-one");
+    let edge = configured(&pool("big", &big.url()));
+    let reply = body(ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await).await;
+    assert_eq!((reply["model"].as_str(), reply["routing"]["reasons"][0].as_str()), (Some("big-one"), Some("PIN")));
+    let verdict: Value = serde_json::from_str(content(&reply)).unwrap();
+    assert!(["yes", "no"].contains(&verdict["verdict"].as_str().unwrap()), "{verdict}");
+
+    // An untrained model is never sure, so the router asks the other one.
+    let response = ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await;
+    assert_eq!(response.headers()["x-router-model"], "big-one");
+    assert_eq!(response.headers()["x-router-reason"], "LOW_CONFIDENCE");
+    let reply = body(response).await;
+    assert_eq!((reply["routing"]["where"].as_str(), reply["routing"]["pool"].as_str()), (Some("pool"), Some("big")));
+    assert_eq!(reply["routing"]["attempts"].as_array().unwrap().len(), 2, "the local model was asked first");
+
+    // With one answer to choose from, everybody is sure.
+    let reply = body(ask(&edge.gateway, said("auto", closed(&["yes"]))).await).await;
+    assert_eq!((reply["model"].as_str(), reply["routing"]["reasons"].to_string()), (Some("edge"), r#"["CONFIDENT"]"#.to_owned()));
+}
+
+#[tokio::test]
+async fn an_escalation_that_fails_keeps_the_local_answer() {
+    let broken = PoolServer::start([Act::Status(500, None)]).await;
+    let edge = configured(&pool("big", &broken.url()));
+    let reply = body(ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await).await;
+    assert_eq!((reply["model"].as_str(), reply["routing"]["where"].as_str()), (Some("edge"), Some("local")));
+    assert_eq!(reply["routing"]["reasons"], json!(["FALLBACK", "LOW_CONFIDENCE"]));
+    let reply = body(ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await).await;
+    assert_eq!(reply["routing"]["reasons"], json!(["BREAKER_OPEN", "LOW_CONFIDENCE"]));
+}
+
+#[tokio::test]
+async fn a_pools_words_are_put_in_the_form_asked_for() {
+    let chatty = PoolServer::start([Act::Say("Yes, there is one."), Act::Say("hard to tell")]).await;
+    let edge = configured(&(pool("big", &chatty.url()) + "closed = \"text\"\n"));
+    let reply = body(ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await).await;
+    assert_eq!((content(&reply), reply["model"].as_str()), (r#"{"verdict":"yes"}"#, Some("scripted-7b")));
+    let seen = chatty.seen();
+    assert!(seen[0].body.get("response_format").is_none());
+    assert_eq!(seen[0].body["messages"][0]["content"], "Is there a person? Answer with one of: yes, no.");
+
+    let response = ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await;
+    assert_eq!(response.status(), 502);
+    assert_eq!(body(response).await["error"]["code"], "INVALID_FORMAT");
+}
+
+#[tokio::test]
+async fn models_are_tried_in_order() {
+    let broken = PoolServer::start([Act::Status(400, None)]).await;
+    let edge = configured(&pool("big", &broken.url()));
+    let reply = body(ask(&edge.gateway, said("big", json!({"models": ["big", "local"]}))).await).await;
+    assert_eq!((reply["model"].as_str(), reply["routing"]["reasons"].to_string()), (Some("edge"), r#"["FALLBACK","PIN"]"#.to_owned()));
+    let response = ask(&edge.gateway, said("big", json!({}))).await;
+    assert_eq!(response.status(), 502, "a pinned pool that fails is an error, not another model's answer");
+    let response = ask(&edge.gateway, said("local", json!({"models": ["gpt"]}))).await;
+    assert_eq!((response.status().as_u16(), body(response).await["error"]["code"].clone()), (404, json!("model_not_found")));
+}
+
+#[tokio::test]
+async fn the_kill_switch_keeps_everything_on_the_box() {
+    let big = PoolServer::start([Act::Say("yes")]).await;
+    let edge = configured(&(pool("big", &big.url()) + "[policy]\nkill-switch = \"local-only\"\n"));
+    let reply = body(ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await).await;
+    assert_eq!(reply["routing"]["reasons"], json!(["KILL_SWITCH", "LOW_CONFIDENCE"]));
+    let response = ask(&edge.gateway, said("big", json!({}))).await;
+    assert_eq!((response.status().as_u16(), body(response).await["error"]["code"].clone()), (503, json!("KILL_SWITCH")));
+    assert!(big.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_the_model() {
+    let gateway = alone("edge");
+    let mut response = ask(&gateway, said("local", json!({"max_tokens": 4000, "stream": true}))).await;
+    assert!(response.chunk().await.unwrap().is_some(), "the stream has begun");
+    drop(response);
+    // The queue is first come, first served: this one is answered only after the first was given up.
+    assert_eq!(ask(&gateway, said("local", json!({"max_tokens": 1}))).await.status(), 200);
+}
+
+#[tokio::test]
+async fn other_doors_are_what_they_should_be() {
+    let mut gateway = alone("edge");
+    let root = gateway.url().trim_end_matches("/v1").to_owned();
+    let client = Client::builder().no_proxy().build().unwrap();
+    let get = async |path: &str| client.get(format!("{root}{path}")).send().await.unwrap();
+    assert_eq!(body(get("/healthz").await).await["model"]["backend"], "tract");
+    assert_eq!(get("/v1/nothing").await.status(), 404);
+    ask(&gateway, said("local", json!({"n": 3}))).await;
+    ask(&gateway, said("local", json!({}))).await;
+    let metrics = get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains(r#"egret_gateway_answers_total{where="local",reason="PIN"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"egret_gateway_errors_total{status="400"} 1"#), "{metrics}");
+    let too_large = client.post(format!("{root}/v1/chat/completions")).body(vec![b' '; (32 << 20) + 1]).send().await;
+    // The gateway may close the connection before it has read all of it.
+    assert!(too_large.is_err() || too_large.is_ok_and(|response| response.status() == 413));
+    assert_eq!(gateway.stop(), 0);
+}

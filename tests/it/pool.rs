@@ -1,0 +1,154 @@
+//! Pools over HTTPS against a server that does everything a server can do wrong.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
+use runtime::pool::{PoolError, PoolQuestion, PoolReply, Pools};
+use tests::pool_server::{Act, PoolServer};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+fn pool(url: String) -> Pool {
+    Pool {
+        id: "big".into(),
+        transport: PoolTransport::Https { url, api_key_file: None },
+        model: "some-vlm".into(),
+        deadline: DEADLINE,
+        closed: ClosedForm::Schema,
+        images: true,
+        attempts: 3,
+        usd_per_call: None,
+    }
+}
+
+fn question() -> PoolQuestion {
+    PoolQuestion {
+        id: [9; 16],
+        question: "Is there a person?".into(),
+        answers: vec!["yes".into(), "no".into()],
+        jpeg: Some(Bytes::from_static(b"\xff\xd8\xff")),
+        max_tokens: 16,
+    }
+}
+
+fn pools(pool: Pool) -> Pools {
+    Pools::new(&[pool], None, "gate-01").unwrap()
+}
+
+/// Asks once, and tells the outcome with the number of requests that the server saw.
+async fn outcome(acts: impl IntoIterator<Item = Act>) -> (Result<PoolReply, PoolError>, usize) {
+    let server = PoolServer::start(acts).await;
+    let outcome = pools(pool(server.url())).ask("big", &question()).await;
+    (outcome, server.seen().len())
+}
+
+#[tokio::test]
+async fn an_answer_comes_back_with_what_it_took() {
+    let server = PoolServer::start([Act::Say(r#"{"answer": "yes"}"#)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "sesame\n").unwrap();
+    let transport = PoolTransport::Https { url: server.url(), api_key_file: Some(key) };
+    let pools = pools(Pool { transport, ..pool(String::new()) });
+    let reply = pools.ask("big", &question()).await.unwrap();
+    assert_eq!((reply.answer.as_str(), reply.model.as_str(), reply.attempts, reply.tokens_out), ("yes", "scripted-7b", 1, Some(2)));
+    assert_eq!(reply.bytes_up, pools.request_bytes("big", &question()));
+    let [seen] = &server.seen()[..] else { panic!("one request") };
+    assert_eq!(seen.headers["authorization"], "Bearer sesame");
+    assert_eq!(seen.headers["idempotency-key"], "09090909-0909-0909-0909-090909090909");
+    assert_eq!(seen.body["model"], "some-vlm");
+    assert_eq!(seen.body["messages"][0]["content"][0]["image_url"]["url"], "data:image/jpeg;base64,/9j/");
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again() {
+    for act in [Act::Status(429, Some("0")), Act::Status(500, None), Act::Status(503, Some("0")), Act::Status(408, None), Act::HalfABody] {
+        let (outcome, requests) = outcome([act.clone(), Act::Say("yes")]).await;
+        let reply = outcome.unwrap_or_else(|error| panic!("{act:?}: {error}"));
+        assert_eq!((reply.answer.as_str(), reply.attempts, requests), ("yes", 2, 2), "{act:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_will_not_pass_is_not_tried_again() {
+    for status in [400, 401, 403, 404, 413, 422] {
+        let (outcome, requests) = outcome([Act::Status(status, None)]).await;
+        assert!(matches!(&outcome, Err(PoolError::Failed { attempts: 1, .. })), "{status}: {outcome:?}");
+        assert_eq!(requests, 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_beyond_the_deadline_is_not_begun() {
+    let (outcome, requests) = outcome([Act::Status(429, Some("60"))]).await;
+    assert!(matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })), "{outcome:?}");
+    assert_eq!(requests, 1);
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_an_invalid_format() {
+    for (act, part) in [
+        (Act::Say("perhaps"), "expected one of yes, no"),
+        (Act::Say("yes or no"), "expected one of yes, no"),
+        (Act::Body("<html>welcome to the airport</html>"), "expected a chat completion"),
+        (Act::Body(r#"{"error": {"message": "out of credit"}}"#), "out of credit"),
+        (Act::Body(r#"{"choices": []}"#), "no choices"),
+    ] {
+        let (outcome, requests) = outcome([act]).await;
+        let Err(PoolError::InvalidFormat { detail, attempts: 1, .. }) = &outcome else { panic!("{part}: {outcome:?}") };
+        assert!(detail.contains(part), "{detail}");
+        assert_eq!(requests, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_one_deadline() {
+    let server = PoolServer::start([Act::Hang]).await;
+    let pools = pools(Pool { deadline: Duration::from_millis(200), ..pool(server.url()) });
+    let outcome = pools.ask("big", &question()).await;
+    assert!(matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn the_breaker_opens_for_a_pool_that_is_down_and_not_for_one_that_says_no() {
+    let down = PoolServer::start([Act::Status(503, Some("0"))]).await;
+    let pools_down = pools(pool(down.url()));
+    assert!(matches!(pools_down.ask("big", &question()).await, Err(PoolError::Failed { attempts: 3, .. })));
+    assert!(pools_down.breaker_open("big"));
+    assert!(matches!(pools_down.ask("big", &question()).await, Err(PoolError::BreakerOpen { .. })));
+    assert_eq!(down.seen().len(), 3, "an open breaker sends nothing");
+
+    let strict = PoolServer::start([Act::Status(400, None)]).await;
+    let pools_strict = pools(pool(strict.url()));
+    for _ in 0..4 {
+        assert!(pools_strict.ask("big", &question()).await.is_err());
+    }
+    assert!(!pools_strict.breaker_open("big"));
+}
+
+#[tokio::test]
+async fn a_port_nobody_listens_on_is_a_failure_after_retries() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let outcome = pools(pool(format!("http://127.0.0.1:{port}/v1"))).ask("big", &question()).await;
+    let Err(PoolError::Failed { detail, attempts: 3, .. }) = &outcome else { panic!("{outcome:?}") };
+    assert!(detail.contains("cannot connect"), "{detail}");
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = PoolServer::start([Act::Say("yes")]).await;
+    let (outcome, _) = outcome([Act::Redirect(format!("{}/chat/completions", elsewhere.url()))]).await;
+    assert!(matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })), "{outcome:?}");
+    assert!(elsewhere.seen().is_empty(), "the picture went to a host that nobody configured");
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_read_sends_nothing() {
+    let server = PoolServer::start([Act::Say("yes")]).await;
+    let transport = PoolTransport::Https { url: server.url(), api_key_file: Some("/nonexistent/key".into()) };
+    let outcome = pools(Pool { transport, ..pool(String::new()) }).ask("big", &question()).await;
+    let Err(PoolError::Failed { detail, .. }) = &outcome else { panic!("{outcome:?}") };
+    assert!(detail.contains("/nonexistent/key"), "{detail}");
+    assert!(server.seen().is_empty());
+}

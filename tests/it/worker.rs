@@ -1,0 +1,217 @@
+//! `egret worker` and MQTT pools against a real broker.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use firmware_config::agent::{ClosedForm, Mqtt, Pool, PoolTransport};
+use firmware_config::manifest::Precision;
+use runtime::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::pool::{PoolError, PoolQuestion, Pools, mqtt};
+use serde_json::{Value, json};
+use tests::broker::Broker;
+use tests::bundles::bundle;
+use tests::started::Started;
+use tests::synth::Synthetic;
+
+fn worker(broker: &Broker) -> Started {
+    let bundle = bundle(&Synthetic::micro(), Precision::Fp32);
+    let url = broker.url();
+    let args = ["worker", "--backend", "tract", "--pool", "big", "--mqtt", &url, "--bundle"];
+    Started::egret(args.map(PathBuf::from).into_iter().chain([bundle]))
+}
+
+/// A connection that is up, with what arrives on `subscription`.
+async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link, Deliveries) {
+    let mqtt = Mqtt { url: broker.url().parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 };
+    let options = LinkOptions { subscriptions: vec![(subscription.to_owned(), Qos::AtLeastOnce)], ..LinkOptions::new(mqtt, client_id) };
+    let (link, task, deliveries) = Link::open(options);
+    tokio::spawn(task.run(std::future::pending()));
+    link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+    (link, deliveries)
+}
+
+/// A node's pools, as the agent connects them.
+async fn node(broker: &Broker, deadline: Duration) -> Pools {
+    let (link, mut deliveries) = connect(broker, "gate-01", &mqtt::reply_topic("gate-01")).await;
+    let pool = Pool {
+        id: "big".into(),
+        transport: PoolTransport::Mqtt,
+        model: "some-vlm".into(),
+        deadline,
+        closed: ClosedForm::Schema,
+        images: true,
+        attempts: 3,
+        usd_per_call: None,
+    };
+    let pools = Pools::new(&[pool], Some(link), "gate-01").unwrap();
+    let receiver = pools.clone();
+    tokio::spawn(async move {
+        while let Some(delivery) = deliveries.recv().await {
+            receiver.on_reply(delivery.publication);
+        }
+    });
+    pools
+}
+
+fn question(id: u8) -> PoolQuestion {
+    PoolQuestion {
+        id: [id; 16],
+        question: "Is there a person?".into(),
+        answers: vec!["yes".into(), "no".into()],
+        jpeg: Some(Bytes::from(std::fs::read(tests::data("images/a_entrance.png")).unwrap())),
+        max_tokens: 8,
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A completion that says yes.
+fn yes() -> Bytes {
+    Bytes::from(json!({"model": "by-hand", "choices": [{"message": {"content": r#"{"answer":"yes"}"#}}]}).to_string())
+}
+
+fn reply_to(request: &Publication, payload: Bytes) -> Publication {
+    Publication {
+        topic: request.response_topic.clone().unwrap(),
+        correlation: request.correlation.clone(),
+        payload,
+        ..Publication::default()
+    }
+}
+
+#[tokio::test]
+async fn a_worker_answers_a_nodes_questions() {
+    let broker = Broker::start();
+    let mut worker = worker(&broker);
+    let pools = node(&broker, LONG).await;
+    for id in 1..4 {
+        let reply = pools.ask("big", &question(id)).await.unwrap();
+        assert!(["yes", "no"].contains(&reply.answer.as_str()), "{reply:?}");
+        assert!(reply.confidence.is_some_and(|p| (0.5..=1.0).contains(&p)), "{reply:?}");
+        assert_eq!(reply.attempts, 1);
+    }
+    assert_eq!(worker.stop(), 0);
+}
+
+#[tokio::test]
+async fn a_bad_request_comes_back_as_an_error_with_its_status() {
+    let broker = Broker::start();
+    let _worker = worker(&broker);
+    let (link, mut deliveries) = connect(&broker, "by-hand", "replies/here").await;
+    let request = Publication {
+        topic: mqtt::request_topic("big"),
+        payload: Bytes::from_static(b"{\"messages\": [], \"n\": 2}"),
+        response_topic: Some("replies/here".into()),
+        correlation: Some(Bytes::from_static(b"any bytes")),
+        expiry: Some(LONG),
+        ..Publication::default()
+    };
+    link.publish(request).await.unwrap();
+    let reply = deliveries.recv().await.unwrap().publication;
+    assert_eq!(reply.correlation.as_deref(), Some(&b"any bytes"[..]));
+    assert_eq!(reply.user_properties, [("status".to_owned(), "400".to_owned())]);
+    let error: Value = serde_json::from_slice(&reply.payload).unwrap();
+    assert_eq!(error["error"]["param"], "n");
+}
+
+#[tokio::test]
+async fn a_request_without_an_address_for_its_reply_stops_nobody() {
+    let broker = Broker::start();
+    let _worker = worker(&broker);
+    let (link, _deliveries) = connect(&broker, "by-hand", "replies/here").await;
+    let nameless = Publication { topic: mqtt::request_topic("big"), payload: Bytes::from_static(b"\0"), ..Publication::default() };
+    link.publish(nameless).await.unwrap();
+    assert!(node(&broker, LONG).await.ask("big", &question(1)).await.is_ok());
+}
+
+#[tokio::test]
+async fn only_the_reply_with_the_right_correlation_counts() {
+    let broker = Broker::start();
+    let (link, mut requests) = connect(&broker, "by-hand", &mqtt::shared_subscription("big")).await;
+    let pools = node(&broker, LONG).await;
+    let by_hand = async {
+        let request = requests.recv().await.unwrap().publication;
+        assert_eq!(request.correlation.as_deref(), Some(&[7; 16][..]));
+        assert!(request.expiry.is_some_and(|expiry| expiry <= LONG), "{:?}", request.expiry);
+        let wrong = Publication { correlation: Some(Bytes::from_static(&[8; 16])), ..reply_to(&request, Bytes::from_static(b"{}")) };
+        link.publish(wrong).await.unwrap();
+        link.publish(Publication { correlation: None, ..reply_to(&request, Bytes::from_static(b"{}")) }).await.unwrap();
+        for _ in 0..2 {
+            link.publish(reply_to(&request, yes())).await.unwrap();
+        }
+    };
+    let asked = question(7);
+    let (reply, ()) = tokio::join!(pools.ask("big", &asked), by_hand);
+    assert_eq!(reply.unwrap().model, "by-hand");
+    assert!(pools.unmatched_replies() >= 2, "the wrong ones were dropped and counted");
+}
+
+#[tokio::test]
+async fn a_reply_after_the_deadline_is_dropped_and_counted() {
+    let broker = Broker::start();
+    let (link, mut requests) = connect(&broker, "by-hand", &mqtt::shared_subscription("big")).await;
+    let pools = node(&broker, Duration::from_millis(300)).await;
+    let outcome = pools.ask("big", &question(1)).await;
+    assert!(matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })), "{outcome:?}");
+    let request = requests.recv().await.unwrap().publication;
+    link.publish(reply_to(&request, yes())).await.unwrap();
+    // The next reply comes behind it on the same connection, so the late one has been seen by then.
+    let pools_next = pools.clone();
+    let asked = question(2);
+    let by_hand = async {
+        let request = requests.recv().await.unwrap().publication;
+        link.publish(reply_to(&request, yes())).await.unwrap();
+    };
+    let (next, ()) = tokio::join!(pools_next.ask("big", &asked), by_hand);
+    assert!(next.is_ok(), "{next:?}");
+    assert_eq!(pools.unmatched_replies(), 1);
+}
+
+#[tokio::test]
+async fn a_killed_workers_request_goes_to_another() {
+    let broker = Broker::start();
+    // Takes the request and dies over it: it has manual acknowledgements and never acknowledges.
+    let mqtt_config =
+        Mqtt { url: broker.url().parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 };
+    let (doomed, task, mut requests) = Link::open(LinkOptions {
+        subscriptions: vec![(mqtt::shared_subscription("big"), Qos::AtLeastOnce)],
+        session_expiry: Duration::ZERO,
+        receive_max: 1,
+        manual_acks: true,
+        ..LinkOptions::new(mqtt_config, "doomed")
+    });
+    let task = tokio::spawn(task.run(std::future::pending()));
+    doomed.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+    let pools = node(&broker, LONG).await;
+    let asking = tokio::spawn({
+        let pools = pools.clone();
+        async move { pools.ask("big", &question(1)).await }
+    });
+    let held = requests.recv().await.unwrap();
+    let _worker = tokio::task::spawn_blocking({
+        let url = broker.url();
+        move || {
+            let bundle = bundle(&Synthetic::micro(), Precision::Fp32);
+            let args = ["worker", "--backend", "tract", "--pool", "big", "--mqtt", &url, "--bundle"];
+            Started::egret(args.map(PathBuf::from).into_iter().chain([bundle]))
+        }
+    })
+    .await
+    .unwrap();
+    task.abort();
+    drop(held);
+    let reply = asking.await.unwrap().unwrap();
+    assert_eq!(reply.attempts, 1, "the broker gave it on; the node did not ask again");
+}
+
+#[tokio::test]
+async fn without_a_broker_the_link_is_down_and_the_breaker_stays_closed() {
+    let mut broker = Broker::start();
+    let pools = node(&broker, LONG).await;
+    broker.kill();
+    // The connection may take a moment to be seen as gone; the question then ends as soon as it is.
+    let outcome = pools.ask("big", &question(1)).await;
+    assert!(matches!(outcome, Err(PoolError::LinkDown { .. })), "{outcome:?}");
+    assert!(!pools.breaker_open("big"));
+}
