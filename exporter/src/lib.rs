@@ -6,8 +6,8 @@
 //! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`](arch::Part) |
 //! | quantize | [`quantize::quantize`] | the graph in its precision, and each matrix's error |
 //! | write | [`graph::onnx::write`] into a [`Draft`](bundle::Draft) | ONNX files, companions, `manifest.json` with every sha256 |
-//! | verify | `verify::report` | the bundle's answers against an independent reference |
-//! | judge | `verify`'s verdict | exit code 0 or 1; the report is kept beside the bundle |
+//! | verify | [`verify::verify`] | a [`VerificationReport`]: the bundle against an independent [`reference`] |
+//! | judge | [`VerificationReport::verdict`] | exit code 0 or 1; `report.json` is kept in the bundle |
 //!
 //! Where a tensor name becomes a graph input: [`arch::smolvlm`]. What ONNX looks like on disk: [`graph::onnx`], and nowhere else.
 #![forbid(unsafe_code)]
@@ -20,6 +20,8 @@ pub mod graph;
 pub mod inspect;
 pub mod quantize;
 pub mod reference;
+pub mod report;
+pub mod verify;
 
 use std::io::Write;
 use std::path::Path;
@@ -33,6 +35,8 @@ use bundle::{BundleError, Draft, companions, pictures};
 use checkpoint::config::read_json;
 use checkpoint::{Checkpoint, CheckpointError};
 use graph::onnx::{self, OnnxError};
+use report::{VerificationReport, Verdict};
+use verify::VerifyError;
 
 /// What is asked of an export.
 #[derive(Debug, Clone)]
@@ -66,13 +70,47 @@ pub enum ExportError {
     /// The bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// The bundle cannot be verified.
+    #[error("verification: {0}")]
+    Verify(#[from] VerifyError),
+    /// The bundle is not close enough to its checkpoint.
+    #[error("{0}\nno bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it")]
+    Lossy(Box<VerificationReport>),
 }
 
-/// Turns a checkpoint folder into a bundle at `out`.
+/// Turns a checkpoint folder into a bundle at `out`, unverified: whoever uses it unseen wants [`export_verified`].
 ///
 /// # Errors
 /// When the checkpoint is not to be believed, or the bundle cannot be written; then `out` is as it was.
 pub fn export(source: &Path, out: &Path, options: &Options) -> Result<Manifest, ExportError> {
+    let (draft, manifest) = assemble(source, out, options)?;
+    draft.publish()?;
+    Ok(manifest)
+}
+
+/// Turns a checkpoint folder into a bundle at `out`, held to an independent reference before it gets its name.
+///
+/// # Errors
+/// As [`export`], and when the bundle cannot be verified or, unless `allow_loss`, misses a quality gate.
+pub fn export_verified(
+    source: &Path,
+    out: &Path,
+    options: &Options,
+    verification: &verify::Options,
+    allow_loss: bool,
+) -> Result<(Manifest, VerificationReport), ExportError> {
+    let (draft, manifest) = assemble(source, out, options)?;
+    let report = verify::verify(draft.dir(), source, verification)?;
+    if report.verdict() == Verdict::Fail && !allow_loss {
+        return Err(ExportError::Lossy(Box::new(report)));
+    }
+    draft.attach("report.json", report.to_json().as_bytes())?;
+    draft.publish()?;
+    Ok((manifest, report))
+}
+
+/// Load, build, quantize, write: everything up to a whole bundle without its name.
+fn assemble(source: &Path, out: &Path, options: &Options) -> Result<(Draft, Manifest), ExportError> {
     // Load and build: whatever is wrong with the source is told before anything is written.
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
@@ -120,8 +158,7 @@ pub fn export(source: &Path, out: &Path, options: &Options) -> Result<Manifest, 
         exporter: env!("CARGO_PKG_VERSION").into(),
     };
     draft.seal(&manifest)?;
-    draft.publish()?;
-    Ok(manifest)
+    Ok((draft, manifest))
 }
 
 /// Builds, quantizes and writes one graph. Returns what its matrices lost, and its file's name if the weights are in a second one.

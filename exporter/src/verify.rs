@@ -1,0 +1,304 @@
+//! Is a bundle its checkpoint? The bundle on a backend and the plain [`Reference`], asked the same.
+//!
+//! | compared | finds |
+//! |---|---|
+//! | companion files | another tokenizer, template or config |
+//! | every constant of the graphs with its tensor, by name | any weight changed or moved, used by a probe or not |
+//! | image features, embeddings of the whole vocabulary, logits of every position | a graph that computes something else |
+//! | answers, token by token | a cache, a position or a prompt that goes wrong while generating |
+//!
+//! The bundle goes first and is closed before the reference opens, so the two are never in memory together.
+
+mod companions;
+mod measure;
+mod probe;
+mod weights;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use firmware_config::manifest::Manifest;
+use vlm::answer::FinishReason;
+use vlm::model::{KvCache, Logits, ModelError};
+use vlm::picture::PictureError;
+use vlm::tiles::{pixel_values, tiles_of_turns};
+use vlm::{BackendChoice, Split, Vlm, VlmError};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::graph::onnx::OnnxError;
+use crate::reference::{Past, Reference, ReferenceError};
+use crate::report::{Answer, Answers, Backend, Graphs, Steps, VerificationReport};
+
+pub use measure::Distance;
+use measure::{Sums, divergence, top};
+use probe::Probe;
+
+/// Embedding rows asked for at once.
+const EMBED_CHUNK: usize = 4096;
+
+/// How a bundle is verified.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// A folder of pictures to ask about, besides the built-in ones.
+    pub images: Option<PathBuf>,
+    /// Which backend runs the bundle.
+    pub backend: BackendChoice,
+    /// Inference threads; `None` leaves the choice to the backend.
+    pub threads: Option<usize>,
+}
+
+/// Holds a bundle to the checkpoint it was made from.
+///
+/// # Errors
+/// When either cannot be read or does not run. A bundle that runs and is wrong is no error: its report's verdict is `fail`.
+pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<VerificationReport, VerifyError> {
+    let checkpoint = Checkpoint::open(source)?;
+    let mut probes = probe::built_in();
+    if let Some(folder) = &options.images {
+        probes.extend(probe::of_folder(folder)?);
+    }
+    let options = vlm::Options { backend: options.backend, threads: options.threads, ..vlm::Options::default() };
+    let mut vlm = Vlm::open(bundle, &options)?;
+    let manifest = vlm.manifest().clone();
+    let backend = Backend { name: vlm.identity().backend.clone(), execution_provider: vlm.identity().execution_provider.clone() };
+    tracing::info!("verify: asking {} on {}", manifest.name, backend.name);
+    probes = fitting(probes, &mut vlm)?;
+    let embeddings = embeddings(&mut vlm, &manifest)?;
+    let observed = probes.iter().map(|probe| observe(&mut vlm, &manifest, probe)).collect::<Result<Vec<_>, _>>()?;
+    drop(vlm);
+
+    let files = companions::compare(bundle, source)?;
+    let weights = weights::compare(bundle, &manifest, &checkpoint)?;
+    tracing::info!("verify: computing the reference");
+    let reference = Reference::open(&checkpoint)?;
+    let mut comparison = Comparison::new();
+    comparison.embeddings(&reference, &embeddings)?;
+    for (probe, observed) in probes.iter().zip(&observed) {
+        comparison.probe(&reference, &manifest, probe, observed);
+    }
+    let Comparison { vision_encoder, embed_tokens, decoder_model_merged, steps, answers } = comparison;
+    Ok(VerificationReport::new(
+        &manifest,
+        checkpoint.sha256() == manifest.source.sha256,
+        backend,
+        files,
+        weights,
+        Graphs {
+            vision_encoder: vision_encoder.distance(),
+            embed_tokens: embed_tokens.distance(),
+            decoder_model_merged: decoder_model_merged.distance(),
+        },
+        steps.summary(),
+        Answers { asked: answers.len(), equal: answers.iter().filter(|answer| answer.is_equal).count(), list: answers },
+    ))
+}
+
+/// The probes whose prompts fit the model's context.
+fn fitting(probes: Vec<Probe>, vlm: &mut Vlm) -> Result<Vec<Probe>, VerifyError> {
+    let context = vlm.manifest().geometry.text.context_length;
+    let text = |probe: &Probe| -> usize {
+        let content = probe.request.turns.iter().flat_map(|turn| &turn.content);
+        content.map(|content| if let vlm::Content::Text(text) = content { vlm.token_count(text) } else { 0 }).sum()
+    };
+    // Half of the context is plenty for the rest of the prompt and the answer of a text probe.
+    Ok(probes.into_iter().filter(|probe| probe.name != probe::LONG || text(probe) <= context / 2).collect())
+}
+
+/// What a bundle said to one probe.
+struct Observed {
+    /// [frames · S, H], as the prompt's pictures come.
+    image_features: Vec<f32>,
+    input_ids: Vec<u32>,
+    /// The greedy answer, an end token included if it ended there.
+    answer: Vec<u32>,
+    text: String,
+    /// Logits after each of `input_ids` and each of `answer` but the last, [positions, vocabulary].
+    logits: Vec<f32>,
+}
+
+/// Embeddings of the whole vocabulary, [vocabulary, H].
+fn embeddings(vlm: &mut Vlm, manifest: &Manifest) -> Result<Vec<f32>, VerifyError> {
+    let ids: Vec<u32> = (0..manifest.geometry.text.vocab_size as u32).collect();
+    let mut rows = Vec::with_capacity(ids.len() * manifest.geometry.text.hidden_size);
+    for ids in ids.chunks(EMBED_CHUNK) {
+        rows.extend(vlm.model().embed(ids)?);
+    }
+    Ok(rows)
+}
+
+/// Asks the bundle, then runs prompt and answer through the decoder once more, for the logits of every position.
+fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed, VerifyError> {
+    let answer = vlm.ask(&probe.request)?;
+    let trace = answer.trace.ok_or(VerifyError::NoTrace)?;
+    let image_features = trace.image_features.unwrap_or_default();
+    let mut ids: Vec<u32> = answer.tokens.iter().map(|token| token.id).collect();
+    let mut fed = [&trace.input_ids[..], &ids].concat();
+    if answer.finish_reason == FinishReason::Stop {
+        // The end token is no part of an answer, but which it was is in the logits.
+        ids.push(u32::MAX);
+    } else {
+        fed.pop();
+    }
+    let hidden = manifest.geometry.text.hidden_size;
+    let model = vlm.model();
+    let mut inputs_embeds = model.embed(&fed)?;
+    let features = image_features.chunks_exact(hidden);
+    let images = inputs_embeds.chunks_exact_mut(hidden).zip(&fed).filter(|(_, id)| **id == manifest.prompt.image);
+    images.zip(features).for_each(|((row, _), feature)| row.copy_from_slice(feature));
+    let logits = model.decode(&inputs_embeds, &KvCache::empty(), Logits::All)?.logits;
+    if let Some(end) = ids.last_mut().filter(|id| **id == u32::MAX) {
+        *end = top(&logits[logits.len() - manifest.geometry.text.vocab_size..]);
+    }
+    Ok(Observed { image_features, input_ids: trace.input_ids, answer: ids, text: answer.text, logits })
+}
+
+/// The running comparison of all probes.
+struct Comparison {
+    vision_encoder: Sums,
+    embed_tokens: Sums,
+    decoder_model_merged: Sums,
+    steps: StepSums,
+    answers: Vec<Answer>,
+}
+
+impl Comparison {
+    fn new() -> Self {
+        Comparison {
+            vision_encoder: Sums::new(),
+            embed_tokens: Sums::new(),
+            decoder_model_merged: Sums::new(),
+            steps: StepSums::default(),
+            answers: Vec::new(),
+        }
+    }
+
+    fn embeddings(&mut self, reference: &Reference, embeddings: &[f32]) -> Result<(), VerifyError> {
+        let (rows, got) = (reference.vocab_size(), embeddings.len() / reference.hidden_size());
+        if rows != got {
+            return Err(VerifyError::Vocabulary { expected: rows, got });
+        }
+        for (id, row) in embeddings.chunks_exact(reference.hidden_size()).enumerate() {
+            self.embed_tokens.add(&reference.embed(&[id as u32]), row);
+        }
+        Ok(())
+    }
+
+    /// Each side on its own image features: errors add up here as they do in use.
+    fn probe(&mut self, reference: &Reference, manifest: &Manifest, probe: &Probe, observed: &Observed) {
+        let tiles = tiles_of_turns(&probe.request.turns, &manifest.image, probe.request.split == Split::On);
+        let image_features: Vec<f32> =
+            tiles.iter().flat_map(|tiles| reference.encode(&pixel_values(tiles, &manifest.image), tiles.frames())).collect();
+        self.vision_encoder.add(&image_features, &observed.image_features);
+
+        let fed = [&observed.input_ids[..], &observed.answer[..observed.answer.len().saturating_sub(1)]].concat();
+        let inputs_embeds = reference.prompt(&fed, manifest.prompt.image, &image_features);
+        let hidden = reference.hidden(&inputs_embeds, &mut Past::default());
+        let vocabulary = reference.vocab_size();
+        let positions = hidden.chunks_exact(reference.hidden_size()).zip(observed.logits.chunks_exact(vocabulary));
+        let mut expected = Vec::new();
+        for (position, (hidden, logits)) in positions.enumerate() {
+            let reference = reference.logits(hidden);
+            self.decoder_model_merged.add(&reference, logits);
+            if position + 1 >= observed.input_ids.len() {
+                self.steps.add(&reference, logits);
+                expected.push(top(&reference));
+            }
+        }
+        let first_difference = expected.iter().zip(&observed.answer).position(|(expected, got)| expected != got);
+        self.answers.push(Answer {
+            probe: probe.name.clone(),
+            text: observed.text.clone(),
+            tokens: observed.answer.len(),
+            is_equal: first_difference.is_none(),
+            first_difference,
+        });
+    }
+}
+
+/// What the steps of all answers add up to.
+#[derive(Debug, Default)]
+struct StepSums {
+    count: usize,
+    top1: usize,
+    kl_sum: f64,
+    kl_max: f64,
+}
+
+impl StepSums {
+    fn add(&mut self, reference: &[f32], bundle: &[f32]) {
+        let kl = divergence(reference, bundle);
+        self.count += 1;
+        self.top1 += usize::from(top(reference) == top(bundle));
+        self.kl_sum += kl;
+        self.kl_max = self.kl_max.max(kl);
+    }
+
+    fn summary(&self) -> Steps {
+        let count = self.count.max(1) as f64;
+        Steps { count: self.count, top1_agreement: self.top1 as f64 / count, kl_mean: self.kl_sum / count, kl_max: self.kl_max }
+    }
+}
+
+/// Why a bundle cannot be verified.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint cannot be computed.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The bundle does not open or does not answer.
+    #[error("the bundle: {0}")]
+    Bundle(#[from] VlmError),
+    /// A graph of the bundle does not run.
+    #[error("the bundle: {0}")]
+    Model(#[from] ModelError),
+    /// A graph file of the bundle cannot be read.
+    #[error("the bundle: {0}")]
+    Onnx(#[from] OnnxError),
+    /// The bundle embeds another vocabulary.
+    #[error("the bundle embeds {got} tokens, the checkpoint {expected}; they are of different models")]
+    Vocabulary {
+        /// Rows of the checkpoint's embedding.
+        expected: usize,
+        /// Rows of the bundle's.
+        got: usize,
+    },
+    /// An answer came without the trace that was asked for.
+    #[error("the bundle answered without a trace")]
+    NoTrace,
+    /// A file cannot be read.
+    #[error("{path}: cannot be read", path = .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A folder holds no pictures, or too many.
+    #[error("{folder} holds {got} pictures, expected 1 to 256", folder = .folder.display())]
+    Pictures {
+        /// The folder.
+        folder: PathBuf,
+        /// Files in it.
+        got: usize,
+    },
+    /// A picture file is too large.
+    #[error("{path} is {bytes} bytes, expected at most 64 MiB; scale it first", path = .path.display())]
+    PictureBytes {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A picture cannot be decoded.
+    #[error("{path}: {source}; only pictures may lie in the folder", path = .path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PictureError,
+    },
+}
