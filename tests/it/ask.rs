@@ -141,10 +141,10 @@ fn what_cannot_be_read_is_74() {
     insta::assert_snapshot!(said, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
     let (code, said) = refused(Path::new("/nowhere"), &["--image", "/nowhere/door.jpg", "q"]);
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @"egret: cannot show /nowhere/door.jpg: No such file or directory (os error 2)");
     let (code, said) = refused(&micro(), &[TRACT, &["--video", "/nowhere/door.mp4", "q"]].concat());
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @"egret: cannot show /nowhere/door.mp4: No such file or directory (os error 2)");
 }
 
 #[test]

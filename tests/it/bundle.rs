@@ -53,7 +53,7 @@ fn a_newer_format_is_refused() {
             *content = newer.into_bytes();
         });
     });
-    insta::assert_snapshot!(error, @"");
+    insta::assert_snapshot!(error, @"BUNDLE/manifest.json: the bundle has manifest format 2, and this build reads up to 1; update egret, or export the bundle again");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use firmware_config::manifest::{FileEntry, Manifest};
+use firmware_config::manifest::{FileEntry, Manifest, ManifestError};
 use sha2::{Digest, Sha256};
 
 use crate::mapped::MappedFile;
@@ -31,8 +31,7 @@ impl Bundle {
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
         let path = dir.join(MANIFEST);
         let json = read_manifest(&path)?;
-        let manifest = serde_json::from_slice::<Manifest>(&json)
-            .map_err(|error| BundleError::Manifest { path: path.clone(), error: error.to_string() })?;
+        let manifest = Manifest::from_json(&json).map_err(|error| BundleError::Manifest { path: path.clone(), error })?;
         let bundle = Bundle { dir: dir.to_owned(), manifest, sha256: hex(&Sha256::digest(&json)) };
         for (name, entry) in &bundle.manifest.files {
             check(&bundle.path(name), entry)?;
@@ -125,7 +124,7 @@ pub enum BundleError {
         /// The manifest.
         path: PathBuf,
         /// What is wrong with it.
-        error: String,
+        error: ManifestError,
     },
     /// A listed file is not there.
     #[error("{path}: no such file, but the manifest lists it; copy the whole bundle again", path = .path.display())]

@@ -159,8 +159,9 @@ fn requests_at_fault_are_told_from_failures() {
     };
     insta::assert_snapshot!(refuse(Request { max_new_tokens: 0, ..Request::question(grey(1), "What?") }), @"max_new_tokens is 0: expected 1 or more, or candidates");
     insta::assert_snapshot!(refuse(Request { candidates: vec!["a".into(), "a".into()], ..Request::question(grey(1), "What?") }), @r#"candidates "a" and "a" are the same to the model; keep one"#);
-    insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 47 tokens: the context holds 30; shorten it, or show fewer or unsplit pictures");
-    insta::assert_snapshot!(refuse(Request { candidates: vec!["a long answer of far too many words".into()], ..Request::question(grey(1), "What is it, please?") }), @"");
+    insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 46 tokens: the context holds 30; shorten it, or show fewer or unsplit pictures");
+    let long = Request { candidates: vec!["very ".repeat(20)], ..Request::question(grey(1), "What is it, please?") };
+    assert!(refuse(long).contains("the context holds 30"), "a candidate that does not fit behind its prompt");
     insta::assert_snapshot!(refuse(Request::default()), @"prompt is empty: expected a last turn of the user with text in it; ask something");
 
     let overflowing = FakeModel { logits: Box::new(|_| vec![f32::NAN; VOCAB]), ..FakeModel::hashing(VOCAB, 4) };
