@@ -14,7 +14,9 @@ use crate::bundle::BundleError;
 use crate::checkpoint::CheckpointError;
 use crate::graph::onnx::OnnxError;
 use crate::inspect::{inspect, megabytes, precision_name};
-use crate::{ExportError, Options, export};
+use crate::report::Verdict;
+use crate::verify::{self, VerifyError};
+use crate::{ExportError, Options, export_verified};
 
 /// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a report.
 #[derive(Debug, Parser)]
@@ -30,6 +32,8 @@ enum Command {
     Export(ExportArgs),
     /// Say what a checkpoint or a bundle holds
     Inspect(InspectArgs),
+    /// Hold a bundle to its checkpoint; exit 0 if it passes, 1 if it fails
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -44,7 +48,7 @@ struct ExportArgs {
     /// Graph folders to make; `onnx` is always there
     #[arg(long = "target", value_parser = target)]
     targets: Vec<String>,
-    /// Folder of pictures to tune quantization with (no precision uses it yet)
+    /// Folder of pictures to verify with, besides the built-in ones
     #[arg(long)]
     calibration: Option<PathBuf>,
     /// Model name [default: the checkpoint folder's name]
@@ -56,7 +60,7 @@ struct ExportArgs {
     /// Replace a bundle of the same name
     #[arg(long)]
     force: bool,
-    /// End with one line of JSON: the manifest
+    /// End with one line of JSON: bundle, manifest and report
     #[arg(long)]
     json: bool,
 }
@@ -70,11 +74,28 @@ struct InspectArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// Bundle folder
+    bundle: PathBuf,
+    /// The checkpoint folder it was made from
+    #[arg(long)]
+    reference: PathBuf,
+    /// Folder of pictures to ask about, besides the built-in ones
+    #[arg(long)]
+    images: Option<PathBuf>,
+    /// One line of JSON: the report
+    #[arg(long)]
+    json: bool,
+}
+
 /// Exit codes; the numbers above 1 are those of `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Done = 0,
+    CheckFailed = 1,
     Usage = 64,
+    Internal = 70,
     Io = 74,
 }
 
@@ -101,6 +122,7 @@ pub fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Export(args) => run_export(args),
         Command::Inspect(args) => run_inspect(args),
+        Command::Verify(args) => run_verify(args),
     };
     match outcome {
         Ok(exit) => exit.into(),
@@ -115,16 +137,16 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
     is_folder(&args.source)?;
     if let Some(folder) = &args.calibration {
         is_folder(folder)?;
-        tracing::warn!("--calibration {}: {} quantizes without it", folder.display(), precision_name(args.precision));
     }
     // `onnx` is not a target among others: it is always there.
     let targets = args.targets.iter().filter(|&target| target != "onnx").cloned().collect();
     let options = Options { precision: args.precision, targets, name: args.name.clone(), replace: args.force };
-    let manifest = export(&args.source, &args.out, &options)?;
+    let verification = verify::Options { images: args.calibration.clone(), ..verify::Options::default() };
+    let (manifest, report) = export_verified(&args.source, &args.out, &options, &verification, args.allow_loss)?;
     if args.json {
-        println!("{}", one_line(&manifest));
+        println!("{}", serde_json::json!({ "bundle": args.out, "manifest": manifest, "report": report }));
     } else {
-        print!("{}", table(&manifest, &args.out));
+        println!("{}{report}", table(&manifest, &args.out));
     }
     Ok(Exit::Done)
 }
@@ -138,6 +160,21 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
         println!("{inspection}");
     }
     Ok(Exit::Done)
+}
+
+fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
+    [Some(&args.bundle), Some(&args.reference), args.images.as_ref()].into_iter().flatten().try_for_each(|folder| is_folder(folder))?;
+    let options = verify::Options { images: args.images.clone(), ..verify::Options::default() };
+    let report = verify::verify(&args.bundle, &args.reference, &options)?;
+    if args.json {
+        println!("{}", one_line(&report));
+    } else {
+        println!("{report}");
+    }
+    Ok(match report.verdict() {
+        Verdict::Pass => Exit::Done,
+        Verdict::Fail => Exit::CheckFailed,
+    })
 }
 
 /// What was made, for people.
@@ -219,7 +256,10 @@ fn exit_of(error: &ExportError) -> Exit {
         ExportError::Checkpoint(CheckpointError::Io { .. })
         | ExportError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. }))
         | ExportError::Onnx(OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }))
-        | ExportError::Bundle(BundleError::Io { .. }) => Exit::Io,
+        | ExportError::Bundle(BundleError::Io { .. })
+        | ExportError::Verify(VerifyError::Io { .. } | VerifyError::Checkpoint(CheckpointError::Io { .. })) => Exit::Io,
+        ExportError::Verify(VerifyError::Model(_) | VerifyError::NoTrace) => Exit::Internal,
+        ExportError::Lossy(_) => Exit::CheckFailed,
         _ => Exit::Usage,
     }
 }
