@@ -3,6 +3,7 @@
 
 mod ask;
 mod bundle;
+mod cameras;
 mod exact;
 mod export;
 mod gateway;

@@ -6,6 +6,7 @@ pub mod broker;
 pub mod bundles;
 pub mod kept;
 pub mod pool_server;
+pub mod rtsp;
 pub mod started;
 pub mod synth;
 pub mod transformers;
