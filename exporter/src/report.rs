@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use firmware_config::manifest::{Manifest, Precision};
+use firmware_config::manifest::Precision;
 use serde::Serialize;
 
 use crate::verify::Distance;
@@ -215,7 +215,7 @@ impl VerificationReport {
     /// Judges what was measured.
     #[expect(clippy::too_many_arguments, reason = "one for each section of the report, made once")]
     pub(crate) fn new(
-        manifest: &Manifest,
+        (name, precision): (&str, Precision),
         source_is_the_same: bool,
         backend: Backend,
         files: Files,
@@ -224,7 +224,7 @@ impl VerificationReport {
         steps: Steps,
         answers: Answers,
     ) -> Self {
-        let limits = Limits::of(manifest.precision);
+        let limits = Limits::of(precision);
         let none = Some(Limit::AtMost(0.0));
         let gates = vec![
             Gate::new("files that differ", files.differ.len() as f64, none),
@@ -242,8 +242,8 @@ impl VerificationReport {
         let failed = gates.iter().any(|gate| gate.outcome == Outcome::Fail);
         VerificationReport {
             verdict: if failed { Verdict::Fail } else { Verdict::Pass },
-            name: manifest.name.clone(),
-            precision: manifest.precision,
+            name: name.to_owned(),
+            precision,
             source_is_the_same,
             backend,
             gates,

@@ -78,7 +78,7 @@ pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<Verific
     }
     let Comparison { vision_encoder, embed_tokens, decoder_model_merged, steps, answers } = comparison;
     Ok(VerificationReport::new(
-        &manifest,
+        (&manifest.name, manifest.precision),
         checkpoint.sha256() == manifest.source.sha256,
         backend,
         files,

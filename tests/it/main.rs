@@ -9,4 +9,6 @@ mod export;
 mod gateway;
 mod pool;
 mod tidy;
+mod trained;
+mod verify;
 mod worker;

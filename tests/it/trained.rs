@@ -1,0 +1,85 @@
+//! The bundles of the demo have really seen pictures: on every labelled frame they answer as transformers does.
+//!
+//! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use vlm::{BackendChoice, Options, Picture, Request, Vlm};
+
+/// Largest difference of a candidate's probability.
+const TOLERANCE: f64 = 0.02;
+
+/// What transformers says to one question about one frame.
+#[derive(Deserialize)]
+struct Expected {
+    image: PathBuf,
+    question: String,
+    answer: String,
+    probabilities: Vec<f64>,
+    prompt_tokens: usize,
+}
+
+/// A labelled question, for the answers to choose from.
+#[derive(Deserialize)]
+struct Label {
+    image: PathBuf,
+    question: String,
+    candidates: Vec<String>,
+}
+
+#[test]
+fn nano_edge_on_tract() {
+    answers_as_transformers("nano-edge", BackendChoice::Tract);
+}
+
+#[test]
+fn nano_edge_on_ort() {
+    answers_as_transformers("nano-edge", BackendChoice::Ort);
+}
+
+#[test]
+fn nano_pool_on_tract() {
+    answers_as_transformers("nano-pool", BackendChoice::Tract);
+}
+
+#[test]
+fn nano_pool_on_ort() {
+    answers_as_transformers("nano-pool", BackendChoice::Ort);
+}
+
+fn answers_as_transformers(name: &str, backend: BackendChoice) {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo");
+    let mut vlm = Vlm::open(&demo.join("bundles").join(name), &Options { backend, ..Options::default() }).unwrap();
+    let labels: Vec<Label> = rows(&demo.join("labels.jsonl"));
+    let candidates: BTreeMap<_, _> = labels.into_iter().map(|label| ((label.image, label.question), label.candidates)).collect();
+    let expected: Vec<Expected> = rows(&tests::data(&format!("{name}-expected.jsonl")));
+    assert!(!expected.is_empty());
+
+    let mut largest = 0f64;
+    for expected in &expected {
+        let picture = Picture::decode(&fs::read(demo.join("frames").join(&expected.image)).unwrap()).unwrap();
+        let request = Request {
+            candidates: candidates[&(expected.image.clone(), expected.question.clone())].clone(),
+            ..Request::question(picture, &expected.question)
+        };
+        let answer = vlm.ask(&request).unwrap();
+        let of = format!("{name}: {} {:?}", expected.image.display(), expected.question);
+        assert_eq!(answer.text, expected.answer, "{of}");
+        assert_eq!(answer.prompt_tokens, expected.prompt_tokens, "{of}");
+        assert_eq!(answer.candidates.len(), expected.probabilities.len(), "{of}");
+        for (candidate, &probability) in answer.candidates.iter().zip(&expected.probabilities) {
+            let difference = (candidate.probability - probability).abs();
+            assert!(difference <= TOLERANCE, "{of} {:?}: {} instead of {probability}", candidate.text, candidate.probability);
+            largest = largest.max(difference);
+        }
+    }
+    eprintln!("{name} on {}: {} answers, largest difference of a probability {largest:.1e}", vlm.identity().backend, expected.len());
+}
+
+fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", path.display()))).collect()
+}

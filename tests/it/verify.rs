@@ -1,0 +1,167 @@
+//! `verify` passes what an export wrote, and fails what was changed since, hashes rewritten or not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use exporter::report::{Outcome, Verdict, VerificationReport};
+use exporter::verify::{Options, verify};
+use firmware_config::manifest::{FileEntry, Manifest, Precision};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tests::bundles::{damage, linked_copy};
+use tests::synth::{Dtype, Synthetic};
+use vlm::BackendChoice;
+
+/// A bundle to be judged, and what it was made from.
+struct Exported {
+    bundle: TempDir,
+    source: PathBuf,
+}
+
+impl Exported {
+    fn new(checkpoint: &Synthetic, precision: Precision) -> Self {
+        let bundle = tempfile::tempdir_in(tests::kept::scratch()).unwrap();
+        linked_copy(&tests::bundles::bundle(checkpoint, precision), bundle.path());
+        Exported { bundle, source: checkpoint.shared() }
+    }
+
+    fn bundle(&self) -> &Path {
+        self.bundle.path()
+    }
+
+    fn verify(&self) -> VerificationReport {
+        verify(self.bundle(), &self.source, &Options { backend: BackendChoice::Tract, ..Options::default() }).unwrap()
+    }
+
+    /// Changes a file and rewrites its hash, as someone would who knows how.
+    fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        damage(&self.bundle().join(file), change);
+        let bytes = fs::read(self.bundle().join(file)).unwrap();
+        damage(&self.bundle().join("manifest.json"), |json| {
+            let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
+            let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            manifest.files.insert(file.into(), FileEntry { bytes: bytes.len() as u64, sha256 });
+            *json = serde_json::to_vec(&manifest).unwrap();
+        });
+    }
+}
+
+#[test]
+fn an_export_is_its_checkpoint_in_every_precision_and_geometry() {
+    for (checkpoint, precision) in [
+        (Synthetic::micro(), Precision::Fp32),
+        (Synthetic::micro(), Precision::Fp16),
+        (Synthetic::micro(), Precision::Int8),
+        (Synthetic::micro_so400m().dtype(Dtype::Bf16).shards(3).seed(7), Precision::Fp32),
+        (Synthetic::micro().dtype(Dtype::F16).kv_heads(3).head_dim(32).tied().nested_rope().seed(11), Precision::Fp16),
+    ] {
+        let report = Exported::new(&checkpoint, precision).verify();
+        eprintln!("{report}\n");
+        assert_eq!(report.verdict(), Verdict::Pass, "{precision:?} of {checkpoint:?}:\n{report}");
+    }
+}
+
+#[test]
+fn the_report_is_the_same_every_time() {
+    let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
+    assert_eq!(exported.verify().to_json(), exported.verify().to_json());
+}
+
+/// Each graph, and weights no probe uses: the embedding of a token nobody types.
+#[test]
+fn two_swapped_weights_fail() {
+    let tensors = [
+        "model.vision_model.encoder.layers.1.mlp.fc1.weight",
+        "model.connector.modality_projection.proj.weight",
+        "model.text_model.layers.0.self_attn.q_proj.weight",
+        "model.text_model.embed_tokens.weight",
+        "lm_head.weight",
+    ];
+    for (tensor, precision) in tensors.iter().flat_map(|tensor| [Precision::Fp32, Precision::Fp16].map(|precision| (*tensor, precision))) {
+        let exported = Exported::new(&Synthetic::micro_so400m(), precision);
+        let width = if precision == Precision::Fp32 { 4 } else { 2 };
+        exported.change(&graph_with(exported.bundle(), tensor), |bytes| {
+            let at = weights_of(bytes, tensor);
+            (0..width).for_each(|i| bytes.swap(at + i, at + width * 77 + i));
+        });
+        let report = exported.verify();
+        assert_eq!(report.verdict(), Verdict::Fail, "{tensor} {precision:?}:\n{report}");
+        assert_eq!(report.weights.differ.len(), 1, "{report}");
+        assert_eq!(report.weights.differ[0].name, tensor);
+    }
+}
+
+/// Without looking at the weights at all: two rows of a matrix swapped change what the graphs put out.
+#[test]
+fn running_the_graphs_finds_swapped_rows() {
+    for (tensor, gate) in [
+        ("model.vision_model.encoder.layers.0.self_attn.v_proj.weight", "vision_encoder relative error"),
+        ("model.text_model.embed_tokens.weight", "embed_tokens relative error"),
+        ("model.text_model.layers.1.mlp.down_proj.weight", "decoder_model_merged relative error"),
+        ("lm_head.weight", "decoder_model_merged relative error"),
+    ] {
+        let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
+        exported.change(&graph_with(exported.bundle(), tensor), |bytes| {
+            let at = weights_of(bytes, tensor);
+            // Whichever way the matrix lies, this is a row of it or many pieces of rows.
+            (0..256).for_each(|i| bytes.swap(at + i, at + 4096 + i));
+        });
+        let report = exported.verify();
+        let gate = report.gates.iter().find(|found| found.name == gate).unwrap();
+        assert_eq!(gate.outcome, Outcome::Fail, "{tensor}:\n{report}");
+    }
+}
+
+#[test]
+fn another_tokenizer_or_template_fails() {
+    for file in ["tokenizer.json", "config.json", "generation_config.json"] {
+        let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
+        exported.change(file, |bytes| {
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            let changed = text.replacen("\"model_type\": \"llama\"", "\"model_type\": \"other\"", 1).replacen("49279", "49278", 1);
+            assert_ne!(text, changed);
+            *bytes = changed.into_bytes();
+        });
+        let report = exported.verify();
+        assert_eq!(report.verdict(), Verdict::Fail, "{file}:\n{report}");
+        assert_eq!(report.files.differ, [file]);
+    }
+}
+
+#[test]
+fn a_bundle_of_another_checkpoint_fails() {
+    let mut exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
+    exported.source = Synthetic::micro_so400m().seed(1).shared();
+    let report = exported.verify();
+    assert_eq!(report.verdict(), Verdict::Fail);
+    assert!(!report.source_is_the_same);
+}
+
+#[test]
+fn pictures_of_a_folder_are_asked_about_by_name() {
+    let exported = Exported::new(&Synthetic::micro(), Precision::Fp32);
+    let options = Options { images: Some(tests::data("images")), backend: BackendChoice::Tract, ..Options::default() };
+    let report = verify(exported.bundle(), &exported.source, &options).unwrap();
+    let probes: Vec<_> = report.answers.list.iter().map(|answer| answer.probe.as_str()).collect();
+    assert_eq!(probes, ["gradient", "blocks", "two pictures", "text", "long text", "a_entrance.png", "b_carpark.png", "c_worker_tall.png"]);
+    assert_eq!(report.verdict(), Verdict::Pass, "{report}");
+}
+
+/// The graph file whose bytes name `tensor` as a constant.
+fn graph_with(bundle: &Path, tensor: &str) -> String {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
+    let graphs = [manifest.graphs.vision_encoder, manifest.graphs.embed_tokens, manifest.graphs.decoder_model_merged];
+    graphs
+        .into_iter()
+        .find(|graph| exporter::graph::onnx::GraphFile::open(&bundle.join(graph)).unwrap().constant(tensor).is_some())
+        .unwrap()
+}
+
+/// Where the values of a constant begin in a graph file.
+fn weights_of(file: &[u8], tensor: &str) -> usize {
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    fs::write(copy.path(), file).unwrap();
+    let graph = exporter::graph::onnx::GraphFile::open(copy.path()).unwrap();
+    let values = graph.constant(tensor).unwrap().bytes;
+    file.windows(values.len()).position(|window| window == values).unwrap()
+}
