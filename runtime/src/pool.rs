@@ -178,9 +178,12 @@ pub enum PoolsError {
         /// The pool.
         pool: String,
     },
-    /// The HTTPS client does not start.
-    #[error("the HTTPS client does not start")]
-    Https(#[from] reqwest::Error),
+    /// The HTTPS client does not start: no certificate authorities on this system, for one.
+    #[error("the HTTPS client does not start: {message}; see that the package ca-certificates is installed")]
+    Https {
+        /// In the client's own words.
+        message: String,
+    },
 }
 
 impl Pools {

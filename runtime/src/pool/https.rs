@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
-use super::REPLY_BYTES_MAX;
 use super::question::start_of;
 use super::retry::Failure;
+use super::{PoolsError, REPLY_BYTES_MAX};
 use crate::openai::error::ErrorBody;
 
 /// A pool behind a URL.
@@ -21,7 +21,7 @@ pub(super) struct Https {
 }
 
 /// The connections that all HTTPS pools share.
-pub(super) fn client() -> reqwest::Result<reqwest::Client> {
+pub(super) fn client() -> Result<reqwest::Client, PoolsError> {
     static RING: Once = Once::new();
     RING.call_once(|| {
         // Already installed by somebody else is just as good.
@@ -33,6 +33,7 @@ pub(super) fn client() -> reqwest::Result<reqwest::Client> {
         .connect_timeout(Duration::from_secs(5))
         .user_agent(concat!("egret/", env!("CARGO_PKG_VERSION")))
         .build()
+        .map_err(|error| PoolsError::Https { message: causes(&error) })
 }
 
 impl Https {
@@ -91,6 +92,7 @@ fn causes(error: &reqwest::Error) -> String {
     let mut text = match (error.is_connect(), error.is_timeout()) {
         (true, _) => "cannot connect".to_owned(),
         (_, true) => "timed out".to_owned(),
+        _ if error.is_builder() => "cannot be set up".to_owned(),
         _ => "connection broke".to_owned(),
     };
     let mut cause = std::error::Error::source(error);
