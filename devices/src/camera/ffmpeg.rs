@@ -15,9 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 use firmware_config::agent::Source;
 use firmware_config::redact;
 
-use super::ppm::{Pictures, PpmError};
+use super::ppm::{Picture, Pictures, PpmError};
 use super::schedule::Schedule;
-use super::slot::{Slot, WhenFull};
+use super::slot::{Arrived, Slot, WhenFull};
 use super::{Camera, CaptureError};
 use crate::{Frame, FrameImage, Stop};
 
@@ -94,6 +94,15 @@ impl Ffmpeg {
         })
     }
 
+    /// The picture that is handed out now.
+    fn frame(&mut self, Arrived { picture: Picture { width, height, data }, at }: Arrived) -> Frame {
+        self.schedule.advance(Instant::now());
+        let number = self.number;
+        self.number += 1;
+        let captured_at = if self.live { at } else { SystemTime::now() };
+        Frame { number, captured_at, name: None, image: FrameImage::Rgb { width, height, data: data.into() } }
+    }
+
     /// What the end of the stream means.
     fn ended(&mut self, how: Result<(), PpmError>) -> Result<Option<Frame>, CaptureError> {
         let status = self.reap();
@@ -146,16 +155,10 @@ impl Camera for Ffmpeg {
                 return Err(CaptureError::Stopped);
             }
             let early = self.schedule.wait(Instant::now());
-            if early.is_zero() {
-                if let Some(arrived) = self.slot.take() {
-                    self.schedule.advance(Instant::now());
-                    let number = self.number;
-                    self.number += 1;
-                    let captured_at = if self.live { arrived.at } else { SystemTime::now() };
-                    let picture = arrived.picture;
-                    let image = FrameImage::Rgb { width: picture.width, height: picture.height, data: picture.data.into() };
-                    return Ok(Some(Frame { number, captured_at, name: None, image }));
-                }
+            if early.is_zero()
+                && let Some(arrived) = self.slot.take()
+            {
+                return Ok(Some(self.frame(arrived)));
             }
             if let Some(how) = self.slot.take_end() {
                 return self.ended(how);
