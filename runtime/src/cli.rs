@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::exit::{self, Exit, Failure};
-use crate::{ask, serve, worker};
+use crate::{ask, demo, run, serve, worker};
 
 /// Watches cameras with a small vision-language model on this box, and asks a bigger one only when the small one is likely wrong.
 #[derive(Debug, Parser)]
@@ -17,20 +17,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The main job on bundled cameras and models: a small model here, a bigger one behind a broker, events over MQTT.
+    Demo(demo::Args),
+    /// Run the agent: watch cameras, answer, escalate, publish.
+    Run(run::Args),
     /// Ask a bundle one question, with pictures, a clip, or text alone.
     Ask(ask::Args),
     /// Serve an OpenAI-compatible endpoint that routes between the model on this box and its pools.
     Serve(serve::Args),
     /// Answer a pool's requests from a broker, as one of its workers.
     Worker(worker::Args),
+    #[command(hide = true, about = "The demo's broker, in a process of its own")]
+    DemoBroker(demo::broker::Args),
 }
 
 impl Command {
     fn run(&self) -> Result<Exit, Failure> {
         match self {
+            Command::Run(args) => run::run(args),
+            Command::Demo(args) => demo::run(args),
             Command::Ask(args) => ask::run(args),
             Command::Serve(args) => serve::run(args),
             Command::Worker(args) => worker::run(args),
+            Command::DemoBroker(args) => demo::broker::run(args),
         }
     }
 }

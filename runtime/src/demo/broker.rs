@@ -15,14 +15,14 @@ const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 
 /// Arguments of the hidden command that the demo starts itself with.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:1883")]
     listen: SocketAddr,
 }
 
 /// Serves MQTT v5 until standard input ends.
-pub fn run(args: &Args) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let config = config(args.listen);
     std::thread::Builder::new()
         .name("broker".into())
