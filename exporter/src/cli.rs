@@ -2,7 +2,7 @@
 //!
 //! With `--json`, stdout ends with one object on one line; logs and errors go to stderr.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -118,7 +118,7 @@ pub fn main() -> ExitCode {
         }
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false).init();
     let outcome = match &cli.command {
         Command::Export(args) => run_export(args),
         Command::Inspect(args) => run_inspect(args),
@@ -244,10 +244,15 @@ fn one_line(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("only strings are keys")
 }
 
-/// An error with its causes, on one line.
+/// An error with its causes; a cause that the text before it already tells is left out.
 fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
 }
 
 /// I/O is apart from input that is wrong: the former may pass when tried again.
@@ -259,7 +264,8 @@ fn exit_of(error: &ExportError) -> Exit {
         | ExportError::Bundle(BundleError::Io { .. })
         | ExportError::Verify(VerifyError::Io { .. } | VerifyError::Checkpoint(CheckpointError::Io { .. })) => Exit::Io,
         ExportError::Verify(VerifyError::Model(_) | VerifyError::NoTrace) => Exit::Internal,
-        ExportError::Lossy(_) => Exit::CheckFailed,
+        // A bundle of another vocabulary is not this checkpoint: that is an answer, not a mistake in asking.
+        ExportError::Lossy(_) | ExportError::Verify(VerifyError::Vocabulary { .. }) => Exit::CheckFailed,
         _ => Exit::Usage,
     }
 }

@@ -71,7 +71,7 @@ pub enum ExportError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     /// The bundle cannot be verified.
-    #[error("verification: {0}")]
+    #[error(transparent)]
     Verify(#[from] VerifyError),
     /// The bundle is not close enough to its checkpoint.
     #[error("{0}\nno bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it")]
