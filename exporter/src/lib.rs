@@ -35,7 +35,7 @@ use bundle::{BundleError, Draft, companions, pictures};
 use checkpoint::config::read_json;
 use checkpoint::{Checkpoint, CheckpointError};
 use graph::onnx::{self, OnnxError};
-use report::{VerificationReport, Verdict};
+use report::{Verdict, VerificationReport};
 use verify::VerifyError;
 
 /// What is asked of an export.
