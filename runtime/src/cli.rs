@@ -63,7 +63,8 @@ pub fn main() -> ExitCode {
 
 /// Logs and progress go to stderr, so that stdout carries answers only; `RUST_LOG` filters them.
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    // tract warns of every graph newer than opset 18, and all of ours are.
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,tract_onnx=error,tract_linalg=warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 
