@@ -554,7 +554,62 @@ pub(crate) mod tests {
     #[test]
     fn new_while_a_pool_is_asked() {
         let json = draft().to_json(Origin { node: "gate-01", cam: "yard" }, &moment(), 0x9f3c_2a71, 48_213);
-        insta::assert_snapshot!(shown(&json), @"");
+        insta::assert_snapshot!(shown(&json), @r#"
+        {
+          "v": 1,
+          "type": "new",
+          "event_type": "new",
+          "id": "0193",
+          "epoch": "000000009f3c2a71",
+          "seq": 48213,
+          "node": "gate-01",
+          "cam": "yard",
+          "rule": "person",
+          "time": "2026-11-23T08:51:00.123Z",
+          "mono_ms": 7312345,
+          "boot_id": "b1f0",
+          "clock": "synced",
+          "frame": {
+            "time": "2026-11-23T08:50:59.870Z",
+            "w": 768,
+            "h": 432,
+            "sha256": "d31e"
+          },
+          "question": "Is there a person?",
+          "answer": "yes",
+          "state": "ON",
+          "confidence": 0.62,
+          "confidence_kind": "candidates",
+          "by": {
+            "where": "local",
+            "model": "nano-edge",
+            "model_sha256": "ab12",
+            "backend": "tract",
+            "ep": "tract",
+            "total_ms": 310,
+            "prefill_ms": 200,
+            "decode_ms": 40,
+            "tokens_out": 1
+          },
+          "reasons": [
+            "LOW_CONFIDENCE"
+          ],
+          "escalation": {
+            "outcome": "pending",
+            "reasons": [
+              "LOW_CONFIDENCE"
+            ],
+            "threshold": 0.9,
+            "attempts": 0,
+            "bytes_up": 0,
+            "deadline_ms": 8000
+          },
+          "image": {
+            "topic": "egret/gate-01/cam/yard/snapshot",
+            "bytes": 41233
+          }
+        }
+        "#);
     }
 
     #[test]
@@ -572,14 +627,83 @@ pub(crate) mod tests {
         draft.settled = Settled::by_pool("vlm-large", &reply);
         draft.escalation = Escalation { outcome: Outcome::Answered, attempts: 1, bytes_up: 41_300, ..draft.escalation };
         let json = draft.to_json(Origin { node: "gate-01", cam: "yard" }, &moment(), u64::MAX, 1);
-        insta::assert_snapshot!(shown(&json), @"");
+        insta::assert_snapshot!(shown(&json), @r#"
+        {
+          "v": 1,
+          "type": "update",
+          "event_type": "update",
+          "id": "0193",
+          "epoch": "ffffffffffffffff",
+          "seq": 1,
+          "node": "gate-01",
+          "cam": "yard",
+          "rule": "person",
+          "time": "2026-11-23T08:51:00.123Z",
+          "mono_ms": 7312345,
+          "boot_id": "b1f0",
+          "clock": "synced",
+          "frame": {
+            "time": "2026-11-23T08:50:59.870Z",
+            "w": 768,
+            "h": 432,
+            "sha256": "d31e"
+          },
+          "question": "Is there a person?",
+          "answer": "no",
+          "state": "OFF",
+          "late": true,
+          "confidence": null,
+          "confidence_kind": "none",
+          "by": {
+            "where": "pool",
+            "pool": "vlm-large",
+            "model": "example-72b",
+            "ep": "remote",
+            "total_ms": 1840,
+            "tokens_out": 2
+          },
+          "first": {
+            "answer": "yes",
+            "confidence": 0.62,
+            "confidence_kind": "candidates",
+            "by": {
+              "where": "local",
+              "model": "nano-edge",
+              "model_sha256": "ab12",
+              "backend": "tract",
+              "ep": "tract",
+              "total_ms": 310,
+              "prefill_ms": 200,
+              "decode_ms": 40,
+              "tokens_out": 1
+            }
+          },
+          "reasons": [
+            "LOW_CONFIDENCE"
+          ],
+          "escalation": {
+            "outcome": "answered",
+            "reasons": [
+              "LOW_CONFIDENCE"
+            ],
+            "threshold": 0.9,
+            "attempts": 1,
+            "bytes_up": 41300,
+            "deadline_ms": 8000
+          },
+          "image": {
+            "topic": "egret/gate-01/cam/yard/snapshot",
+            "bytes": 41233
+          }
+        }
+        "#);
         insta::assert_snapshot!(shown(&draft.attributes_json(&moment())), @"");
     }
 
     #[test]
     fn a_gap() {
         let gap = Gap { from_seq: 3, to_seq: 9, count: 7, reason: "size" };
-        insta::assert_snapshot!(String::from_utf8(gap.to_json(255)).expect("json"), @"");
+        insta::assert_snapshot!(String::from_utf8(gap.to_json(255)).expect("json"), @r#"{"epoch":"00000000000000ff","from_seq":3,"to_seq":9,"reason":"size","count":7}"#);
     }
 
     #[test]

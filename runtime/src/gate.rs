@@ -26,6 +26,9 @@ impl Thumbnail {
     /// When the pixels do not fill the sides.
     pub fn of_rgb(width: u32, height: u32, pixels: &[u8]) -> Result<Self, ThumbnailError> {
         let wrong = || ThumbnailError { width, height, bytes: pixels.len() };
+        if width == 0 || height == 0 {
+            return Err(wrong());
+        }
         let source = ImageRef::new(width, height, pixels, PixelType::U8x3).map_err(|_| wrong())?;
         let mut small = Image::new(WIDTH, HEIGHT, PixelType::U8x3);
         // Averaging over each target pixel's area is what takes the noise out.

@@ -109,10 +109,11 @@ impl Publisher {
         }
     }
 
-    /// Publishes until every sender of `posts` is gone; then says `stopped` and waits up to `patience` for what is left.
+    /// Publishes until every sender of `posts` is gone; then says `stopped` and waits for what is left, up to what
+    /// `patience` then says.
     ///
     /// Gives the number of events that were never acknowledged.
-    pub async fn run(mut self, mut posts: mpsc::Receiver<Post>, patience: Duration) -> usize {
+    pub async fn run(mut self, mut posts: mpsc::Receiver<Post>, patience: watch::Receiver<Duration>) -> usize {
         let mut status = self.link.status();
         let mut health = interval(HEALTH_PERIOD);
         self.standing.set(self.topics.status(), self.status("online"), Kind::State);
@@ -127,7 +128,7 @@ impl Publisher {
                 post = posts.recv(), if give_up.is_none() => match post {
                     Some(post) => self.take(post),
                     None => {
-                        give_up = Some(Instant::now() + patience);
+                        give_up = Some(Instant::now() + *patience.borrow());
                         self.draining = true;
                         self.standing.set(self.topics.status(), self.status("stopped"), Kind::State);
                     }

@@ -45,7 +45,7 @@ pub enum Record {
         /// The rule.
         rule: String,
         /// The pool's answer, or the reason why there is none.
-        result: Result<Settled, Reason>,
+        result: Result<Box<Settled>, Reason>,
         /// Attempts made.
         attempts: u32,
         /// Request bytes sent.

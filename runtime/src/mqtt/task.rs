@@ -30,7 +30,7 @@ const TAKEN_OVER_WAIT: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a success: the next failure starts with a short wait again.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// Longest wait for the last bytes at a clean stop.
-const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 type Reply = oneshot::Sender<Result<(), LinkError>>;
 
