@@ -1,8 +1,11 @@
 //! `egret serve`, as applications see it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use firmware_config::manifest::Precision;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
@@ -13,6 +16,11 @@ use tests::synth::Synthetic;
 
 fn micro() -> PathBuf {
     bundle(&Synthetic::micro(), Precision::Fp32)
+}
+
+/// The demo's small model: of the question below it is 84 % sure, which is not enough.
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/bundles/nano-edge")
 }
 
 /// A gateway on a free port, without pools.
@@ -33,7 +41,7 @@ fn configured(tables: &str) -> Configured {
     let config = folder.path().join("egret.toml");
     let text = format!(
         "[node]\nid = \"gate-01\"\n[model]\nbundle = {:?}\nbackend = \"tract\"\n{tables}\n[gateway]\nlisten = \"127.0.0.1:0\"\n",
-        micro()
+        nano()
     );
     std::fs::write(&config, text).unwrap();
     let gateway = Started::egret(["serve", "--listen", "127.0.0.1:0", "--name", "edge", "--config", config.to_str().unwrap()]);
@@ -59,8 +67,17 @@ async fn body(response: Response) -> Value {
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
 }
 
+/// The picture of the question below, as a data URI.
+static PIXELS: LazyLock<String> = LazyLock::new(|| {
+    let jpeg = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/frames/lobby/035000.jpg")).unwrap();
+    format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))
+});
+
+const QUESTION: &str = "is there a person?";
+
 fn said(model: &str, fields: Value) -> Value {
-    let mut request = json!({"model": model, "messages": [{"role": "user", "content": "Is there a person?"}], "max_tokens": 4});
+    let content = json!([{"type": "image_url", "image_url": {"url": *PIXELS}}, {"type": "text", "text": QUESTION}]);
+    let mut request = json!({"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 4});
     request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     request
 }
@@ -93,7 +110,7 @@ async fn one_gateway_is_a_pool_of_another() {
     let verdict: Value = serde_json::from_str(content(&reply)).unwrap();
     assert!(["yes", "no"].contains(&verdict["verdict"].as_str().unwrap()), "{verdict}");
 
-    // An untrained model is never sure, so the router asks the other one.
+    // The small model is not sure enough, so the router asks the other one.
     let response = ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await;
     assert_eq!(response.headers()["x-router-model"], "big-one");
     assert_eq!(response.headers()["x-router-reason"], "LOW_CONFIDENCE");
@@ -125,7 +142,8 @@ async fn a_pools_words_are_put_in_the_form_asked_for() {
     assert_eq!((content(&reply), reply["model"].as_str()), (r#"{"verdict":"yes"}"#, Some("scripted-7b")));
     let seen = chatty.seen();
     assert!(seen[0].body.get("response_format").is_none());
-    assert_eq!(seen[0].body["messages"][0]["content"], "Is there a person? Answer with one of: yes, no.");
+    assert_eq!(seen[0].body["messages"][0]["content"][1]["text"], QUESTION);
+    assert_eq!(seen[0].body["messages"][0]["content"][2]["text"], "Answer with one of: yes, no.");
 
     let response = ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await;
     assert_eq!(response.status(), 502);
