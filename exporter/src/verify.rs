@@ -2,7 +2,7 @@
 //!
 //! | compared | finds |
 //! |---|---|
-//! | companion files | another tokenizer, template or config |
+//! | companion files, and the manifest's rules | another tokenizer, template or config |
 //! | every constant of the graphs with its tensor, by name | any weight changed or moved, used by a probe or not |
 //! | image features, embeddings of the whole vocabulary, logits of every position | a graph that computes something else |
 //! | answers, token by token | a cache, a position or a prompt that goes wrong while generating |
@@ -22,6 +22,7 @@ use vlm::answer::FinishReason;
 use vlm::model::{KvCache, Logits, ModelError};
 use vlm::picture::PictureError;
 use vlm::tiles::{pixel_values, tiles_of_turns};
+use vlm::tokenizer::TokenizerError;
 use vlm::{BackendChoice, Split, Vlm, VlmError};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -67,7 +68,7 @@ pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<Verific
     let observed = probes.iter().map(|probe| observe(&mut vlm, &manifest, probe)).collect::<Result<Vec<_>, _>>()?;
     drop(vlm);
 
-    let files = companions::compare(bundle, source)?;
+    let files = companions::compare(bundle, &manifest, source)?;
     let weights = weights::compare(bundle, &manifest, &checkpoint)?;
     tracing::info!("verify: computing the reference");
     let reference = Reference::open(&checkpoint)?;
@@ -269,6 +270,9 @@ pub enum VerifyError {
     /// An answer came without the trace that was asked for.
     #[error("the bundle answered without a trace")]
     NoTrace,
+    /// The checkpoint's tokenizer cannot be used.
+    #[error("the checkpoint's tokenizer.json: {0}")]
+    Tokenizer(#[source] TokenizerError),
     /// A file cannot be read.
     #[error("{path}: cannot be read", path = .path.display())]
     Io {

@@ -113,18 +113,43 @@ fn running_the_graphs_finds_swapped_rows() {
 }
 
 #[test]
-fn another_tokenizer_or_template_fails() {
-    for file in ["tokenizer.json", "config.json", "generation_config.json"] {
+fn another_tokenizer_template_or_config_fails() {
+    for (file, from, to) in [
+        ("tokenizer.json", "{", "{ "),
+        ("config.json", "\"llama\"", "\"mistral\""),
+        ("generation_config.json", "49279", "2"),
+        ("preprocessor_config.json", "true", "false"),
+    ] {
         let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
         exported.change(file, |bytes| {
-            let text = String::from_utf8(bytes.clone()).unwrap();
-            let changed = text.replacen("\"model_type\": \"llama\"", "\"model_type\": \"other\"", 1).replacen("49279", "49278", 1);
-            assert_ne!(text, changed);
+            let text = String::from_utf8_lossy(bytes);
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(text, changed, "{file}");
             *bytes = changed.into_bytes();
         });
         let report = exported.verify();
         assert_eq!(report.verdict(), Verdict::Fail, "{file}:\n{report}");
         assert_eq!(report.files.differ, [file]);
+    }
+}
+
+/// Both sides of a verification are fed by the manifest, so it has to be the checkpoint's itself.
+#[test]
+fn other_rules_in_the_manifest_fail() {
+    type Change = fn(&mut Manifest);
+    let changes: [Change; 3] = [
+        |manifest| manifest.image.mean = [0.48, 0.46, 0.41],
+        |manifest| std::mem::swap(&mut manifest.prompt.fake_token_around_image, &mut manifest.prompt.global_img),
+        |manifest| manifest.prompt.stop.retain(|&id| id != 49279),
+    ];
+    for change in changes {
+        let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
+        damage(&exported.bundle().join("manifest.json"), |json| {
+            let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
+            change(&mut manifest);
+            *json = serde_json::to_vec(&manifest).unwrap();
+        });
+        assert_eq!(exported.verify().files.differ, ["manifest.json"]);
     }
 }
 

@@ -1,9 +1,14 @@
 //! The small files of a bundle against the checkpoint's: a model that computes right still answers wrong with another tokenizer.
+//!
+//! So does one that is fed by other rules, and both sides of a verification are fed by the manifest's: what it says of pictures and
+//! special tokens is compared too.
 
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use firmware_config::manifest::{ImageRules, Manifest, PromptTokens};
+use serde_json::{Value, json};
+use vlm::tokenizer::Tokenizer;
 
 use super::VerifyError;
 use crate::report::Files;
@@ -15,8 +20,8 @@ const COPIED: [&str; 5] =
 /// What the exporter adds to `config.json` for transformers.js.
 const ADDED: &str = "transformers.js_config";
 
-/// Compares every companion file that `source` carries.
-pub(super) fn compare(bundle: &Path, source: &Path) -> Result<Files, VerifyError> {
+/// Compares every companion file that `source` carries, and the manifest's rules with them.
+pub(super) fn compare(bundle: &Path, manifest: &Manifest, source: &Path) -> Result<Files, VerifyError> {
     let mut files = Files { compared: 0, differ: Vec::new() };
     let mut judge = |name: &str, is_same: bool| {
         files.compared += 1;
@@ -28,7 +33,7 @@ pub(super) fn compare(bundle: &Path, source: &Path) -> Result<Files, VerifyError
         judge(name, read(&bundle.join(name))? == read(&source.join(name))?);
     }
     let config = |folder: &Path| -> Result<Value, VerifyError> {
-        let mut config = json(&folder.join("config.json"))?;
+        let mut config = read_json(&folder.join("config.json"))?;
         if let Some(config) = config.as_object_mut() {
             config.remove(ADDED);
         }
@@ -38,7 +43,44 @@ pub(super) fn compare(bundle: &Path, source: &Path) -> Result<Files, VerifyError
     if let Some(template) = chat_template(source)? {
         judge("chat_template.jinja", read(&bundle.join("chat_template.jinja"))? == template.as_bytes());
     }
+    let rules_agree = picture_rules_agree(&manifest.image, source)? && tokens_agree(&manifest.prompt, source)?;
+    judge("manifest.json", rules_agree);
     Ok(files)
+}
+
+/// Whether pictures are prepared as the checkpoint's processor says, where it does.
+fn picture_rules_agree(rules: &ImageRules, source: &Path) -> Result<bool, VerifyError> {
+    let path = source.join("preprocessor_config.json");
+    if !path.is_file() {
+        return Ok(true);
+    }
+    let processor = read_json(&path)?;
+    let same = |said: &Value, value: Value| said.is_null() || said.as_f64() == value.as_f64();
+    let same_channels = |said: &Value, values: [f32; 3]| {
+        said.as_array().is_none_or(|said| {
+            said.len() == 3 && said.iter().zip(values).all(|(said, value)| said.as_f64().map(|s| s as f32) == Some(value))
+        })
+    };
+    Ok(same(&processor["size"]["longest_edge"], json!(rules.longest_edge))
+        && same(&processor["max_image_size"]["longest_edge"], json!(rules.tile_size))
+        && same_channels(&processor["image_mean"], rules.mean)
+        && same_channels(&processor["image_std"], rules.std))
+}
+
+/// Whether the special tokens have the ids that the checkpoint's tokenizer gives them, and answers end where it says.
+fn tokens_agree(tokens: &PromptTokens, source: &Path) -> Result<bool, VerifyError> {
+    let tokenizer = Tokenizer::from_json(&read(&source.join("tokenizer.json"))?).map_err(VerifyError::Tokenizer)?;
+    let named =
+        [("<image>", tokens.image), ("<fake_token_around_image>", tokens.fake_token_around_image), ("<global-img>", tokens.global_img)];
+    let rows_cols = tokens.rows_cols.iter().map(|(content, &id)| (content.as_str(), id));
+    let path = source.join("generation_config.json");
+    let ends = match path.is_file() {
+        true => read_json(&path)?["eos_token_id"].clone(),
+        false => Value::Null,
+    };
+    let mut ends = ends.as_array().cloned().unwrap_or_else(|| vec![ends]).into_iter().filter_map(|id| id.as_u64());
+    Ok(named.into_iter().chain(rows_cols).all(|(content, id)| tokenizer.id(content) == Some(id))
+        && ends.all(|end| tokens.stop.iter().any(|&stop| u64::from(stop) == end)))
 }
 
 /// The checkpoint's chat template, from whichever of its three places has it.
@@ -50,7 +92,7 @@ fn chat_template(source: &Path) -> Result<Option<String>, VerifyError> {
     for name in ["chat_template.json", "tokenizer_config.json"] {
         let path = source.join(name);
         if path.is_file()
-            && let Some(template) = json(&path)?["chat_template"].as_str()
+            && let Some(template) = read_json(&path)?["chat_template"].as_str()
         {
             return Ok(Some(template.to_owned()));
         }
@@ -62,6 +104,6 @@ fn read(path: &Path) -> Result<Vec<u8>, VerifyError> {
     fs::read(path).map_err(|source| VerifyError::Io { path: path.to_owned(), source })
 }
 
-fn json(path: &Path) -> Result<Value, VerifyError> {
+fn read_json(path: &Path) -> Result<Value, VerifyError> {
     serde_json::from_slice(&read(path)?).map_err(|error| VerifyError::Io { path: path.to_owned(), source: error.into() })
 }
