@@ -309,6 +309,11 @@ struct Spent {
 }
 
 impl Spent {
+    fn sent(&mut self, body: &Bytes) {
+        self.attempts += 1;
+        self.bytes_up += body.len() as u64;
+    }
+
     fn failed(&self, pool: &str, detail: String) -> PoolError {
         PoolError::Failed { pool: pool.to_owned(), detail, attempts: self.attempts, bytes_up: self.bytes_up }
     }
@@ -331,12 +336,14 @@ impl Member {
                     Some(failure) => spent.failed(pool, failure.detail),
                 });
             }
-            spent.attempts += 1;
-            spent.bytes_up += body.len() as u64;
+            spent.sent(body);
             let remaining = |now: Instant| self.config.deadline.saturating_sub(now - started);
             let outcome = match &self.transport {
                 Transport::Https(https) => https.attempt(Uuid::from_bytes(question), body.clone()).await,
-                Transport::Mqtt(mqtt) => mqtt.attempt(question, body.clone(), remaining(Instant::now())).await,
+                Transport::Mqtt(mqtt) => {
+                    let again = (spent.attempts < self.config.attempts).then_some(&mut *spent);
+                    mqtt.attempt(question, body.clone(), remaining(Instant::now()), again).await
+                }
             };
             let failure = match outcome {
                 Ok(reply) => {

@@ -1,7 +1,8 @@
 //! `egret worker`: answers a pool's requests from a broker's shared subscription.
 //!
-//! A request is acknowledged after its reply was: one that a worker died over goes to another worker. What comes back is an OpenAI
-//! chat completion, or an error object with User Property `status`.
+//! A request is acknowledged after its reply was, and the session ends with the connection: brokers that redeliver give a request
+//! that a worker died over to another one, and for the others the node sends it once more (see `pool::mqtt`). What comes back is an
+//! OpenAI chat completion, or an error object with User Property `status`.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

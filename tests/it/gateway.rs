@@ -52,9 +52,14 @@ fn pool(id: &str, url: &str) -> String {
     format!("[[pool]]\nid = \"{id}\"\nurl = \"{url}\"\nmodel = \"local\"\ndeadline = \"20s\"\n")
 }
 
+fn http() -> Client {
+    // Installed by another test already is just as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().build().unwrap()
+}
+
 async fn ask(gateway: &Started, request: Value) -> Response {
-    let client = Client::builder().no_proxy().build().unwrap();
-    client
+    http()
         .post(format!("{}/chat/completions", gateway.url()))
         .header("content-type", "application/json")
         .body(request.to_string())
@@ -187,7 +192,7 @@ async fn a_client_that_leaves_frees_the_model() {
 async fn other_doors_are_what_they_should_be() {
     let mut gateway = alone("edge");
     let root = gateway.url().trim_end_matches("/v1").to_owned();
-    let client = Client::builder().no_proxy().build().unwrap();
+    let client = http();
     let get = async |path: &str| client.get(format!("{root}{path}")).send().await.unwrap();
     assert_eq!(body(get("/healthz").await).await["model"]["backend"], "tract");
     assert_eq!(get("/v1/nothing").await.status(), 404);

@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -109,7 +110,7 @@ async fn act(State(script): State<Arc<Mutex<Script>>>, headers: HeaderMap, body:
         }
         Act::HalfABody => Response::builder()
             .header("content-length", "1000")
-            .body(Body::from("{\"choices\": [{\"message\": {\"content\": \"yes\""))
+            .body(Body::from_stream(stream::iter([Ok("{\"choices\": [{\"message\": {\"content\": \"yes\""), Err("as scripted")])))
             .expect("a response"),
         Act::Redirect(to) => (StatusCode::TEMPORARY_REDIRECT, [("location", to)]).into_response(),
     }

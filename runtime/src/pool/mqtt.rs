@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::https::message;
 use super::retry::{Class, Failure};
-use super::{QuestionId, REPLY_BYTES_MAX};
+use super::{QuestionId, REPLY_BYTES_MAX, Spent};
 use crate::mqtt::{Link, LinkError, Publication, Qos};
 
 /// Where requests to a pool go.
@@ -45,14 +45,46 @@ impl Mqtt {
     }
 
     /// Publishes `body` and waits for its reply; the broker forgets the request after `remaining`.
-    pub(super) async fn attempt(&self, id: QuestionId, body: Bytes, remaining: Duration) -> Result<Bytes, Failure> {
+    ///
+    /// Where `again` allows it, a request without a reply by half of that time is published once more: a worker may have died over it,
+    /// and not every broker gives its unacknowledged requests to another. The first reply to either counts.
+    pub(super) async fn attempt(
+        &self,
+        id: QuestionId,
+        body: Bytes,
+        remaining: Duration,
+        again: Option<&mut Spent>,
+    ) -> Result<Bytes, Failure> {
         // Before publishing: the reply may be here before the PUBACK is.
-        let waiter = self.replies.expect(id);
+        let mut waiter = self.replies.expect(id);
+        self.publish(id, body.clone(), remaining).await?;
+        let reply = match again {
+            None => waiter.reply().await,
+            Some(spent) => match tokio::time::timeout(remaining / 2, waiter.reply()).await {
+                Ok(reply) => reply,
+                Err(_) => {
+                    spent.sent(&body);
+                    self.publish(id, body, remaining / 2).await?;
+                    waiter.reply().await
+                }
+            },
+        };
+        let reply = reply.ok_or_else(|| Failure::refused("another request with the same id took its place"))?;
+        if reply.payload.len() > REPLY_BYTES_MAX {
+            return Err(Failure::refused(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
+        }
+        match status(&reply) {
+            None | Some(200..=299) => Ok(reply.payload),
+            Some(status) => Err(Failure::status(status, property(&reply, "retry-after"), &message(&reply.payload))),
+        }
+    }
+
+    async fn publish(&self, id: QuestionId, body: Bytes, expiry: Duration) -> Result<(), Failure> {
         let request = Publication {
             topic: request_topic(&self.pool),
             payload: body,
             qos: Qos::AtLeastOnce,
-            expiry: Some(remaining),
+            expiry: Some(expiry),
             response_topic: Some(self.replies.topic.clone()),
             correlation: Some(Bytes::copy_from_slice(&id)),
             content_type: Some("application/json".into()),
@@ -61,15 +93,7 @@ impl Mqtt {
         self.link.publish(request).await.map_err(|error| match error {
             LinkError::Down(_) => Failure { class: Class::LinkDown, detail: error.to_string() },
             _ => Failure::refused(error.to_string()),
-        })?;
-        let reply = waiter.reply().await.ok_or_else(|| Failure::refused("another request with the same id took its place"))?;
-        if reply.payload.len() > REPLY_BYTES_MAX {
-            return Err(Failure::refused(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
-        }
-        match status(&reply) {
-            None | Some(200..=299) => Ok(reply.payload),
-            Some(status) => Err(Failure::status(status, property(&reply, "retry-after"), &message(&reply.payload))),
-        }
+        })
     }
 }
 
@@ -136,7 +160,7 @@ struct Waiter {
 
 impl Waiter {
     /// The reply; `None` when another waiter for the same id took this one's place.
-    async fn reply(mut self) -> Option<Publication> {
+    async fn reply(&mut self) -> Option<Publication> {
         (&mut self.receiver).await.ok()
     }
 }
@@ -161,7 +185,7 @@ mod tests {
     #[tokio::test]
     async fn a_reply_finds_its_waiter_and_no_other() {
         let replies = Arc::new(Replies::new("gate-01"));
-        let (one, two) = (replies.expect([1; 16]), replies.expect([2; 16]));
+        let (one, mut two) = (replies.expect([1; 16]), replies.expect([2; 16]));
         assert!(!replies.deliver(reply(&[3; 16])), "nobody's");
         assert!(!replies.deliver(reply(&[1; 15])), "too short");
         assert!(!replies.deliver(Publication::default()), "without correlation");
@@ -178,7 +202,7 @@ mod tests {
     #[tokio::test]
     async fn a_second_waiter_for_an_id_takes_the_place_of_the_first() {
         let replies = Arc::new(Replies::new("gate-01"));
-        let (first, second) = (replies.expect([1; 16]), replies.expect([1; 16]));
+        let (mut first, mut second) = (replies.expect([1; 16]), replies.expect([1; 16]));
         assert_eq!(first.reply().await, None, "and leaves the second registered");
         assert!(replies.deliver(reply(&[1; 16])));
         assert!(second.reply().await.is_some());
