@@ -8,6 +8,7 @@ use std::fmt;
 use firmware_config::manifest::Precision;
 use serde::Serialize;
 
+use crate::inspect::precision_name;
 use crate::verify::Distance;
 
 /// How close a bundle is to its checkpoint.
@@ -275,7 +276,7 @@ const SHOWN: usize = 10;
 impl fmt::Display for VerificationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Backend { name: backend, execution_provider } = &self.backend;
-        writeln!(f, "{} ({:?}) on {backend} ({execution_provider})", self.name, self.precision)?;
+        writeln!(f, "{} ({}) on {backend} ({execution_provider})", self.name, precision_name(self.precision))?;
         if !self.source_is_the_same {
             writeln!(f, "the checkpoint's weight files are not the ones the bundle was made from")?;
         }

@@ -23,7 +23,7 @@ fn report(precision: Precision, decoder_cosine: f64) -> VerificationReport {
 #[test]
 fn people_read_a_table() {
     insta::assert_snapshot!(report(Precision::Fp32, 0.9999), @r#"
-    gate-model (Fp32) on tract (tract)
+    gate-model (fp32) on tract (tract)
 
       files that differ                                0  at most 0         pass
       weights that differ                              0  at most 0         pass
@@ -57,7 +57,7 @@ fn what_is_wrong_is_named() {
         list: vec![Answer { probe: "text".into(), text: "two".into(), tokens: 2, is_equal: false, first_difference: Some(1) }],
     };
     insta::assert_snapshot!(report, @r#"
-    gate-model (Fp16) on tract (tract)
+    gate-model (fp16) on tract (tract)
     the checkpoint's weight files are not the ones the bundle was made from
 
       files that differ                                0  at most 0         pass
