@@ -19,7 +19,7 @@ use crate::{Frame, Stop};
 
 /// A source of frames.
 pub trait Camera: Send {
-    /// Waits for the next frame; `None` when the source has ended.
+    /// Waits for the next frame; `None` when the source has ended, which a live one never does.
     ///
     /// # Errors
     /// When a frame cannot be had, or [`Stop`] was thrown. If it [spares the camera](CaptureError::spares_camera) the next call goes
@@ -35,7 +35,9 @@ pub trait Camera: Send {
     }
 }
 
-/// Opens a source, paced to one frame per `period`. A live source that delivers nothing for `stall_after` fails.
+/// Opens a source, paced to one frame per `period`; zero is no pace, and every frame. Does not wait for the first.
+///
+/// A live source that delivers nothing for `stall_after` fails; before its first frame it is given 10 seconds at least.
 ///
 /// # Errors
 /// When the source is not there, or `ffmpeg` is not.
@@ -108,6 +110,14 @@ pub enum CaptureError {
         /// Why.
         error: io::Error,
     },
+    /// `ffmpeg` was started, and the system does not tell what became of it.
+    #[error("{camera}: ffmpeg is lost: {error}")]
+    Lost {
+        /// The source.
+        camera: String,
+        /// Why.
+        error: io::Error,
+    },
     /// A live camera that delivers nothing.
     #[error("{camera}: no frame for {silent:.1?}, expected one within {limit:?}; check the camera and the network to it")]
     Stalled {
@@ -115,7 +125,7 @@ pub enum CaptureError {
         camera: String,
         /// Time since its last frame, or since it was opened.
         silent: Duration,
-        /// `stall-after`.
+        /// `stall-after`; for the first frame 10 seconds at least.
         limit: Duration,
     },
     /// The decoder ended, which a live camera's never should, or it failed.

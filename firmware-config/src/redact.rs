@@ -5,14 +5,14 @@ use std::borrow::Cow;
 /// `text` with the user information of every URL in it replaced: `rtsp://me:secret@host/` becomes `rtsp://***@host/`.
 ///
 /// A password that holds `/` or `@` unescaped is no valid URL, but cameras are configured so; everything up to the last `@` before
-/// white space or a quote is therefore taken for user information. Rather a host name too many is hidden than a password shown.
+/// white space is therefore taken for user information. Rather a host name too many is hidden than a password shown.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     let mut rest = text;
     let mut hidden = String::new();
     while let Some(scheme_end) = rest.find("://").map(|at| at + 3) {
         let (before, url) = rest.split_at(scheme_end);
-        let (url, after) = url.split_at(url.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>')).unwrap_or(url.len()));
+        let (url, after) = url.split_at(url.find(char::is_whitespace).unwrap_or(url.len()));
         hidden.push_str(before);
         match url.rfind('@') {
             Some(at) => {
@@ -42,6 +42,7 @@ mod tests {
             ("rtsp://me:secret@192.0.2.7/stream2", "rtsp://***@192.0.2.7/stream2"),
             ("two: rtsp://a:b@c/d and 'mqtt://e:f@g' end", "two: rtsp://***@c/d and 'mqtt://***@g' end"),
             ("rtsp://me:p/w@d@host/x: Connection refused", "rtsp://***@host/x: Connection refused"),
+            ("rtsp://me:it's\"so\"@host/x", "rtsp://***@host/x"),
             ("://@", "://***@"),
         ] {
             assert_eq!(redact(text), expected, "{text}");

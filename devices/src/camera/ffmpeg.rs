@@ -4,33 +4,31 @@
 //! camera kills and reaps the child and joins both. If the agent itself is killed the pipe breaks, and the child ends at its next
 //! picture, or when its own network timeout has passed. It runs in a process group of its own: Ctrl-C is for the agent to act on.
 
-use std::ffi::OsString;
+mod arguments;
+mod child;
+
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use firmware_config::agent::Source;
-use firmware_config::redact;
 
 use super::ppm::{Picture, Pictures, PpmError};
 use super::schedule::Schedule;
 use super::slot::{Arrived, Slot, WhenFull};
 use super::{Camera, CaptureError};
 use crate::{Frame, FrameImage, Stop};
+use child::Child;
 
 /// Longest time until a thrown [`Stop`] is noticed.
 const POLL: Duration = Duration::from_millis(50);
-/// Bytes of stderr that are kept.
-const STDERR_MAX: usize = 2 << 10;
 /// A live stream is decoded at least this often, so that a stall shows long before a slow rate would ask.
 const LIVE_PERIOD_MAX: Duration = Duration::from_secs(1);
-/// Time a child has to exit after it closed its output.
-const EXIT_MAX: Duration = Duration::from_secs(2);
-/// The network timeout given to the child is never shorter: `stall-after` is what finds a stalled camera.
-const NETWORK_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+/// The first frame of a live stream is given at least this long: a connection, and the wait for a key frame, come before it.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// A decoder and what it has decoded.
 pub(super) struct Ffmpeg {
@@ -46,7 +44,8 @@ pub(super) struct Ffmpeg {
     slot: Arc<Slot>,
     child: Child,
     pictures: Option<JoinHandle<()>>,
-    stderr: Option<JoinHandle<String>>,
+    /// The end was told; there is nothing after it.
+    over: bool,
 }
 
 impl Ffmpeg {
@@ -55,28 +54,22 @@ impl Ffmpeg {
         let camera = source.to_string();
         if let Source::File(path) = source {
             // ffmpeg would say so too, but only after it was started.
-            std::fs::File::open(path).map_err(|error| CaptureError::NotThere { camera: camera.clone(), error })?;
+            readable(path).map_err(|error| CaptureError::NotThere { camera: camera.clone(), error })?;
         }
         let live = matches!(source, Source::Rtsp(_));
-        let spawned = Command::new(program)
-            .args(arguments(source, if live { period.min(LIVE_PERIOD_MAX) } else { period }, stall_after))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn();
-        let mut child = spawned.map_err(|error| match error.kind() {
+        let decoded = if live { period.min(LIVE_PERIOD_MAX) } else { period };
+        let arguments = arguments::arguments(source, decoded, stall_after.max(CONNECT));
+        let (child, stdout) = Child::start(program, &arguments).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => CaptureError::NoFfmpeg { camera: camera.clone(), program: program.to_owned() },
             _ => CaptureError::Spawn { camera: camera.clone(), error },
         })?;
-        let (stdout, stderr) = (child.stdout.take().expect("stdout is piped"), child.stderr.take().expect("stderr is piped"));
+        tracing::debug!(camera, pid = child.id(), "ffmpeg started");
         let slot = Arc::new(Slot::new());
         let when_full = if live { WhenFull::Supersede } else { WhenFull::Wait };
         let pictures = thread::spawn({
             let slot = slot.clone();
             move || slot.end(read_pictures(Pictures::new(stdout), &slot, when_full))
         });
-        let stderr = thread::spawn(move || read_tail(stderr));
         // A live stream that ffmpeg already paces needs no second clock, which would only beat against the first.
         let pace = if live && period <= LIVE_PERIOD_MAX { Duration::ZERO } else { period };
         Ok(Self {
@@ -90,7 +83,7 @@ impl Ffmpeg {
             slot,
             child,
             pictures: Some(pictures),
-            stderr: Some(stderr),
+            over: false,
         })
     }
 
@@ -105,46 +98,40 @@ impl Ffmpeg {
 
     /// What the end of the stream means.
     fn ended(&mut self, how: Result<(), PpmError>) -> Result<Option<Frame>, CaptureError> {
-        let status = self.reap();
-        let stderr = self.stderr();
+        self.over = true;
         let camera = self.camera.clone();
-        match (status, how) {
+        let cut = match how {
+            Ok(()) => None,
             // The cause of a cut picture is whatever ended the child.
-            (Some(status), _) if self.live || !status.success() => Err(CaptureError::Exited { camera, status, stderr }),
-            (_, Err(error)) => Err(CaptureError::Stream { camera, error }),
-            (_, Ok(())) if self.number == 0 => Err(CaptureError::NoPicture { camera, stderr }),
-            (_, Ok(())) => Ok(None),
-        }
-    }
-
-    /// Waits a little for the child to exit by itself, then ends it. `None` when it had to be ended or had been reaped.
-    fn reap(&mut self) -> Option<ExitStatus> {
-        let closed = Instant::now();
-        while closed.elapsed() < EXIT_MAX {
-            match self.child.try_wait() {
-                Ok(None) => thread::sleep(Duration::from_millis(5)),
-                Ok(Some(status)) => return Some(status),
-                Err(_) => break,
+            Err(error @ (PpmError::Cut { .. } | PpmError::Io(_))) => Some(error),
+            // Nobody reads on, so the child's own end would only tell of that.
+            Err(error) => {
+                self.child.kill();
+                return Err(CaptureError::Stream { camera, error });
+            }
+        };
+        let status = self.child.end().map_err(|error| CaptureError::Lost { camera: camera.clone(), error })?;
+        let stderr = self.stderr();
+        match cut {
+            _ if self.live || !status.success() => Err(CaptureError::Exited { camera, status, stderr }),
+            Some(error) => Err(CaptureError::Stream { camera, error }),
+            None if self.number == 0 => Err(CaptureError::NoPicture { camera, stderr }),
+            None => {
+                if !self.child.said().is_empty() {
+                    tracing::warn!(camera, stderr, "shown to its end, but ffmpeg found errors");
+                }
+                Ok(None)
             }
         }
-        self.kill();
-        None
-    }
-
-    /// Ends the child for sure. Errors mean that it has exited already.
-    fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 
     /// The end of the child's stderr, once it has exited.
-    fn stderr(&mut self) -> String {
-        let tail = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        let mut tail = redact(tail.trim()).into_owned();
-        if let Some(secret) = &self.secret {
-            tail = tail.replace(secret.as_str(), "***");
+    fn stderr(&self) -> String {
+        match (self.child.said(), &self.secret) {
+            ("", _) => "it wrote nothing".to_owned(),
+            (said, Some(secret)) => said.replace(secret.as_str(), "***"),
+            (said, None) => said.to_owned(),
         }
-        if tail.is_empty() { "it wrote nothing".to_owned() } else { tail }
     }
 }
 
@@ -153,6 +140,9 @@ impl Camera for Ffmpeg {
         loop {
             if self.stop.is_stopped() {
                 return Err(CaptureError::Stopped);
+            }
+            if self.over {
+                return Ok(None);
             }
             let early = self.schedule.wait(Instant::now());
             if early.is_zero()
@@ -164,10 +154,11 @@ impl Camera for Ffmpeg {
                 return self.ended(how);
             }
             // A file is not late: its decoder waits for us, or needs its time.
-            let silent = self.slot.silent();
-            if self.live && silent >= self.stall_after {
-                self.kill();
-                return Err(CaptureError::Stalled { camera: self.camera.clone(), silent, limit: self.stall_after });
+            let (silent, limit) = (self.slot.silent(), if self.number == 0 { self.stall_after.max(CONNECT) } else { self.stall_after });
+            if self.live && silent >= limit {
+                self.over = true;
+                self.child.kill();
+                return Err(CaptureError::Stalled { camera: self.camera.clone(), silent, limit });
             }
             if early.is_zero() {
                 self.slot.wait(POLL);
@@ -189,37 +180,21 @@ impl Camera for Ffmpeg {
 impl Drop for Ffmpeg {
     fn drop(&mut self) {
         self.slot.close();
-        self.kill();
-        // Both pipes are closed by now, so both threads are about to end.
+        self.child.kill();
+        // The pipe is closed by now, so its thread is about to end.
         if let Some(thread) = self.pictures.take() {
-            let _ = thread.join();
-        }
-        if let Some(thread) = self.stderr.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// What ffmpeg is told. These options mean the same from ffmpeg 5.1 to 7.
-fn arguments(source: &Source, period: Duration, stall_after: Duration) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["-nostdin", "-hide_banner", "-loglevel", "error"].map(OsString::from).into();
-    match source {
-        Source::Rtsp(url) => {
-            // Over UDP a lossy link shows as broken pictures; over TCP as a late one.
-            let timeout = (stall_after * 2).max(NETWORK_TIMEOUT_MIN).as_micros().to_string();
-            arguments.extend(["-rtsp_transport", "tcp", "-timeout", &timeout, "-i", url].map(OsString::from));
-        }
-        Source::File(path) | Source::Folder(path) => {
-            // The protocol is named so that no path can name another one.
-            let mut input = OsString::from("file:");
-            input.push(path);
-            arguments.extend([OsString::from("-i"), input]);
-        }
+/// Whether a video file is there and may be read.
+fn readable(path: &Path) -> io::Result<()> {
+    // A pipe of this name would block for ever.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no file"));
     }
-    // A rate as a fraction: frames per microseconds.
-    let rate = format!("fps=1000000/{}", period.as_micros().max(1));
-    arguments.extend(["-an", "-sn", "-dn", "-vf", &rate, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"].map(OsString::from));
-    arguments
+    File::open(path).map(drop)
 }
 
 /// Moves pictures from the pipe to the slot until either ends.
@@ -232,21 +207,6 @@ fn read_pictures(mut pictures: Pictures<impl Read>, slot: &Slot, when_full: When
     Ok(())
 }
 
-/// The last [`STDERR_MAX`] bytes of a stream, from the start of a line: half a URL could not be recognised any more.
-fn read_tail(mut stream: impl Read) -> String {
-    let (mut tail, mut chunk) = (Vec::new(), [0; 1 << 10]);
-    let mut cut = false;
-    while let Ok(length @ 1..) = stream.read(&mut chunk) {
-        tail.extend_from_slice(&chunk[..length]);
-        if tail.len() > STDERR_MAX {
-            tail.drain(..tail.len() - STDERR_MAX);
-            cut = true;
-        }
-    }
-    let start = if cut { tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |at| at + 1) } else { 0 };
-    String::from_utf8_lossy(&tail[start..]).into_owned()
-}
-
 /// `user:password` of an RTSP URL.
 fn user_information(source: &Source) -> Option<String> {
     let Source::Rtsp(url) = source else { return None };
@@ -256,39 +216,92 @@ fn user_information(source: &Source) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    const AGES: Duration = Duration::from_secs(3600);
 
     #[test]
     fn a_box_without_ffmpeg_is_told_how_to_get_it() {
-        let opened = Ffmpeg::open(
-            "ffmpeg-that-is-not-there",
-            &Source::Rtsp("rtsp://me:secret@192.0.2.7/s".into()),
-            LIVE_PERIOD_MAX,
-            EXIT_MAX,
-            &Stop::new(),
-        );
+        let source = Source::Rtsp("rtsp://me:secret@192.0.2.7/s".into());
+        let opened = Ffmpeg::open("ffmpeg-that-is-not-there", &source, LIVE_PERIOD_MAX, AGES, &Stop::new());
         let error = opened.err().expect("there is no such program").to_string();
         assert!(error.contains("apt install ffmpeg") && error.contains("rtsp://***@192.0.2.7/s") && !error.contains("secret"), "{error}");
     }
 
+    /// A decoder written in shell, which heeds none of ffmpeg's arguments, on a video file.
+    struct Scripted {
+        folder: tempfile::TempDir,
+        program: String,
+    }
+
+    impl Scripted {
+        fn new(script: &str) -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let program = folder.path().join("decoder");
+            fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("a script");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+            let program = program.to_str().expect("UTF-8").to_owned();
+            Self { folder, program }
+        }
+
+        fn open(&self, source: &Source, stop: &Stop) -> Ffmpeg {
+            Ffmpeg::open(&self.program, source, Duration::ZERO, AGES, stop).expect("a shell is there")
+        }
+
+        /// The numbers of all frames, then how it ended.
+        fn told(&self, source: &Source) -> String {
+            let (mut camera, mut told) = (self.open(source, &Stop::new()), String::new());
+            loop {
+                match camera.next_frame() {
+                    Ok(Some(frame)) => told += &format!("{}, ", frame.number),
+                    Ok(None) => {
+                        assert!(matches!(camera.next_frame(), Ok(None)), "an end stays one");
+                        return told + "end";
+                    }
+                    Err(error) => return (told + &error.to_string()).replace(self.folder.path().to_str().expect("UTF-8"), ""),
+                }
+            }
+        }
+    }
+
+    const PIXEL: &str = r"printf 'P6\n1 1\n255\nrgb'";
+
     #[test]
-    fn the_tail_of_stderr_is_short_and_starts_with_a_whole_line() {
-        assert_eq!(read_tail(&b"one\ntwo"[..]), "one\ntwo");
-        let long = "x".repeat(STDERR_MAX) + "rtsp://me:secret@host\n" + &"y".repeat(STDERR_MAX - 30) + "\nlast";
-        let tail = read_tail(long.as_bytes());
-        assert!(tail.len() <= STDERR_MAX && tail.ends_with("\nlast") && !tail.contains("secret"), "{tail}");
-        assert_eq!(read_tail("z".repeat(9000).as_bytes()), "");
+    fn a_decoder_is_judged_by_its_pictures_then_by_its_status() {
+        for (script, expected) in [
+            ("PIXEL; PIXEL", "0, 1, end"),
+            ("PIXEL; echo 'a frame was corrupt' >&2", "0, end"),
+            ("PIXEL; exit 3", "0, file:///decoder: ffmpeg ended with exit status: 3: it wrote nothing"),
+            ("PIXEL; printf P6; echo lost >&2; exit 1", "0, file:///decoder: ffmpeg ended with exit status: 1: lost"),
+            ("PIXEL; printf P6", "0, file:///decoder: ffmpeg's output: ended inside a picture, after 0 of 0 bytes of pixels"),
+            ("PIXEL; echo text; exec sleep 3600", "0, file:///decoder: ffmpeg's output: no PPM header (P6, width, height, 255)"),
+            ("echo silence >&2", "file:///decoder: no picture in it: silence; is it a video?"),
+        ] {
+            let decoder = Scripted::new(&script.replace("PIXEL", PIXEL));
+            assert_eq!(decoder.told(&Source::File(decoder.program.clone().into())), expected, "{script}");
+        }
     }
 
     #[test]
-    fn the_rate_and_the_timeout_are_told_to_ffmpeg() {
-        let told = |source: Source, period, stall| {
-            let arguments = arguments(&source, Duration::from_millis(period), Duration::from_secs(stall));
-            arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-        };
-        let file = told(Source::File("-clip.mp4".into()), 250, 10);
-        assert!(file.contains("-i file:-clip.mp4 ") && file.contains("fps=1000000/250000 "), "{file}");
-        let rtsp = told(Source::Rtsp("rtsp://host/s".into()), 1000, 10);
-        assert!(rtsp.contains("-rtsp_transport tcp -timeout 20000000 -i rtsp://host/s "), "{rtsp}");
+    fn a_live_source_has_no_end() {
+        let source = Source::Rtsp("rtsp://me:it's@192.0.2.7/s".into());
+        let told = Scripted::new("echo \"me:it's sent a TEARDOWN\" >&2").told(&source);
+        assert_eq!(told, "rtsp://***@192.0.2.7/s: ffmpeg ended with exit status: 0: *** sent a TEARDOWN");
+        // One that closes its output and stays is ended.
+        let told = Scripted::new("exec sleep 3600 >&-").told(&source);
+        assert_eq!(told, "rtsp://***@192.0.2.7/s: ffmpeg ended with signal: 9 (SIGKILL): it wrote nothing");
+    }
+
+    #[test]
+    fn a_decoder_that_waits_for_us_is_ended_and_reaped() {
+        let decoder = Scripted::new(&format!("while :; do {PIXEL}; done"));
+        let mut camera = decoder.open(&Source::File(decoder.program.clone().into()), &Stop::new());
+        assert!(matches!(camera.next_frame(), Ok(Some(_))));
+        let process = format!("/proc/{}", camera.child.id());
+        assert!(Path::new(&process).exists());
+        drop(camera);
+        assert!(!Path::new(&process).exists(), "neither running nor a zombie");
     }
 }
