@@ -18,7 +18,7 @@ fn picture() -> PathBuf {
 
 fn ask(bundle: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(tests::program("egret"));
-    command.arg("ask").arg("--bundle").arg(bundle).args(args).env("RUST_LOG", "warn").output().unwrap()
+    command.arg("ask").arg("--bundle").arg(bundle).args(args).env("RUST_LOG", "error").output().unwrap()
 }
 
 /// Exit code and what was said on stderr, with the bundle's folder left out.
@@ -93,7 +93,7 @@ fn clips_and_words_alone_are_asked_too() {
     let clip = clip.to_str().unwrap();
     let record = json(&ask(&micro(), &[&["--video", clip, "--max-new-tokens", "1", "--json", "--trace", "What moves?"], TRACT].concat()));
     assert_eq!(record["pixel_values"]["shape"], serde_json::json!([1, 3, 3, 64, 64]), "one frame a second");
-    assert!(record["prompt"].as_str().unwrap().contains("series of three frames from a 0:00:03"), "{}", record["prompt"]);
+    assert_eq!(record["prompt"], "<|im_start|>User: <video>What moves?<end_of_utterance>\nAssistant:");
 
     let record = json(&ask(&micro(), &[&["--system", "Be brief.", "--max-new-tokens", "2", "--json", "Hello?"], TRACT].concat()));
     assert_eq!((record["finish_reason"].as_str(), record["tokens"].as_array().map(Vec::len)), (Some("length"), Some(2)));
@@ -139,12 +139,12 @@ fn what_cannot_be_read_is_74() {
     let (code, said) = refused(Path::new("/nowhere"), &["q"]);
     assert_eq!(code, Some(74));
     insta::assert_snapshot!(said, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
-    let (code, said) = refused(Path::new("/nowhere"), &["--image", "/nowhere/door.jpg", "q"]);
+    let (code, said) = refused(Path::new("/nowhere"), &["--image", "/elsewhere/door.jpg", "q"]);
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: cannot show /nowhere/door.jpg: No such file or directory (os error 2)");
-    let (code, said) = refused(&micro(), &[TRACT, &["--video", "/nowhere/door.mp4", "q"]].concat());
+    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2)");
+    let (code, said) = refused(&micro(), &[TRACT, &["--video", "/elsewhere/door.mp4", "q"]].concat());
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: cannot show /nowhere/door.mp4: No such file or directory (os error 2)");
+    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.mp4: No such file or directory (os error 2)");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_library_that_is_not_there_is_told_or_replaced() {
             .arg(micro())
             .args(["--backend", backend, "--max-new-tokens", "1", "--json", "q"])
             .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
-            .env("RUST_LOG", "warn")
+            .env_remove("RUST_LOG")
             .output()
             .unwrap()
     };

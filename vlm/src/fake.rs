@@ -18,13 +18,16 @@ pub(crate) struct Runs {
     pub(crate) decoded_tokens: AtomicUsize,
 }
 
+/// Everything seen, to the logits of what comes next.
+pub(crate) type NextLogits = Box<dyn Fn(&[f32]) -> Vec<f32> + Send>;
+
 /// Its cache is the list of embeddings it has seen.
 pub(crate) struct FakeModel {
     pub(crate) vocab_size: usize,
     pub(crate) tokens_per_tile: usize,
     pub(crate) runs: Arc<Runs>,
     /// The logits after everything seen so far, [seen, HIDDEN].
-    pub(crate) logits: Box<dyn Fn(&[f32]) -> Vec<f32> + Send>,
+    pub(crate) logits: NextLogits,
 }
 
 impl FakeModel {

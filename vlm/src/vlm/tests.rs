@@ -162,7 +162,7 @@ fn requests_at_fault_are_told_from_failures() {
     insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 46 tokens: the context holds 30; shorten it, or show fewer or unsplit pictures");
     let long = Request { candidates: vec!["very ".repeat(20)], ..Request::question(grey(1), "What is it, please?") };
     assert!(refuse(long).contains("the context holds 30"), "a candidate that does not fit behind its prompt");
-    insta::assert_snapshot!(refuse(Request::default()), @"prompt is empty: expected a last turn of the user with text in it; ask something");
+    insta::assert_snapshot!(refuse(Request { max_new_tokens: 1, ..Request::default() }), @"prompt is empty: expected a last turn of the user with text in it; ask something");
 
     let overflowing = FakeModel { logits: Box::new(|_| vec![f32::NAN; VOCAB]), ..FakeModel::hashing(VOCAB, 4) };
     let error = vlm_of(overflowing, 8192).0.ask(&Request::question(grey(1), "What?")).unwrap_err();
