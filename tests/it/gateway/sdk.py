@@ -33,8 +33,11 @@ def text():
 
 
 def picture():
-    reply = client.chat.completions.create(model="local", messages=shown("What is it?"), max_tokens=4)
-    assert reply.usage.prompt_tokens > 20, "the picture's tokens are counted"
+    seen, unseen = (
+        client.chat.completions.create(model="local", messages=messages, max_tokens=4)
+        for messages in (shown("What is it?"), said("What is it?"))
+    )
+    assert seen.usage.prompt_tokens > unseen.usage.prompt_tokens, "the picture's tokens are counted"
 
 
 def stream():
