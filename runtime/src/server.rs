@@ -8,7 +8,8 @@ use vlm::{Options, Vlm};
 
 use crate::ask::EngineArgs;
 use crate::exit::{Exit, Failure, OrExit};
-use crate::infer::{self, Handle};
+use crate::infer::Handle;
+use crate::pipeline;
 
 /// Arguments that name the model.
 #[derive(Debug, clap::Args)]
@@ -38,8 +39,8 @@ impl ModelArgs {
         let bundle = self.bundle.as_ref().or(model.map(|model| &model.bundle));
         let bundle = bundle.ok_or_else(|| Failure::new(Exit::Usage, "no bundle; name one with --bundle DIR"))?;
         let vlm = Vlm::open(bundle, &options(self.engine.options(), model))?;
-        let (handle, inference) = infer::channel(vlm);
-        std::thread::Builder::new().name("inference".into()).spawn(move || inference.run()).or_exit(Exit::Internal)?;
+        // The thread ends with its last handle; a request in work at the end of the program is nobody's any more.
+        let (handle, _thread) = pipeline::spawn_inference(vlm).or_exit(Exit::Internal)?;
         Ok(handle)
     }
 }
