@@ -21,6 +21,9 @@ pub use task::LinkTask;
 /// Publications handed to the connection and not acknowledged yet, at most; the next one waits in [`Link::publish`].
 pub(crate) const WINDOW: usize = 64;
 
+/// Deliveries that may wait to be taken, at least.
+const DELIVERIES_MIN: usize = 64;
+
 /// How one connection is made and kept.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
@@ -182,8 +185,9 @@ impl Link {
     pub fn open(options: LinkOptions) -> (Link, LinkTask, Deliveries) {
         let (commands_tx, commands) = mpsc::channel(WINDOW);
         let (status_tx, status) = watch::channel(LinkStatus { state: LinkState::Down("not connected yet".into()), sessions: 0 });
-        // As many as the broker may send without an acknowledgement: with manual acks a QoS 1 delivery always finds room.
-        let room = usize::from(options.receive_max).max(1);
+        // As many as the broker may send without an acknowledgement, and more, because not every broker keeps to Receive Maximum: with
+        // manual acks a delivery dropped here would be acknowledged out of order by those behind it.
+        let room = usize::from(options.receive_max).max(DELIVERIES_MIN);
         let (deliveries_tx, deliveries) = mpsc::channel(room);
         let (acks_tx, acks) = mpsc::channel(room);
         let dropped = Arc::new(AtomicU64::new(0));

@@ -43,7 +43,8 @@ fn config(listen: SocketAddr) -> Config {
     let connections = ConnectionSettings {
         connection_timeout_ms: 5_000,
         max_payload_size: PAYLOAD_BYTES_MAX,
-        max_inflight_count: 100,
+        // It does not keep to a client's Receive Maximum: this is how many requests it hands a worker at once.
+        max_inflight_count: 50,
         auth: None,
         external_auth: None,
         dynamic_filters: true,
