@@ -1,6 +1,7 @@
 //! The bundles of the demo have really seen pictures: on every labelled frame they answer as transformers does.
 //!
-//! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and there.
+//! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and there (from the same decoded
+//! pixels they agree to four digits). So another answer is right only where transformers holds the two for as good as equal.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use vlm::{BackendChoice, Options, Picture, Request, Vlm};
 
-/// Largest difference of a candidate's probability.
+/// Largest difference of a candidate's probability, and of two that may change places.
 const TOLERANCE: f64 = 0.02;
 
 /// What transformers says to one question about one frame.
@@ -58,7 +59,7 @@ fn answers_as_transformers(name: &str, backend: BackendChoice) {
     let expected: Vec<Expected> = rows(&tests::data(&format!("{name}-expected.jsonl")));
     assert!(!expected.is_empty());
 
-    let mut largest = 0f64;
+    let (mut largest, mut ties) = (0f64, 0);
     for expected in &expected {
         let picture = Picture::decode(&fs::read(demo.join("frames").join(&expected.image)).unwrap()).unwrap();
         let request = Request {
@@ -67,16 +68,20 @@ fn answers_as_transformers(name: &str, backend: BackendChoice) {
         };
         let answer = vlm.ask(&request).unwrap();
         let of = format!("{name}: {} {:?}", expected.image.display(), expected.question);
-        assert_eq!(answer.text, expected.answer, "{of}");
         assert_eq!(answer.prompt_tokens, expected.prompt_tokens, "{of}");
         assert_eq!(answer.candidates.len(), expected.probabilities.len(), "{of}");
         for (candidate, &probability) in answer.candidates.iter().zip(&expected.probabilities) {
             let difference = (candidate.probability - probability).abs();
             assert!(difference <= TOLERANCE, "{of} {:?}: {} instead of {probability}", candidate.text, candidate.probability);
             largest = largest.max(difference);
+            let lead = expected.probabilities.iter().copied().fold(0.0, f64::max) - probability;
+            assert!(candidate.text != answer.text || lead <= TOLERANCE, "{of}: {:?} instead of {:?}", answer.text, expected.answer);
         }
+        ties += usize::from(answer.text != expected.answer);
     }
-    eprintln!("{name} on {}: {} answers, largest difference of a probability {largest:.1e}", vlm.identity().backend, expected.len());
+    assert!(ties * 100 <= expected.len(), "{name}: {ties} other answers are no chance");
+    let (backend, answers) = (&vlm.identity().backend, expected.len());
+    eprintln!("{name} on {backend}: {answers} answers, {ties} ties broken otherwise, largest difference of a probability {largest:.1e}");
 }
 
 fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {

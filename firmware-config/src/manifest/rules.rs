@@ -70,7 +70,8 @@ fn shapes(Geometry { vision, text, scale_factor }: &Geometry) -> Ruling {
     }
     divides("geometry.vision.heads", vision.heads, vision.hidden_size, "vision.hidden_size")?;
     divides("geometry.text.kv_heads", text.kv_heads, text.heads, "text.heads")?;
-    divides("geometry.vision.patch_size", vision.patch_size, vision.image_size, "vision.image_size")?;
+    // Patches need not fill a tile: the 2.2B model's leave 6 pixels at the right and the bottom.
+    within("geometry.vision.patch_size", vision.patch_size, 1, vision.image_size)?;
     // Rotary position embedding turns pairs.
     require(text.head_dim.is_multiple_of(2), "geometry.text.head_dim", &text.head_dim, "an even number")?;
     divides("geometry.scale_factor", *scale_factor, vision.image_size / vision.patch_size, "the patches of a tile's side")

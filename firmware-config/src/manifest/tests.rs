@@ -51,6 +51,16 @@ fn what_is_written_is_read_back_and_gives_the_same_bytes() {
 }
 
 #[test]
+fn patches_that_do_not_fill_a_tile_are_the_largest_models() {
+    let mut manifest = manifest();
+    manifest["geometry"]["vision"] = json!({ "hidden_size": 1152, "layers": 27, "heads": 16, "image_size": 384, "patch_size": 14 });
+    manifest["geometry"]["scale_factor"] = json!(3);
+    manifest["image"]["tile_size"] = json!(384);
+    manifest["image"]["tokens_per_tile"] = json!(81);
+    assert!(read(&manifest).is_ok());
+}
+
+#[test]
 fn a_newer_format_is_told_before_what_else_is_new() {
     let newer = br#"{ "format": 2, "name": 7, "experts": [] }"#;
     assert_eq!(Manifest::from_json(newer), Err(ManifestError::TooNew { found: 2 }));
@@ -79,7 +89,7 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("/graphs/embed_tokens", json!("onnx/other.onnx"), "graphs.embed_tokens"),
         ("/geometry/vision/layers", json!(0), "geometry.vision.layers"),
         ("/geometry/vision/heads", json!(7), "geometry.vision.heads"),
-        ("/geometry/vision/patch_size", json!(15), "geometry.vision.patch_size"),
+        ("/geometry/vision/patch_size", json!(513), "geometry.vision.patch_size"),
         ("/geometry/text/kv_heads", json!(2), "geometry.text.kv_heads"),
         ("/geometry/text/head_dim", json!(63), "geometry.text.head_dim"),
         ("/geometry/text/vocab_size", json!(1_u64 << 40), "geometry.text.vocab_size"),
