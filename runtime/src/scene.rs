@@ -89,6 +89,8 @@ pub struct Scene {
     around: Surroundings,
     calls: FuturesUnordered<BoxFuture<'static, Called>>,
     looking: Option<Looking>,
+    /// The camera's state, as last told.
+    status: CameraStatus,
 }
 
 struct RuleSpans {
@@ -124,7 +126,14 @@ impl Scene {
             };
             RuleSpans { rule: rule.clone(), spans: Spans::new(subject) }
         });
-        Scene { cam: camera.id.clone(), rules: rules.collect(), around, calls: FuturesUnordered::new(), looking: None }
+        Scene {
+            cam: camera.id.clone(),
+            rules: rules.collect(),
+            around,
+            calls: FuturesUnordered::new(),
+            looking: None,
+            status: CameraStatus::opening(),
+        }
     }
 
     /// Looks at frames until their sender is gone; finishes what was begun, until `deadline` if one is set; ends its events.
@@ -144,10 +153,7 @@ impl Scene {
                 },
                 answer = next_answer(&mut self.looking), if self.looking.is_some() => self.answered(answer).await,
                 Some(called) = self.calls.next() => self.called(called).await,
-                Ok(()) = status.changed() => {
-                    let now = status.borrow_and_update().clone();
-                    self.camera_changed(&now).await;
-                }
+                Ok(()) = status.changed() => self.camera_changed(&mut status).await,
                 Ok(()) = deadline.changed() => {}
                 () = sleep_until(cut.unwrap_or_else(Instant::now)), if cut.is_some() => {
                     warn!(cam = self.cam, "out of time with {} pool calls unanswered", self.calls.len());
@@ -155,6 +161,8 @@ impl Scene {
                 }
             }
         }
+        // Its last words come together with its last frame, in either order.
+        self.camera_changed(&mut status).await;
         self.end_events().await;
     }
 
@@ -299,12 +307,17 @@ impl Scene {
         }
     }
 
-    async fn camera_changed(&mut self, status: &CameraStatus) {
-        let CameraStatus { state, reason, since } = status;
+    async fn camera_changed(&mut self, status: &mut watch::Receiver<CameraStatus>) {
+        let status = status.borrow_and_update().clone();
+        if self.status == status {
+            return;
+        }
+        let CameraStatus { state, reason, since } = &status;
         let json = serde_json::json!({ "state": state.as_str(), "reason": reason, "since": format!("{since:.3}") });
         let topic = Topics::new(&self.around.node).camera_status(&self.cam);
         self.around.post(Post::Standing { topic, payload: json.to_string().into() }).await;
         self.around.watcher.see(Record::Camera { cam: self.cam.clone(), state: state.as_str(), reason: reason.clone() });
+        self.status = status.clone();
         // A camera that shows nothing proves nothing: its events end, and their states are not known any more.
         if matches!(state, CameraState::Stalled | CameraState::Offline) && self.end_events().await {
             for RuleSpans { rule, .. } in &self.rules {

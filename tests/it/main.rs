@@ -1,9 +1,11 @@
 //! One integration binary: every test drives real components through the rig.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod agent;
 mod ask;
 mod bundle;
 mod cameras;
+mod delivery;
 mod exact;
 mod export;
 mod gateway;

@@ -65,6 +65,19 @@ impl Broker {
         self.wait_listening();
     }
 
+    /// Waits until its store on disk holds `text`, such as a client's id.
+    ///
+    /// # Panics
+    /// When that takes too long: persistence is off, or it saves too seldom.
+    pub fn wait_saved(&self, text: &str) {
+        let store = self.folder.path().join("mosquitto.db");
+        let started = Instant::now();
+        while !std::fs::read(&store).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes())) {
+            assert!(started.elapsed() < START_MAX, "mosquitto does not save {text:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn wait_listening(&mut self) {
         let started = Instant::now();
         while TcpStream::connect(self.address).is_err() {

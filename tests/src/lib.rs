@@ -5,8 +5,10 @@
 pub mod broker;
 pub mod bundles;
 pub mod kept;
+pub mod ledger;
 pub mod pool_server;
 pub mod rtsp;
+pub mod scripted;
 pub mod started;
 pub mod synth;
 pub mod transformers;

@@ -1,0 +1,120 @@
+//! A subscriber that keeps books: which events came, which were declared lost, and what is missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use firmware_config::agent::Mqtt;
+use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
+use serde_json::Value;
+
+/// A subscriber with a session of its own, away only while its broker is.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    books: Arc<Mutex<Books>>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    /// By epoch.
+    seqs: BTreeMap<String, BTreeSet<u64>>,
+    events: Vec<Value>,
+    repeats: u64,
+    /// Any other topic: its last payload.
+    states: BTreeMap<String, String>,
+}
+
+impl Ledger {
+    /// Subscribes to everything below `egret/` at the broker of `url`, and returns when the broker has confirmed it.
+    ///
+    /// # Panics
+    /// When there is no broker.
+    pub async fn keep(url: &str) -> Ledger {
+        let subscriptions = ["egret/+/cam/#", "egret/+/gap", "egret/+/status", "egret/+/kill-switch/state"];
+        let options = LinkOptions {
+            subscriptions: subscriptions.map(|filter| (filter.to_owned(), Qos::AtLeastOnce)).to_vec(),
+            // An event counts as received when it is in the books, not when the library has read it.
+            manual_acks: true,
+            ..LinkOptions::new(broker(url), "ledger")
+        };
+        let (link, task, mut deliveries) = Link::open(options);
+        tokio::spawn(task.run(std::future::pending()));
+        link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+        let ledger = Ledger::default();
+        let keeper = ledger.clone();
+        tokio::spawn(async move {
+            let _link = link;
+            while let Some(delivery) = deliveries.recv().await {
+                keeper.enter(&delivery.publication.topic, &delivery.publication.payload);
+                if let Some(ack) = delivery.ack {
+                    ack.send();
+                }
+            }
+        });
+        ledger
+    }
+
+    fn enter(&self, topic: &str, payload: &[u8]) {
+        let mut books = self.books.lock().unwrap();
+        if topic.ends_with("/event") {
+            let event: Value = serde_json::from_slice(payload).unwrap();
+            let epoch = event["epoch"].as_str().unwrap().to_owned();
+            if books.seqs.entry(epoch).or_default().insert(event["seq"].as_u64().unwrap()) {
+                books.events.push(event);
+            } else {
+                books.repeats += 1;
+            }
+        } else if topic.ends_with("/gap") {
+            let gap: Value = serde_json::from_slice(payload).unwrap();
+            let declared = gap["from_seq"].as_u64().unwrap()..=gap["to_seq"].as_u64().unwrap();
+            books.seqs.entry(gap["epoch"].as_str().unwrap().to_owned()).or_default().extend(declared);
+        } else if !topic.ends_with("/snapshot") {
+            books.states.insert(topic.to_owned(), String::from_utf8(payload.to_vec()).unwrap());
+        }
+    }
+
+    /// Returns when all that the broker got before this call is in the books.
+    ///
+    /// # Panics
+    /// When there is no broker.
+    pub async fn mark(&self, url: &str) {
+        let (link, task, _deliveries) = Link::open(LinkOptions::new(broker(url), "marker"));
+        tokio::spawn(task.run(std::future::pending()));
+        link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+        let topic = "egret/marker/status".to_owned();
+        link.publish(Publication { topic: topic.clone(), ..Publication::default() }).await.unwrap();
+        self.wait_until(|ledger| ledger.state(&topic).is_some()).await;
+    }
+
+    /// Waits until `enough` of the ledger.
+    pub async fn wait_until(&self, mut enough: impl FnMut(&Ledger) -> bool) {
+        while !enough(self) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Distinct events received, in the order of their first arrival.
+    pub fn events(&self) -> Vec<Value> {
+        self.books.lock().unwrap().events.clone()
+    }
+
+    /// How many distinct events were received.
+    pub fn received(&self) -> usize {
+        self.books.lock().unwrap().events.len()
+    }
+
+    /// The last payload of a topic that is no event's.
+    pub fn state(&self, topic: &str) -> Option<String> {
+        self.books.lock().unwrap().states.get(topic).cloned()
+    }
+
+    /// Per epoch, how many events came or were declared before the first hole, and how many in all: equal where nothing is missing.
+    pub fn epochs(&self) -> Vec<(u64, u64)> {
+        let books = self.books.lock().unwrap();
+        let whole = |seqs: &BTreeSet<u64>| (1..).zip(seqs).take_while(|(expected, seq)| expected == *seq).count() as u64;
+        books.seqs.values().map(|seqs| (whole(seqs), seqs.len() as u64)).collect()
+    }
+}
+
+fn broker(url: &str) -> Mqtt {
+    Mqtt { url: url.parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 }
+}
