@@ -697,7 +697,28 @@ pub(crate) mod tests {
           }
         }
         "#);
-        insta::assert_snapshot!(shown(&draft.attributes_json(&moment())), @"");
+        insta::assert_snapshot!(shown(&draft.attributes_json(&moment())), @r#"
+        {
+          "id": "0193",
+          "time": "2026-11-23T08:51:00.123Z",
+          "question": "Is there a person?",
+          "answer": "no",
+          "confidence": null,
+          "confidence_kind": "none",
+          "by": {
+            "where": "pool",
+            "pool": "vlm-large",
+            "model": "example-72b",
+            "ep": "remote",
+            "total_ms": 1840,
+            "tokens_out": 2
+          },
+          "reasons": [
+            "LOW_CONFIDENCE"
+          ],
+          "outcome": "answered"
+        }
+        "#);
     }
 
     #[test]
