@@ -200,7 +200,7 @@ impl Limits {
             // Only the order of sums differs.
             Precision::Fp32 => Limits {
                 cosine: Some(AtLeast(0.99999)),
-                error_relative: Some(AtMost(1e-3)),
+                error_relative: Some(AtMost(1e-4)),
                 top1_agreement: Some(AtLeast(1.0)),
                 kl_mean: Some(AtMost(1e-6)),
                 answers: Some(AtLeast(1.0)),

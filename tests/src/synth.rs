@@ -470,7 +470,7 @@ impl Synthetic {
         };
         std::thread::scope(|scope| {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(&write_pieces)).collect();
+            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(write_pieces)).collect();
             threads.into_iter().try_for_each(|thread| thread.join().expect("a weight writer does not panic"))
         })
     }
