@@ -270,8 +270,8 @@ fn exit_of(error: &ExportError) -> Exit {
         | ExportError::Bundle(BundleError::Io { .. })
         | ExportError::Verify(VerifyError::Io { .. } | VerifyError::Checkpoint(CheckpointError::Io { .. })) => Exit::Io,
         ExportError::Verify(VerifyError::Model(_) | VerifyError::NoTrace) => Exit::Internal,
-        // A bundle of another vocabulary is not this checkpoint: that is an answer, not a mistake in asking.
-        ExportError::Lossy(_) | ExportError::Verify(VerifyError::Vocabulary { .. }) => Exit::CheckFailed,
+        // A bundle of other sizes is not this checkpoint: that is an answer, not a mistake in asking.
+        ExportError::Lossy(_) | ExportError::Verify(VerifyError::Geometry { .. }) => Exit::CheckFailed,
         _ => Exit::Usage,
     }
 }

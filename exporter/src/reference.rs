@@ -58,6 +58,16 @@ impl Reference {
         self.embedding.rows
     }
 
+    /// Side of a frame in pixels, T.
+    pub fn image_size(&self) -> usize {
+        self.vision.image_size
+    }
+
+    /// Rows of image features for one frame, S.
+    pub fn tokens_per_frame(&self) -> usize {
+        self.vision.tokens()
+    }
+
     /// The vision encoder over frames of [frames, 3, T, T], normalised. Returns image features, [frames · S, H].
     ///
     /// # Panics

@@ -72,8 +72,9 @@ pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<Verific
     let weights = weights::compare(bundle, &manifest, &checkpoint)?;
     tracing::info!("verify: computing the reference");
     let reference = Reference::open(&checkpoint)?;
+    same_sizes(&reference, &manifest)?;
     let mut comparison = Comparison::new();
-    comparison.embeddings(&reference, &embeddings)?;
+    comparison.embeddings(&reference, &embeddings);
     for (probe, observed) in probes.iter().zip(&observed) {
         comparison.probe(&reference, &manifest, probe, observed);
     }
@@ -103,6 +104,22 @@ fn fitting(probes: Vec<Probe>, vlm: &mut Vlm) -> Result<Vec<Probe>, VerifyError>
     };
     // Half of the context is plenty for the rest of the prompt and the answer of a text probe.
     Ok(probes.into_iter().filter(|probe| probe.name != probe::LONG || text(probe) <= context / 2).collect())
+}
+
+/// Whether what goes in and comes out of the graphs can be compared at all.
+fn same_sizes(reference: &Reference, manifest: &Manifest) -> Result<(), VerifyError> {
+    let (vision, text) = (&manifest.geometry.vision, &manifest.geometry.text);
+    for (what, expected, got) in [
+        ("tile size", reference.image_size(), vision.image_size),
+        ("number of image tokens", reference.tokens_per_frame(), manifest.image.tokens_per_tile),
+        ("vocabulary", reference.vocab_size(), text.vocab_size),
+        ("text width", reference.hidden_size(), text.hidden_size),
+    ] {
+        if expected != got {
+            return Err(VerifyError::Geometry { what, expected, got });
+        }
+    }
+    Ok(())
 }
 
 /// What a bundle said to one probe.
@@ -173,15 +190,10 @@ impl Comparison {
         }
     }
 
-    fn embeddings(&mut self, reference: &Reference, embeddings: &[f32]) -> Result<(), VerifyError> {
-        let (rows, got) = (reference.vocab_size(), embeddings.len() / reference.hidden_size());
-        if rows != got {
-            return Err(VerifyError::Vocabulary { expected: rows, got });
-        }
+    fn embeddings(&mut self, reference: &Reference, embeddings: &[f32]) {
         for (id, row) in embeddings.chunks_exact(reference.hidden_size()).enumerate() {
             self.embed_tokens.add(&reference.embed(&[id as u32]), row);
         }
-        Ok(())
     }
 
     /// Each side on its own image features: errors add up here as they do in use.
@@ -259,12 +271,14 @@ pub enum VerifyError {
     /// A graph file of the bundle cannot be read.
     #[error("the bundle: {0}")]
     Onnx(#[from] OnnxError),
-    /// The bundle embeds another vocabulary.
-    #[error("the bundle embeds {got} tokens, the checkpoint {expected}; they are of different models")]
-    Vocabulary {
-        /// Rows of the checkpoint's embedding.
+    /// The bundle is a model of other sizes.
+    #[error("the bundle's {what} is {got}, the checkpoint's {expected}; they are different models")]
+    Geometry {
+        /// What differs.
+        what: &'static str,
+        /// Of the checkpoint.
         expected: usize,
-        /// Rows of the bundle's.
+        /// Of the bundle.
         got: usize,
     },
     /// An answer came without the trace that was asked for.

@@ -163,6 +163,14 @@ fn a_bundle_of_another_checkpoint_fails() {
 }
 
 #[test]
+fn a_bundle_of_another_size_is_told_so() {
+    let mut exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
+    exported.source = Synthetic::micro().shared();
+    let error = verify(exported.bundle(), &exported.source, &Options { backend: BackendChoice::Tract, ..Options::default() });
+    assert_eq!(error.unwrap_err().to_string(), "the bundle's tile size is 90, the checkpoint's 64; they are different models");
+}
+
+#[test]
 fn pictures_of_a_folder_are_asked_about_by_name() {
     let exported = Exported::new(&Synthetic::micro(), Precision::Fp32);
     let options = Options { images: Some(tests::data("images")), backend: BackendChoice::Tract, ..Options::default() };

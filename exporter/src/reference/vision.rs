@@ -8,7 +8,7 @@ use crate::checkpoint::{Checkpoint, Tensor};
 #[derive(Debug)]
 pub(super) struct VisionEncoder {
     /// Side of a frame in pixels.
-    image_size: usize,
+    pub(super) image_size: usize,
     /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is not looked at.
     patch_size: usize,
     heads: usize,
@@ -104,6 +104,11 @@ impl VisionEncoder {
         }
         let x = self.post_layernorm.apply(&x);
         self.projection.apply(&self.pixel_shuffle(&x))
+    }
+
+    /// Rows of image features for one frame.
+    pub(super) fn tokens(&self) -> usize {
+        (self.grid() / self.scale_factor).pow(2)
     }
 
     /// Side of the grid in patches.
