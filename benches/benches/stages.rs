@@ -47,14 +47,8 @@ fn preprocess(c: &mut Criterion) {
     let jpeg = std::fs::read(demo("frames/lobby/035000.jpg")).unwrap();
     c.bench_function("preprocess/decode 480x270 JPEG", |b| b.iter(|| Picture::decode(black_box(&jpeg)).unwrap()));
     let picture = frame();
-    let rules = ImageRules {
-        tile_size: 512,
-        longest_edge: 2048,
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        splits_by_default: true,
-        tokens_per_tile: 64,
-    };
+    let rules =
+        ImageRules { tile_size: 512, longest_edge: 2048, mean: [0.5; 3], std: [0.5; 3], splits_by_default: true, tokens_per_tile: 64 };
     c.bench_function("preprocess/one tile of 512", |b| b.iter(|| tiles::tiles(&picture, &rules, false)));
     c.bench_function("preprocess/split, 13 tiles of 512", |b| b.iter(|| tiles::tiles(&picture, &rules, true)));
     let one = tiles::tiles(&picture, &rules, false);

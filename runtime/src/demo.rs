@@ -70,7 +70,8 @@ async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<
     let mut broker = Sidecar::start("broker", ["demo-broker".to_owned(), "--listen".into(), address.to_string()])?;
     children::wait_listening(address, &mut broker, START_PATIENCE)?;
     let url = format!("mqtt://{address}");
-    let worker_args = ["worker", "--until-stdin-ends", "--backend", "tract", "--mqtt", &url, "--pool", config::POOL, "--bundle"].map(Into::into);
+    let worker_args =
+        ["worker", "--until-stdin-ends", "--backend", "tract", "--mqtt", &url, "--pool", config::POOL, "--bundle"].map(Into::into);
     let _worker = Sidecar::start("worker", worker_args.into_iter().chain([assets.pool_bundle().into_os_string()]))?;
 
     let path = workdir.join("egret.toml");

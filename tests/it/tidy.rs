@@ -47,12 +47,7 @@ fn dependencies(member: &str) -> Vec<String> {
     let manifest = std::fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
     let after = manifest.split("[dependencies]").nth(1).unwrap_or_default();
     let section = after.split("\n[").next().unwrap_or_default();
-    section
-        .lines()
-        .filter_map(|line| line.split(['.', ' ', '=']).next())
-        .filter(|name| CRATES.contains(name))
-        .map(str::to_owned)
-        .collect()
+    section.lines().filter_map(|line| line.split(['.', ' ', '=']).next()).filter(|name| CRATES.contains(name)).map(str::to_owned).collect()
 }
 
 #[test]
@@ -74,7 +69,8 @@ fn dependencies_point_one_way() {
 #[test]
 fn foreign_libraries_are_each_named_in_one_place() {
     let places: &[(&str, &[&str])] = &[
-        ("ort::", &["vlm/src/backend/ort"]),
+        // `backend.rs` names our own module of that name.
+        ("ort::", &["vlm/src/backend/ort", "vlm/src/backend.rs"]),
         ("tract_onnx", &["vlm/src/backend/tract"]),
         ("rumqttc", &["runtime/src/mqtt", "tests/"]),
         ("rumqttd", &["runtime/src/demo/broker.rs"]),
@@ -87,7 +83,8 @@ fn foreign_libraries_are_each_named_in_one_place() {
     for (word, allowed) in places {
         for (name, text) in CRATES.iter().flat_map(|member| sources(member)).filter(|(name, _)| !name.ends_with("tidy.rs")) {
             let named = code_lines(&text).any(|line| {
-                line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':'))
+                line.match_indices(word)
+                    .any(|(at, _)| !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':'))
             });
             assert!(!named || allowed.iter().any(|place| name.starts_with(place)), "{name} names {word}; only {allowed:?} may");
         }
@@ -129,7 +126,8 @@ fn files_are_small_enough_to_know() {
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let found: Vec<_> = files_naming(&CRATES, &["todo!(", "unimplemented!(", "#[ignore"]).into_iter().filter(|name| !name.ends_with("tidy.rs")).collect();
+    let found: Vec<_> =
+        files_naming(&CRATES, &["todo!(", "unimplemented!(", "#[ignore"]).into_iter().filter(|name| !name.ends_with("tidy.rs")).collect();
     assert!(found.is_empty(), "{found:?}");
 }
 

@@ -52,7 +52,8 @@ impl Drop for Sidecar {
 /// 1883 on loopback when it is free, else a port that is.
 pub(crate) fn free_port() -> anyhow::Result<SocketAddr> {
     let preferred = SocketAddr::from(([127, 0, 0, 1], 1883));
-    let listener = TcpListener::bind(preferred).or_else(|_| TcpListener::bind("127.0.0.1:0")).context("finding a free port on 127.0.0.1")?;
+    let listener =
+        TcpListener::bind(preferred).or_else(|_| TcpListener::bind("127.0.0.1:0")).context("finding a free port on 127.0.0.1")?;
     listener.local_addr().context("reading the free port")
 }
 
