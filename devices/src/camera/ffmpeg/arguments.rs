@@ -36,7 +36,7 @@ pub(super) fn arguments(source: &Source, period: Duration, silence: Duration) ->
     arguments.extend(["-map", "0:V:0"].map(Into::into));
     if !period.is_zero() {
         // A rate as a fraction: frames per microseconds.
-        arguments.extend(["-vf".into(), format!("fps=1000000/{}", period.as_micros().max(1)).into()]);
+        arguments.extend(["-vf".into(), format!("fps=1000000/{}:eof_action=pass", period.as_micros().max(1)).into()]);
     }
     // Flushed, or the end of a picture would stay in a buffer until the next one comes.
     arguments.extend(["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-flush_packets", "1", "-"].map(Into::into));
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(
             line(Source::Rtsp("rtsp://host/s".into()), Duration::from_millis(1500), Duration::from_secs(10)),
             "-nostdin -hide_banner -loglevel error -rtsp_transport tcp -timeout 15000000 -i rtsp://host/s \
-             -map 0:V:0 -vf fps=1000000/1500000 -f image2pipe -c:v ppm -pix_fmt rgb24 -flush_packets 1 -"
+             -map 0:V:0 -vf fps=1000000/1500000:eof_action=pass -f image2pipe -c:v ppm -pix_fmt rgb24 -flush_packets 1 -"
         );
         let patient = line(Source::Rtsp("rtsp://host/s".into()), Duration::ZERO, Duration::MAX);
         assert!(patient.contains(" -timeout 1800000000 "), "{patient}");
