@@ -1,11 +1,33 @@
-//! Egret, the agent.
+//! Egret, the agent: camera frames in, answers settled on the box or by a pool, events out.
 //!
 //! ```text
-//! devices::Camera ──frame──▶ gate ──admitted──▶ inference (vlm::Vlm, one thread) ──local answer──▶ router
-//!  one thread each  latest     pure  mpsc(1)      one prefix per frame, every rule    mpsc(8)       │ keep / escalate
-//!                   or lossless                                                                      ▼
-//!   broker ◀── mqtt::Link ◀── outbox ◀── event ◀── span: new / update / end ◀── outcome ◀── pool: HTTPS or MQTT
+//!  devices::Camera                                   vlm::Vlm, on one thread
+//!        │                                                 ▲ questions of one frame share its prefix
+//!        ▼ frame                                           ▼ local answer
+//!    capture ─▶ gate ─admit─▶ handoff ─────▶ scene ─▶  infer ─▶ router ─▶ keep ───────────┐
+//!                └ skip, and why    (latest,   ▲                └▶ escalate, and why      │
+//!                                   or every)  │                        ▼                 ▼
+//!                                              └── outcome ◀──── policy, pool ─▶ …      span: new / update / end
+//!                                                                 HTTPS │ MQTT             │ event
+//!                  broker ◀── mqtt::Link ◀── publisher ◀── outbox: (epoch, seq) ◀──────────┘
+//!                    └─▶ inbox: replies of pools, kill switch
 //! ```
+//!
+//! | step | module | pure |
+//! |---|---|---|
+//! | reads a source, opens it again when it fails | [`capture`] | |
+//! | decides that a frame is skipped | [`gate`] | yes |
+//! | asks every rule about a frame, and pools beside it | [`scene`] | |
+//! | owns the model | [`infer`] | |
+//! | decides who settles an answer, and why | [`router`] | yes |
+//! | holds escalations to budgets and the kill switch | [`policy`], [`budget`] | the ledger |
+//! | asks a bigger model | [`pool`] | all but the two transports |
+//! | turns an answer, or a pool's later one, into events | [`span`], [`event`] | yes |
+//! | keeps events until they are acknowledged | [`outbox`] | yes |
+//! | sends, and sends again when the broker was gone | [`publisher`], [`mqtt`] | |
+//!
+//! [`pipeline`] makes the threads, tasks and queues between them; [`gateway`] and [`worker`] offer the same model and router to OpenAI
+//! clients and to other boxes; [`demo`] is [`pipeline`] on bundled cameras.
 #![forbid(unsafe_code)]
 
 pub mod ask;
