@@ -118,7 +118,8 @@ async fn a_full_outbox_is_declared() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
     let frames = tempfile::tempdir().unwrap();
-    pictures(frames.path(), 150);
+    // More than will be looked at: it is stopped when the second worker has answered.
+    pictures(frames.path(), 4000);
     let broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
     let url = broker.url();
@@ -128,8 +129,13 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
         Started::egret(args.map(PathBuf::from).into_iter().chain([bundle.clone()]))
     };
     let mut first = worker();
-    let pool = "pool = \"big\"\n[[pool]]\nid = \"big\"\nmqtt = true\nmodel = \"m\"\ndeadline = \"500ms\"\n[policy]\nin-flight = 64\n";
-    let agent = start(&config(&url, frames.path(), pool), Scripted::flapping(0.5), Arc::new(Nobody));
+    let pool = "pool = \"big\"\n[[pool]]\nid = \"big\"\nmqtt = true\nmodel = \"m\"\ndeadline = \"2s\"\n[policy]\nin-flight = 64\n";
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let parsed = AgentConfig::parse(&config(&url, frames.path(), pool), "egret.toml").unwrap();
+    let agent = tokio::spawn(async {
+        let stopped = async { _ = stopped.await };
+        pipeline::run_with(Scripted::flapping(0.5), parsed, Arc::new(Nobody), stopped).await.unwrap()
+    });
     let outcomes = |ledger: &Ledger, outcome: &str| {
         ledger.events().iter().filter(|event| event["type"] == "update" && event["escalation"]["outcome"] == outcome).count()
     };
@@ -137,10 +143,11 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
     first.kill();
     let answered = outcomes(&ledger, "answered");
     ledger.wait_until(|ledger| outcomes(ledger, "expired") >= 1).await;
+    // If the breaker opened meanwhile, this waits for its trial: half a minute.
     let _second = worker();
     ledger.wait_until(|ledger| outcomes(ledger, "answered") > answered + 1).await;
+    stop.send(()).unwrap();
     let summary = agent.await.unwrap();
-    assert_eq!(summary.totals.answers, 150);
     assert_eq!(summary.totals.pool_answered + summary.totals.pool_failed, summary.totals.answers_escalated);
     balanced(&ledger, &summary).await;
 }
