@@ -3,10 +3,10 @@
 //! | stage | call | output |
 //! |---|---|---|
 //! | load | [`Checkpoint::open`](checkpoint::Checkpoint::open) | config, names, dtypes, shapes, mapped bytes |
-//! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`](arch::Part) |
+//! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`] |
 //! | quantize | [`quantize::quantize`] | the graph in its precision, and each matrix's error |
-//! | write | [`graph::onnx::write`] into a [`Draft`](bundle::Draft) | ONNX files, companions, `manifest.json` with every sha256 |
-//! | verify | [`verify::verify`] | a [`VerificationReport`]: the bundle against an independent [`reference`] |
+//! | write | [`graph::onnx::write`] into a [`Draft`] | ONNX files, companions, `manifest.json` with every sha256 |
+//! | verify | [`verify::verify`] | a [`VerificationReport`]: the bundle against an independent [`reference`](mod@reference) |
 //! | judge | [`VerificationReport::verdict`] | exit code 0 or 1; `report.json` is kept in the bundle |
 //!
 //! Where a tensor name becomes a graph input: [`arch::smolvlm`]. What ONNX looks like on disk: [`graph::onnx`], and nowhere else.
