@@ -217,6 +217,7 @@ fn user_information(source: &Source) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -230,6 +231,10 @@ mod tests {
         assert!(error.contains("apt install ffmpeg") && error.contains("rtsp://***@192.0.2.7/s") && !error.contains("secret"), "{error}");
     }
 
+    /// Writing a program and starting one exclude each other: a child of another test, forked but not yet itself, would hold the file
+    /// open for writing, and Linux refuses to start such a file.
+    static PROGRAMS: Mutex<()> = Mutex::new(());
+
     /// A decoder written in shell, which heeds none of ffmpeg's arguments, on a video file.
     struct Scripted {
         folder: tempfile::TempDir,
@@ -238,6 +243,7 @@ mod tests {
 
     impl Scripted {
         fn new(script: &str) -> Self {
+            let _alone = PROGRAMS.lock();
             let folder = tempfile::tempdir().expect("a folder");
             let program = folder.path().join("decoder");
             fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("a script");
@@ -247,6 +253,7 @@ mod tests {
         }
 
         fn open(&self, source: &Source, stop: &Stop) -> Ffmpeg {
+            let _alone = PROGRAMS.lock();
             Ffmpeg::open(&self.program, source, Duration::ZERO, AGES, stop).expect("a shell is there")
         }
 
