@@ -2,7 +2,7 @@
 //!
 //! With `--json`, stdout ends with one object on one line; logs and errors go to stderr.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -150,9 +150,9 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
     let verification = verify::Options { images: args.calibration.clone(), ..verify::Options::default() };
     let (manifest, report) = export_verified(&args.source, &args.out, &options, &verification, args.allow_loss)?;
     if args.json {
-        println!("{}", serde_json::json!({ "bundle": args.out, "manifest": manifest, "report": report }));
+        say(format_args!("{}", serde_json::json!({ "bundle": args.out, "manifest": manifest, "report": report })))?;
     } else {
-        println!("{}{report}", table(&manifest, &args.out));
+        say(format_args!("{}{report}", table(&manifest, &args.out)))?;
     }
     Ok(Exit::Done)
 }
@@ -161,9 +161,9 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
     is_folder(&args.folder)?;
     let inspection = inspect(&args.folder)?;
     if args.json {
-        println!("{}", one_line(&inspection));
+        say(format_args!("{}", one_line(&inspection)))?;
     } else {
-        println!("{inspection}");
+        say(format_args!("{inspection}"))?;
     }
     Ok(Exit::Done)
 }
@@ -173,9 +173,9 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
     let options = verify::Options { images: args.images.clone(), ..verify::Options::default() };
     let report = verify::verify(&args.bundle, &args.reference, &options)?;
     if args.json {
-        println!("{}", one_line(&report));
+        say(format_args!("{}", one_line(&report)))?;
     } else {
-        println!("{report}");
+        say(format_args!("{report}"))?;
     }
     Ok(match report.verdict() {
         Verdict::Pass => Exit::Done,
@@ -262,9 +262,15 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// I/O is apart from input that is wrong: the former may pass when tried again.
+/// Prints a result; a reader that has gone is told in the exit code, as any file that cannot be written.
+fn say(text: std::fmt::Arguments<'_>) -> Result<(), ExportError> {
+    writeln!(io::stdout(), "{text}").map_err(ExportError::Output)
+}
+
 fn exit_of(error: &ExportError) -> Exit {
     match error {
-        ExportError::Checkpoint(CheckpointError::Io { .. })
+        ExportError::Output(_)
+        | ExportError::Checkpoint(CheckpointError::Io { .. })
         | ExportError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. }))
         | ExportError::Onnx(OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }))
         | ExportError::Bundle(BundleError::Io { .. })

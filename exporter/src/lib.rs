@@ -55,6 +55,9 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
+    /// The result cannot be told.
+    #[error("standard output cannot be written")]
+    Output(#[source] std::io::Error),
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::Context;
 use firmware_config::agent::AgentConfig;
 use firmware_config::agent::units::parse_duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::{labels, memory, pipeline};
@@ -65,7 +66,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 
 async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<Exit> {
     // Subscribed before anything starts, so that Ctrl-C always ends in the same place.
-    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).context("listening for Ctrl-C")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let address = children::free_port()?;
     let mut broker = Sidecar::start("broker", ["demo-broker".to_owned(), "--listen".into(), address.to_string()])?;
     children::wait_listening(address, &mut broker, START_PATIENCE)?;
@@ -99,6 +101,7 @@ async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<
         tokio::select! {
             () = limit => {}
             _ = interrupt.recv() => interrupted = true,
+            _ = terminate.recv() => interrupted = true,
         }
     };
     let run = pipeline::run(config, ledger.clone(), shutdown).await?;

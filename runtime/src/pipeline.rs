@@ -214,9 +214,10 @@ pub async fn run_with(
             std::future::pending::<()>().await;
         }
     };
+    let mut shutdown = std::pin::pin!(shutdown);
     let interrupted = tokio::select! {
         () = all_ended => false,
-        () = shutdown => true,
+        () = &mut shutdown => true,
     };
     info!("{}", if interrupted { "stopping" } else { "every source has ended" });
 
@@ -235,7 +236,23 @@ pub async fn run_with(
         // It holds a sender of posts; gone is gone once it is joined.
         let _ = inbox.await;
     }
-    let events_undelivered = publisher.await.unwrap_or_default();
+    // Whoever asks to stop while the last events are on their way waits no longer than at any other time.
+    let hurried = async {
+        if interrupted {
+            std::future::pending::<()>().await;
+        }
+        shutdown.await;
+        tokio::time::sleep(PUBLISHER_PATIENCE).await;
+    };
+    let mut publisher = publisher;
+    let events_undelivered = tokio::select! {
+        left = &mut publisher => left.unwrap_or_default(),
+        () = hurried => {
+            publisher.abort();
+            let totals = metrics.totals();
+            totals.events_produced.saturating_sub(totals.events_published + totals.events_dropped) as usize
+        }
+    };
     let _ = stop_link.send(());
     let _ = timeout(Duration::from_millis(500), async { while background.join_next().await.is_some() {} }).await;
     // The inference thread ends with its last handle; one in the middle of an answer is not waited for.

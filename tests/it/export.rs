@@ -313,6 +313,17 @@ fn a_config_of_another_model_is_told() {
 }
 
 #[test]
+fn layers_left_out_of_the_file_are_told() {
+    let bench = Bench::new();
+    for (part, field) in [("text_config", "num_hidden_layers"), ("vision_config", "num_hidden_layers"), ("text_config", "vocab_size")] {
+        let source = bench.checkpoint(&tiny());
+        edit(&source.join("config.json"), |config| config[part][field] = json!(77));
+        let said = bench.refusal(&source);
+        assert!(said.contains(&format!("{part}.{field} is 77, but the tensors make it ")), "{said}");
+    }
+}
+
+#[test]
 fn a_truncated_file_is_told() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());

@@ -117,6 +117,11 @@ fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), Ar
         return Err(shapes.contradiction("vision_config.num_attention_heads", config.heads, format!("the width is {hidden_size}")));
     }
     let layers = shapes.layers(VISION_LAYERS);
+    let declared = config.declared;
+    shapes.agree("vision_config.num_hidden_layers", declared.layers, layers)?;
+    shapes.agree("vision_config.hidden_size", declared.hidden_size, hidden_size)?;
+    shapes.agree("vision_config.intermediate_size", declared.intermediate_size, intermediate)?;
+    shapes.agree("vision_config.patch_size", declared.patch_size, patch_size)?;
     let geometry = VisionGeometry { hidden_size, layers, heads: config.heads, image_size: config.image_size, patch_size };
     Ok((geometry, grid, intermediate))
 }
@@ -146,6 +151,11 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
         (false, false) => return Err(ArchError::NoHead { dir: shapes.dir.clone() }),
     };
     let layers = shapes.layers(TEXT_LAYERS);
+    let declared = config.declared;
+    shapes.agree("text_config.num_hidden_layers", declared.layers, layers)?;
+    shapes.agree("text_config.hidden_size", declared.hidden_size, hidden_size)?;
+    shapes.agree("text_config.intermediate_size", declared.intermediate_size, intermediate)?;
+    shapes.agree("text_config.vocab_size", declared.vocab_size, vocab_size)?;
     let context_length = config.context_length;
     let geometry = TextGeometry { hidden_size, layers, heads: config.heads, kv_heads, head_dim, vocab_size, context_length };
     Ok((geometry, intermediate, head))
@@ -200,6 +210,14 @@ impl Shapes<'_> {
     fn mismatch(&self, tensor: &str, expected: String) -> ArchError {
         let found = self.checkpoint.shape(tensor).unwrap_or_default().to_vec();
         ArchError::Shape { dir: self.dir.clone(), tensor: tensor.into(), found, expected }
+    }
+
+    /// A size the config declares is the tensors': layers that were left out of the file would otherwise make a shorter model.
+    fn agree(&self, field: &'static str, declared: Option<usize>, stored: usize) -> Result<(), ArchError> {
+        match declared {
+            Some(found) if found != stored => Err(self.contradiction(field, found, format!("the tensors make it {stored}"))),
+            _ => Ok(()),
+        }
     }
 
     fn contradiction(&self, field: &'static str, found: usize, tensors: String) -> ArchError {

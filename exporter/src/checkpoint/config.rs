@@ -36,6 +36,21 @@ pub struct VisionConfig {
     pub image_size: usize,
     /// Added to the variance in LayerNorm.
     pub layer_norm_eps: f32,
+    /// What the tensors are held to.
+    pub declared: VisionSizes,
+}
+
+/// Sizes that the tensors tell too, where the config gives them; published ones leave some out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VisionSizes {
+    /// Transformer blocks.
+    pub layers: Option<usize>,
+    /// Width of the residual stream.
+    pub hidden_size: Option<usize>,
+    /// Width of the MLP.
+    pub intermediate_size: Option<usize>,
+    /// Side of a patch in pixels.
+    pub patch_size: Option<usize>,
 }
 
 /// Text part of a [`Config`].
@@ -53,6 +68,21 @@ pub struct TextConfig {
     pub rope_theta: f64,
     /// Longest sequence in tokens.
     pub context_length: usize,
+    /// What the tensors are held to.
+    pub declared: TextSizes,
+}
+
+/// Sizes that the tensors tell too, where the config gives them; published ones leave some out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TextSizes {
+    /// Transformer blocks.
+    pub layers: Option<usize>,
+    /// Width of the residual stream.
+    pub hidden_size: Option<usize>,
+    /// Width of the MLP.
+    pub intermediate_size: Option<usize>,
+    /// Rows of the embedding.
+    pub vocab_size: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -68,6 +98,10 @@ struct RawConfig {
 
 #[derive(Deserialize)]
 struct RawText {
+    num_hidden_layers: Option<usize>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    vocab_size: Option<usize>,
     num_attention_heads: Option<usize>,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
@@ -92,6 +126,10 @@ struct RawRope {
 
 #[derive(Deserialize, Default)]
 struct RawVision {
+    num_hidden_layers: Option<usize>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    patch_size: Option<usize>,
     num_attention_heads: Option<usize>,
     image_size: Option<usize>,
     layer_norm_eps: Option<f32>,
@@ -133,6 +171,12 @@ impl RawVision {
             heads: positive("vision_config.num_attention_heads", self.num_attention_heads.unwrap_or(16))?,
             image_size: positive("vision_config.image_size", self.image_size.unwrap_or(224))?,
             layer_norm_eps: epsilon("vision_config.layer_norm_eps", self.layer_norm_eps.unwrap_or(1e-6))?,
+            declared: VisionSizes {
+                layers: self.num_hidden_layers,
+                hidden_size: self.hidden_size,
+                intermediate_size: self.intermediate_size,
+                patch_size: self.patch_size,
+            },
         })
     }
 }
@@ -162,6 +206,12 @@ impl RawText {
             rms_norm_eps: epsilon("text_config.rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
             rope_theta,
             context_length: positive("text_config.max_position_embeddings", self.max_position_embeddings.unwrap_or(2048))?,
+            declared: TextSizes {
+                layers: self.num_hidden_layers,
+                hidden_size: self.hidden_size,
+                intermediate_size: self.intermediate_size,
+                vocab_size: self.vocab_size,
+            },
         })
     }
 }

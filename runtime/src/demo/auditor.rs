@@ -108,7 +108,7 @@ impl Auditor {
                     jpeg: Some(asked.jpeg.clone()),
                     max_tokens: 64,
                 };
-                // Without an answer the pair counts as wrong for the pool, as it would have been.
+                // Without an answer the comparison is not complete, and the summary says so.
                 pair.pool_afterwards = self.pools.ask(POOL, &question).await.ok().map(|reply| reply.answer);
             })
             .await;

@@ -83,7 +83,7 @@ struct Cost {
     always_local: f64,
 }
 
-/// Share of labelled pairs answered right under each policy; `null` without any.
+/// Share of labelled pairs answered right under each policy; `null` without any, and where the pool was not heard about every one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Accuracy {
     routed: Option<f64>,
@@ -111,8 +111,9 @@ impl Summary {
         let escalated: Vec<&Escalated> = pairs.iter().filter_map(|pair| pair.escalated.as_ref()).collect();
         let labelled: Vec<(&Pair, &str)> = pairs.iter().filter_map(|pair| Some((pair, pair.label.as_deref()?))).collect();
         let share = |said: fn(&Pair) -> Option<&str>| {
-            let right = labelled.iter().filter(|(pair, label)| said(pair) == Some(label)).count();
-            (!labelled.is_empty()).then(|| right as f64 / labelled.len() as f64)
+            // A comparison that was cut short compares nothing.
+            let right = labelled.iter().map(|(pair, label)| said(pair).map(|said| said == *label)).collect::<Option<Vec<bool>>>()?;
+            (!right.is_empty()).then(|| right.iter().filter(|right| **right).count() as f64 / right.len() as f64)
         };
         Summary {
             frames: counts.frames,
@@ -149,7 +150,7 @@ impl Summary {
 
     /// The account in words.
     pub(crate) fn for_people(&self) -> String {
-        let percent = |share: Option<f64>| share.map_or("no labels".into(), |share| format!("{:.1} %", share * 100.0));
+        let percent = |share: Option<f64>| share.map_or("not known".into(), |share| format!("{:.1} %", share * 100.0));
         let ms = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0} ms"));
         let reasons = self.reasons.iter().map(|(code, n)| format!("{code} {n}")).collect::<Vec<_>>().join(", ");
         format!(
@@ -194,7 +195,7 @@ impl Pair {
         self.escalated.as_ref().map_or(&self.local, |escalated| &escalated.answer)
     }
 
-    /// What the pool says; `None`, which is never right, when it did not.
+    /// What the pool says; `None` when it was not heard.
     fn pool(&self) -> Option<&str> {
         self.escalated.as_ref().map(|escalated| escalated.answer.as_str()).or(self.pool_afterwards.as_deref())
     }
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn three_policies_are_compared_over_the_labelled_pairs() {
-        let failed = Pair { pool_calls: 2, reason: "DEADLINE".into(), ..pair(Some("yes"), "yes", None, None) };
+        let failed = Pair { pool_calls: 2, reason: "DEADLINE".into(), ..pair(Some("yes"), "yes", None, Some("no")) };
         let pairs = [
             pair(Some("yes"), "yes", None, Some("yes")),
             pair(Some("yes"), "yes", None, Some("no")),
@@ -277,7 +278,7 @@ mod tests {
         let summary = Summary::of(Counts::default(), &[], None);
         assert_eq!(summary.accuracy.routed, None);
         assert_eq!(summary.latency_ms.local_p95, None);
-        assert!(summary.for_people().contains("no labels"));
+        assert!(summary.for_people().contains("not known"));
     }
 
     #[test]
