@@ -21,7 +21,7 @@
 //! | owns the model | [`infer`] | |
 //! | decides who settles an answer, and why | [`router`] | yes |
 //! | holds escalations to budgets and the kill switch | [`policy`], [`budget`] | the ledger |
-//! | asks a bigger model | [`pool`] | all but the two transports |
+//! | asks a bigger model | [`pool`] | breaker, retry, question, reading |
 //! | turns an answer, or a pool's later one, into events | [`span`], [`event`] | yes |
 //! | keeps events until they are acknowledged | [`outbox`] | yes |
 //! | sends, and sends again when the broker was gone | [`publisher`], [`mqtt`] | |

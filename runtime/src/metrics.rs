@@ -51,9 +51,9 @@ counters! {
     frames_skipped,
     /// Of them, admitted and asked about.
     frames_answered,
-    /// Of them, admitted and replaced by a newer one before the model was free.
+    /// Replaced by a newer one: in the decoder, before the gate, or admitted, before the model was free.
     frames_superseded,
-    /// Of them, not usable: no thumbnail, no JPEG.
+    /// Not usable: no picture, no thumbnail, no JPEG.
     frames_bad,
     /// Times a camera failed or stalled and was opened again.
     camera_restarts,

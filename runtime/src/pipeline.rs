@@ -1,5 +1,5 @@
-//! Makes every long-lived thread, task and queue of the agent, and ends them in order. No other file does (the gateway's `serve` has
-//! its connections).
+//! Starts every long-lived thread and task of `egret run`, joins them by queues, and ends them in order (the gateway's `serve` has its
+//! connections, the demo its auditor). `Link::open`, `infer::channel` and `handoff` make the queues that have two ends of their own.
 //!
 //! ```text
 //! capture thread ─▶ handoff (latest, or every) ─▶ scene task ─▶ posts: mpsc ─▶ publisher task ─▶ link task ─▶ broker
@@ -12,10 +12,10 @@
 //! |---|---|---|---|
 //! | camera → scene, live | 1 | replaced | an older frame; `frames_superseded` |
 //! | camera → scene, folder or file | 1 | waits | the reading of the source |
-//! | scene → inference | `infer::QUEUE` | waits; a gateway client is told 429 | the scene's next frame |
-//! | scene → pool | `in-flight-max`, budgets | not asked | the answer stays local; `BUSY`, `BUDGET_*` |
-//! | scene → publisher | `POSTS` | waits | the scene; the publisher always takes, so it is short |
-//! | outbox | `outbox-events-max` | the oldest is dropped | declared in a gap; `events_dropped` |
+//! | scene → inference | `infer::QUEUE` | waits; a gateway client is told 503 with Retry-After | the scene's next frame |
+//! | scene → pool | `in-flight`, budgets | not asked | the answer stays local; `BUSY`, `BUDGET_*` |
+//! | scene → publisher | `POSTS` | waits | the scene; the publisher takes, unless the link's window is full |
+//! | outbox | `outbox-events` | the oldest is dropped | declared in a gap; `events_dropped` |
 //! | broker → inbox | receive maximum | the newest is dropped | a pool reply; counted by the link |
 
 use std::io;

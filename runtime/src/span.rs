@@ -6,8 +6,8 @@
 use crate::event::{Draft, Escalation, FrameInfo, Outcome, Settled, State, Step};
 use crate::router::Reason;
 
-/// Ended events that still wait for a pool's outcome; the oldest is forgotten past it. Above any sensible in-flight limit.
-const ENDED_MAX: usize = 64;
+/// Ended events that still wait for a pool's outcome; the oldest is forgotten past it. As many as `in-flight` allows.
+const ENDED_MAX: usize = 256;
 
 /// What stays the same over all events of one rule.
 #[derive(Debug, Clone)]

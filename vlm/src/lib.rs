@@ -6,7 +6,7 @@
 //!        └─▶ template ─▶ prompt ─▶ input_ids ──▶ Model::embed ──▶ inputs_embeds ◀─┘
 //!                                                    │ prefill (prefix kept: the next question on the frame starts here)
 //!                                                    ▼
-//!                                  candidates? score : generate ─▶ confidence ─▶ Answer
+//!                                  candidates? score (probability of each) : generate ─▶ confidence ─▶ Answer
 //! ```
 //!
 //! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a time.
