@@ -117,8 +117,7 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    // tract warns of every graph newer than opset 18, and all of ours are.
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,tract_onnx=error,tract_linalg=warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| vlm::backend::LOG_FILTER.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

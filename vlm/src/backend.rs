@@ -3,6 +3,8 @@
 mod ort;
 mod tract;
 
+pub use tract::LOG_FILTER;
+
 use std::path::{Path, PathBuf};
 
 use firmware_config::agent::BackendChoice;

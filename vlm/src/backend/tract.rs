@@ -14,6 +14,9 @@ use super::{BackendError, Sizes, cache_names, expect_shape};
 use crate::bundle::Bundle;
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError, Provider};
 
+/// What programs log by default. tract warns of every graph newer than opset 18, and all of ours are.
+pub const LOG_FILTER: &str = "info,tract_onnx=error,tract_linalg=warn";
+
 /// The three graphs as plans with their running state.
 pub(super) struct TractModel {
     sizes: Sizes,
