@@ -112,6 +112,7 @@ impl Capture {
             self.tell(state, &error.to_string());
             if is_finite(&self.camera.source) {
                 // Opened again it would start over, and show everything twice.
+                self.metrics.sources_failed.count();
                 return warn!(cam = self.camera.id, "{error}; giving it up");
             }
             if view.frames > before {

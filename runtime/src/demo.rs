@@ -104,7 +104,7 @@ async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<
             _ = terminate.recv() => interrupted = true,
         }
     };
-    let run = pipeline::run(config, ledger.clone(), shutdown).await?;
+    let totals = pipeline::run(config, ledger.clone(), shutdown).await?;
 
     let published = ledger.events();
     auditor.wait_for_events(published, ARRIVAL_PATIENCE).await;
@@ -118,8 +118,8 @@ async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<
         }
     }
     let counts = Counts {
-        frames: run.totals.frames,
-        frames_skipped: run.totals.frames - run.totals.frames_answered,
+        frames: totals.frames,
+        frames_skipped: totals.frames - totals.frames_answered,
         updates: ledger.updates(),
         events_published: published,
         events_received: auditor.events_received(),

@@ -40,7 +40,7 @@ const REQUESTS_MAX: usize = 32;
 /// A client that has not sent its body by then is turned away.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 /// Replies under way may end in this time when the gateway stops.
-const DRAIN: Duration = Duration::from_secs(10);
+pub const DRAIN: Duration = Duration::from_millis(2500);
 
 /// What a gateway is made of.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ struct Gateway {
     started: u64,
 }
 
-/// Serves until `shutdown` resolves; replies under way then have ten seconds to end.
+/// Serves until `shutdown` resolves; replies under way then have [`DRAIN`] to end.
 ///
 /// # Errors
 /// When the listener fails.

@@ -48,6 +48,8 @@ impl Inbox {
                 // A reply after its deadline, or one sent twice.
                 debug!("a delivery nobody waits for");
             }
+            self.metrics.deliveries_dropped.raise_to(deliveries.dropped());
+            self.metrics.replies_unmatched.raise_to(self.pools.unmatched_replies());
         }
     }
 

@@ -116,6 +116,11 @@ impl Handle {
         Ok(answers.recv().await.ok_or(AskError::Stopped)??)
     }
 
+    /// Resolves when the thread has ended, which it does before its last handle only when the engine panicked.
+    pub async fn ended(&self) {
+        self.jobs.closed().await;
+    }
+
     /// Asks several requests in a row, waiting for a place in the queue. Answers come in order; fewer come when the thread ends.
     pub async fn ask_each(&self, requests: Vec<Request>) -> mpsc::Receiver<Result<Answer, VlmError>> {
         let (replies, answers) = mpsc::channel(requests.len().max(1));

@@ -54,6 +54,7 @@ pub mod outbox;
 pub mod pipeline;
 pub mod policy;
 pub mod pool;
+pub mod preflight;
 pub mod publisher;
 pub mod record;
 pub mod router;

@@ -19,6 +19,11 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Carries over the total of someone who counts for themselves.
+    pub fn raise_to(&self, total: u64) {
+        self.0.fetch_max(total, Ordering::Relaxed);
+    }
+
     /// So many.
     pub fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -57,6 +62,8 @@ counters! {
     frames_bad,
     /// Times a camera failed or stalled and was opened again.
     camera_restarts,
+    /// Folders and video files given up before their end.
+    sources_failed,
     /// Local answers.
     answers,
     /// Questions the model did not answer.
@@ -83,4 +90,15 @@ counters! {
     publications_refused,
     /// Commands that were not obeyed.
     commands_refused,
+    /// Messages from the broker that found no room.
+    deliveries_dropped,
+    /// Replies of pools that nobody waited for: wrong, late, or sent twice.
+    replies_unmatched,
+}
+
+impl Totals {
+    /// Events that the broker has not acknowledged yet.
+    pub fn events_queued(&self) -> u64 {
+        self.events_produced.saturating_sub(self.events_published + self.events_dropped)
+    }
 }

@@ -163,7 +163,7 @@ pub struct LinkStatus {
     /// Now.
     pub state: LinkState,
     /// How often it came up since the start. A change tells of a reconnect even to a watcher that missed the time between.
-    pub sessions: u64,
+    pub connections: u64,
 }
 
 /// A handle on one connection; cheap to clone.
@@ -184,7 +184,7 @@ impl Link {
     /// Makes a connection's three ends: the handle, the task that must be run, and what arrives.
     pub fn open(options: LinkOptions) -> (Link, LinkTask, Deliveries) {
         let (commands_tx, commands) = mpsc::channel(WINDOW);
-        let (status_tx, status) = watch::channel(LinkStatus { state: LinkState::Down("not connected yet".into()), sessions: 0 });
+        let (status_tx, status) = watch::channel(LinkStatus { state: LinkState::Down("not connected yet".into()), connections: 0 });
         // As many as the broker may send without an acknowledgement, and more, because not every broker keeps to Receive Maximum: with
         // manual acks a delivery dropped here would be acknowledged out of order by those behind it.
         let room = usize::from(options.receive_max).max(DELIVERIES_MIN);
@@ -264,8 +264,8 @@ pub struct Delivery {
 #[derive(Debug)]
 pub struct Ack {
     pkid: u16,
-    /// The connection it came on: packet ids mean nothing on another.
-    session: u64,
+    /// Number of the connection it came on: packet ids mean nothing on another.
+    connection: u64,
     queue: mpsc::Sender<(u64, u16)>,
 }
 
@@ -273,6 +273,6 @@ impl Ack {
     /// Tells the broker that the delivery is done with.
     pub fn send(self) {
         // As many slots as deliveries can be outstanding; without a task there is nobody to tell.
-        let _ = self.queue.try_send((self.session, self.pkid));
+        let _ = self.queue.try_send((self.connection, self.pkid));
     }
 }

@@ -16,21 +16,24 @@
 //! | scene → pool | `in-flight`, budgets | not asked | the answer stays local; `BUSY`, `BUDGET_*` |
 //! | scene → publisher | `POSTS` | waits | the scene; the publisher takes, unless the link's window is full |
 //! | outbox | `outbox-events` | the oldest is dropped | declared in a gap; `events_dropped` |
-//! | broker → inbox | receive maximum | the newest is dropped | a pool reply; counted by the link |
+//! | broker → inbox | Receive Maximum, at least 64 | the newest is dropped | a pool's reply; `deliveries_dropped` |
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use devices::Stop;
-use firmware_config::agent::{AgentConfig, Camera, PoolTransport};
+use firmware_config::agent::{AgentConfig, Camera, Mqtt, PoolTransport};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
-use tracing::{info, warn};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{error, info};
 use vlm::{Options, Vlm, VlmError};
 
 use crate::capture::{self, CameraStatus, Capture};
@@ -41,7 +44,7 @@ use crate::handoff;
 use crate::inbox::Inbox;
 use crate::infer::{self, Answerer, Handle};
 use crate::metrics::{Metrics, Totals};
-use crate::mqtt::{LastWill, Link, LinkOptions, Publication, Qos};
+use crate::mqtt::{LastWill, Link, LinkOptions, LinkState, Publication, Qos};
 use crate::outbox::Outbox;
 use crate::policy::InForce;
 use crate::pool::{Pools, PoolsError};
@@ -53,15 +56,19 @@ use crate::scene::{Scene, Surroundings};
 const POSTS: usize = 64;
 /// How long the broker waits with our last will, so that a short outage does not flap.
 const WILL_DELAY: Duration = Duration::from_secs(10);
+/// At the start, how long the first frame waits for the broker, so that its questions can be escalated over it.
+const BROKER_PATIENCE: Duration = Duration::from_secs(1);
 /// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's goodbye the whole drain is under 5 s.
 const SCENES_PATIENCE: Duration = Duration::from_millis(2500);
 const PUBLISHER_PATIENCE: Duration = Duration::from_millis(1500);
 /// At the end of finite sources nobody is waiting at a terminal.
 const PUBLISHER_PATIENCE_AT_END: Duration = Duration::from_secs(10);
+/// What the link may take for its goodbye.
+const LINK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Why the agent did not start.
+/// Why the agent did not start, or broke off.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum RunError {
     /// The bundle.
     #[error("bundle {}", path.display())]
     Model {
@@ -74,7 +81,7 @@ pub enum StartError {
     #[error(transparent)]
     Pools(#[from] PoolsError),
     /// The gateway's address.
-    #[error("gateway: cannot listen on {address}; is another program there?")]
+    #[error("gateway: cannot listen on {address}; choose another [gateway] listen")]
     Listen {
         /// From `[gateway] listen`.
         address: SocketAddr,
@@ -84,15 +91,12 @@ pub enum StartError {
     /// A thread.
     #[error("the system gives no thread")]
     Thread(#[source] io::Error),
-}
-
-/// How a run went.
-#[derive(Debug, Clone, Copy)]
-pub struct Summary {
-    /// What was counted.
-    pub totals: Totals,
-    /// Events that the broker never acknowledged.
-    pub events_undelivered: usize,
+    /// A part of the agent panicked. Without it the agent would go on for years doing half its work, so all of it ends.
+    #[error("{part} ended by a fault of Egret; what it said is in the log above: please report it")]
+    Fault {
+        /// Which part.
+        part: String,
+    },
 }
 
 /// Runs the agent: until `shutdown`, or until every source has ended and nothing else is configured.
@@ -100,13 +104,13 @@ pub struct Summary {
 /// A broker or pool that is not there is normal; a bundle that is not, is an error.
 ///
 /// # Errors
-/// When something the box cannot work without is not to be had.
-pub async fn run(config: AgentConfig, watcher: Arc<dyn Watcher>, shutdown: impl Future<Output = ()>) -> Result<Summary, StartError> {
+/// When something the box cannot work without is not to be had, or ends by a fault.
+pub async fn run(config: AgentConfig, watcher: Arc<dyn Watcher>, shutdown: impl Future<Output = ()>) -> Result<Totals, RunError> {
     let model = open_model(&config).await?;
     run_with(model, config, watcher, shutdown).await
 }
 
-async fn open_model(config: &AgentConfig) -> Result<Vlm, StartError> {
+async fn open_model(config: &AgentConfig) -> Result<Vlm, RunError> {
     let path = config.model.bundle.clone();
     let options = Options {
         backend: config.model.backend,
@@ -114,12 +118,9 @@ async fn open_model(config: &AgentConfig) -> Result<Vlm, StartError> {
         ort_library: config.model.ort_library.clone(),
         require_execution_provider: config.model.require_execution_provider.clone(),
     };
-    let opening = tokio::task::spawn_blocking(move || Vlm::open(&path, &options).map_err(|source| StartError::Model { path, source }));
-    match opening.await {
-        Ok(model) => model,
-        // Nothing cancels it, so it panicked; go on panicking.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    let opening = tokio::task::spawn_blocking(move || Vlm::open(&path, &options).map_err(|source| RunError::Model { path, source }));
+    // Nothing cancels it, so it panicked.
+    opening.await.map_err(|_| RunError::Fault { part: "loading the model".into() })?
 }
 
 /// As [`run`], with a model that is open already.
@@ -131,156 +132,249 @@ pub async fn run_with(
     config: AgentConfig,
     watcher: Arc<dyn Watcher>,
     shutdown: impl Future<Output = ()>,
-) -> Result<Summary, StartError> {
-    let clock = Arc::new(Clock::start());
-    let metrics = Arc::new(Metrics::default());
-    let topics = Topics::new(&config.node.id);
-    let epoch = rand::random();
-    let in_force = InForce::new(&config.policy);
-    let listener = match &config.gateway {
-        Some(gateway) => Some(listen(gateway.listen).await?),
-        None => None,
+) -> Result<Totals, RunError> {
+    let mut shutdown = pin!(shutdown);
+    let mut running = Running::start(model, config, watcher).await?;
+    let ended = tokio::select! {
+        ended = running.ended() => ended,
+        () = &mut shutdown => Ended::Interrupted,
     };
+    running.drain(ended, shutdown).await
+}
 
-    let (posts, posted) = mpsc::channel(POSTS);
-    let (stop_link, link_stopped) = oneshot::channel::<()>();
-    let mut background = JoinSet::new();
-    let broker = config.mqtt.as_ref().map(|_| Link::open(link_options(&config, &topics, epoch, &clock)));
-    let (link, link_task, deliveries) = match broker {
-        Some((link, task, deliveries)) => (Some(link), Some(task), Some(deliveries)),
-        None => (None, None, None),
-    };
-    let pools = Pools::new(&config.pools, link.clone(), &config.node.id)?;
-    let (model, inference) = spawn_inference(model).map_err(StartError::Thread)?;
+/// Every part of an agent at work, in the order of the data.
+struct Running {
+    cameras: Vec<RunningCamera>,
+    /// Each gives its camera's place when it has ended.
+    scenes: JoinSet<usize>,
+    scenes_deadline: watch::Sender<Option<Instant>>,
+    model: Handle,
+    gateway: Option<Stoppable>,
+    posts: mpsc::Sender<Post>,
+    publisher: JoinHandle<()>,
+    publisher_patience: watch::Sender<Duration>,
+    inbox: Option<JoinHandle<()>>,
+    link: Option<Stoppable>,
+    metrics: Arc<Metrics>,
+}
 
-    let (patience_set, patience) = watch::channel(PUBLISHER_PATIENCE_AT_END);
-    let publisher = match &link {
-        Some(link) => {
-            let capacity = config.mqtt.as_ref().map_or(1, |mqtt| mqtt.outbox_events_max);
-            let outbox = Outbox::new(epoch, capacity);
-            let publisher =
-                Publisher::new(&config.node.id, outbox, link.clone(), Arc::clone(&clock), Arc::clone(&metrics), Arc::clone(&watcher));
-            tokio::spawn(publisher.run(posted, patience))
-        }
-        None => tokio::spawn(without_broker(posted, Arc::clone(&metrics), Arc::clone(&watcher))),
-    };
-    if let Some(task) = link_task {
-        background.spawn(task.run(async {
-            // The sender is dropped when the pipeline is, which is a stop too.
-            let _ = link_stopped.await;
-        }));
-    }
-    let inbox = deliveries.map(|deliveries| {
-        let inbox = Inbox {
-            topics: topics.clone(),
-            pools: pools.clone(),
-            in_force: in_force.clone(),
-            posts: posts.clone(),
-            metrics: Arc::clone(&metrics),
+/// A camera's thread.
+struct RunningCamera {
+    id: String,
+    stop: Stop,
+    /// Taken when its scene has ended. Not joined before: a thread stuck in a driver must not keep the box from stopping.
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// A task that ends when it is told to.
+struct Stoppable {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// Why the agent stops.
+enum Ended {
+    /// Every source has.
+    Sources,
+    Interrupted,
+    Fault {
+        part: String,
+    },
+}
+
+impl Running {
+    async fn start(model: impl Answerer + 'static, config: AgentConfig, watcher: Arc<dyn Watcher>) -> Result<Running, RunError> {
+        let clock = Arc::new(Clock::start());
+        let metrics = Arc::new(Metrics::default());
+        let topics = Topics::new(&config.node.id);
+        let epoch = rand::random();
+        let in_force = InForce::new(&config.policy);
+        let listener = match &config.gateway {
+            Some(gateway) => Some(listen(gateway.listen).await?),
+            None => None,
         };
-        tokio::spawn(inbox.run(deliveries))
-    });
-    let (stop_gateway, gateway_stopped) = oneshot::channel::<()>();
-    let serves = listener.is_some();
-    if let Some(listener) = listener {
-        let name = model.identity().name.clone();
-        let parts = gateway::Parts { local: model.clone(), name, pools: pools.clone(), in_force: in_force.clone() };
-        background.spawn(async move {
-            let stopped = async {
-                let _ = gateway_stopped.await;
-            };
-            if let Err(error) = gateway::serve(parts, listener, stopped).await {
-                warn!("the gateway ended: {error}");
+        let broker =
+            config.mqtt.as_ref().map(|mqtt| (mqtt.outbox_events_max, Link::open(link_options(&config, mqtt, &topics, epoch, &clock))));
+        let link = broker.as_ref().map(|(_, (link, ..))| link.clone());
+        let pools = Pools::new(&config.pools, link.clone(), &config.node.id)?;
+        let (model, _thread) = spawn_inference(model).map_err(RunError::Thread)?;
+
+        let (posts, posted) = mpsc::channel(POSTS);
+        let (publisher_patience, patience) = watch::channel(PUBLISHER_PATIENCE_AT_END);
+        let (publisher, inbox, link_task) = match broker {
+            Some((outbox_events_max, (link, link_task, deliveries))) => {
+                let outbox = Outbox::new(epoch, outbox_events_max);
+                let publisher =
+                    Publisher::new(&config.node.id, outbox, link, Arc::clone(&clock), Arc::clone(&metrics), Arc::clone(&watcher));
+                let inbox = Inbox {
+                    topics: topics.clone(),
+                    pools: pools.clone(),
+                    in_force: in_force.clone(),
+                    posts: posts.clone(),
+                    metrics: Arc::clone(&metrics),
+                };
+                let publisher = tokio::spawn(publisher.run(posted, patience));
+                (publisher, Some(tokio::spawn(inbox.run(deliveries))), Some(Stoppable::spawn(|stopped| link_task.run(stopped))))
             }
+            None => (tokio::spawn(without_broker(posted, Arc::clone(&metrics), Arc::clone(&watcher))), None, None),
+        };
+        let gateway = listener.map(|listener| {
+            let name = model.identity().name.clone();
+            let parts = gateway::Parts { local: model.clone(), name, pools: pools.clone(), in_force: in_force.clone() };
+            Stoppable::spawn(|stopped| serve(parts, listener, stopped))
         });
+
+        tell_info(&posts, &topics, &config, &model).await;
+        if let Some(link) = &link {
+            // A broker that is not there yet is not waited for: events queue, and questions are settled on the box.
+            let _ = timeout(BROKER_PATIENCE, link.status().wait_for(|status| status.state == LinkState::Up)).await;
+        }
+        let (scenes_deadline, deadline) = watch::channel(None);
+        let around = Surroundings {
+            node: config.node.id,
+            model: model.clone(),
+            pools,
+            link,
+            in_force,
+            posts: posts.clone(),
+            clock,
+            metrics: Arc::clone(&metrics),
+            watcher,
+        };
+        let mut scenes = JoinSet::new();
+        let mut cameras = Vec::new();
+        for camera in config.cameras {
+            cameras.push(start_camera(&mut scenes, cameras.len(), camera, &around, deadline.clone()).map_err(RunError::Thread)?);
+        }
+        Ok(Running {
+            cameras,
+            scenes,
+            scenes_deadline,
+            model,
+            gateway,
+            posts,
+            publisher,
+            publisher_patience,
+            inbox,
+            link: link_task,
+            metrics,
+        })
     }
 
-    tell_info(&posts, &topics, &config, &model).await;
-    let around = Surroundings { node: config.node.id.clone(), model, pools, link, in_force, posts, clock, metrics, watcher };
-    let metrics = Arc::clone(&around.metrics);
-    let (deadline_set, deadline) = watch::channel(None);
-    let mut scenes = JoinSet::new();
-    let mut stops = Vec::new();
-    for camera in config.cameras {
-        let stop = spawn_camera(&mut scenes, camera, &around, deadline.clone()).map_err(StartError::Thread)?;
-        stops.push(stop);
+    /// Resolves when there is nothing more to do, or a part that the others need is gone.
+    async fn ended(&mut self) -> Ended {
+        let sources = async {
+            while let Some(ended) = self.scenes.join_next().await {
+                let Ok(place) = ended else { return Ended::Fault { part: "a camera's scene".into() } };
+                let camera = &mut self.cameras[place];
+                // Its last act was to let go of what the scene waited for.
+                if camera.thread.take().is_some_and(|thread| thread.join().is_err()) {
+                    return Ended::Fault { part: format!("camera {}", camera.id) };
+                }
+            }
+            // With a gateway the box is of use without any camera.
+            if self.gateway.is_some() {
+                std::future::pending::<()>().await;
+            }
+            Ended::Sources
+        };
+        tokio::select! {
+            ended = sources => ended,
+            () = self.model.ended() => Ended::Fault { part: "the inference thread".into() },
+            () = self.posts.closed() => Ended::Fault { part: "the publisher".into() },
+        }
     }
-    drop(around);
 
-    let all_ended = async {
-        while scenes.join_next().await.is_some() {}
-        // With a gateway the box is of use without any camera.
-        if serves {
-            std::future::pending::<()>().await;
+    /// Ends every part in the order of the data: cameras and clients, what they wait for, publisher, link.
+    async fn drain(mut self, ended: Ended, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Totals, RunError> {
+        let hurry = !matches!(ended, Ended::Sources);
+        match &ended {
+            Ended::Sources => info!("every source has ended"),
+            Ended::Interrupted => info!("stopping"),
+            Ended::Fault { part } => error!("{part} ended by a fault; stopping"),
         }
-    };
-    let mut shutdown = std::pin::pin!(shutdown);
-    let interrupted = tokio::select! {
-        () = all_ended => false,
-        () = &mut shutdown => true,
-    };
-    info!("{}", if interrupted { "stopping" } else { "every source has ended" });
+        for camera in &self.cameras {
+            camera.stop.stop();
+        }
+        if hurry {
+            self.publisher_patience.send_replace(PUBLISHER_PATIENCE);
+            self.scenes_deadline.send_replace(Some(Instant::now() + SCENES_PATIENCE));
+        }
+        let gateway = self.gateway.map(Stoppable::stop);
+        while self.scenes.join_next().await.is_some() {}
+        if let Some(gateway) = gateway {
+            // It was told as long ago as the scenes were.
+            let _ = timeout(LINK_PATIENCE, gateway).await;
+        }
+        if let Some(inbox) = self.inbox {
+            inbox.abort();
+            // It holds a sender of posts; gone is gone once it is joined.
+            let _ = inbox.await;
+        }
+        // The publisher takes posts as long as anybody could send one.
+        drop(self.posts);
+        // Whoever asks to stop while the last events are on their way waits no longer than at any other time.
+        let hurried = async {
+            if hurry {
+                std::future::pending::<()>().await;
+            }
+            shutdown.await;
+            sleep(PUBLISHER_PATIENCE).await;
+        };
+        tokio::select! {
+            _ = &mut self.publisher => {}
+            () = hurried => self.publisher.abort(),
+        }
+        if let Some(link) = self.link {
+            let _ = timeout(LINK_PATIENCE, link.stop()).await;
+        }
+        match ended {
+            Ended::Sources | Ended::Interrupted => Ok(self.metrics.totals()),
+            Ended::Fault { part } => Err(RunError::Fault { part }),
+        }
+    }
+}
 
-    // In the order of the data: cameras, scenes, what they wait for, publisher, link.
-    for stop in stops {
-        stop.stop();
+impl Stoppable {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(task: impl FnOnce(BoxFuture<'static, ()>) -> F) -> Stoppable {
+        let (stop, stopped) = oneshot::channel();
+        // A sender that is gone means that everything is, which is a stop too.
+        Stoppable { stop, task: tokio::spawn(task(stopped.map(|_| ()).boxed())) }
     }
-    if interrupted {
-        patience_set.send_replace(PUBLISHER_PATIENCE);
-        deadline_set.send_replace(Some(Instant::now() + SCENES_PATIENCE));
+
+    /// Tells it to end; what it gives resolves when it has.
+    fn stop(self) -> JoinHandle<()> {
+        // One that has ended already is not there to be told.
+        let _ = self.stop.send(());
+        self.task
     }
-    while scenes.join_next().await.is_some() {}
-    let _ = stop_gateway.send(());
-    if let Some(inbox) = inbox {
-        inbox.abort();
-        // It holds a sender of posts; gone is gone once it is joined.
-        let _ = inbox.await;
-    }
-    // Whoever asks to stop while the last events are on their way waits no longer than at any other time.
-    let hurried = async {
-        if interrupted {
-            std::future::pending::<()>().await;
-        }
-        shutdown.await;
-        tokio::time::sleep(PUBLISHER_PATIENCE).await;
-    };
-    let mut publisher = publisher;
-    let events_undelivered = tokio::select! {
-        left = &mut publisher => left.unwrap_or_default(),
-        () = hurried => {
-            publisher.abort();
-            let totals = metrics.totals();
-            totals.events_produced.saturating_sub(totals.events_published + totals.events_dropped) as usize
-        }
-    };
-    let _ = stop_link.send(());
-    let _ = timeout(Duration::from_millis(500), async { while background.join_next().await.is_some() {} }).await;
-    // The inference thread ends with its last handle; one in the middle of an answer is not waited for.
-    drop(inference);
-    Ok(Summary { totals: metrics.totals(), events_undelivered })
 }
 
 /// Starts the thread that owns `model`; it ends when the last handle is dropped.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn spawn_inference(model: impl Answerer + 'static) -> io::Result<(Handle, JoinHandle<()>)> {
+pub fn spawn_inference(model: impl Answerer + 'static) -> io::Result<(Handle, thread::JoinHandle<()>)> {
     let (handle, inference) = infer::channel(model);
     let thread = thread::Builder::new().name("inference".into()).spawn(move || inference.run())?;
     Ok((handle, thread))
 }
 
-fn spawn_camera(
-    scenes: &mut JoinSet<()>,
+fn start_camera(
+    scenes: &mut JoinSet<usize>,
+    place: usize,
     camera: Camera,
     around: &Surroundings,
     deadline: watch::Receiver<Option<Instant>>,
-) -> io::Result<Stop> {
+) -> io::Result<RunningCamera> {
     let (sender, frames) = if capture::is_finite(&camera.source) { handoff::every() } else { handoff::latest() };
     let (status, status_seen) = watch::channel(CameraStatus::opening());
-    let stop = Stop::new();
-    scenes.spawn(Scene::new(&camera, around.clone()).run(frames, status_seen, deadline));
-    let name = format!("cam {}", camera.id);
+    let scene = Scene::new(&camera, around.clone());
+    scenes.spawn(async move {
+        scene.run(frames, status_seen, deadline).await;
+        place
+    });
+    let (id, stop) = (camera.id.clone(), Stop::new());
     let capture = Capture {
         camera,
         frames: sender,
@@ -290,17 +384,21 @@ fn spawn_camera(
         metrics: Arc::clone(&around.metrics),
         watcher: Arc::clone(&around.watcher),
     };
-    // Not joined: a thread stuck in a driver must not keep the box from stopping.
-    thread::Builder::new().name(name).spawn(move || capture.run())?;
-    Ok(stop)
+    let thread = thread::Builder::new().name(format!("cam {id}")).spawn(move || capture.run())?;
+    Ok(RunningCamera { id, stop, thread: Some(thread) })
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+async fn serve(parts: gateway::Parts, listener: TcpListener, stopped: BoxFuture<'static, ()>) {
+    if let Err(error) = gateway::serve(parts, listener, stopped).await {
+        error!("the gateway ended: {error}");
+    }
 }
 
-fn link_options(config: &AgentConfig, topics: &Topics, epoch: u64, clock: &Clock) -> LinkOptions {
-    let mqtt = config.mqtt.clone().expect("called with a broker configured");
+async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+}
+
+fn link_options(config: &AgentConfig, mqtt: &Mqtt, topics: &Topics, epoch: u64, clock: &Clock) -> LinkOptions {
     let mut subscriptions = vec![(topics.kill_switch_set(), Qos::AtLeastOnce)];
     if config.pools.iter().any(|pool| pool.transport == PoolTransport::Mqtt) {
         subscriptions.push((topics.replies(), Qos::AtLeastOnce));
@@ -314,7 +412,7 @@ fn link_options(config: &AgentConfig, topics: &Topics, epoch: u64, clock: &Clock
     LinkOptions {
         subscriptions,
         last_will: Some(LastWill { publication: offline, delay: WILL_DELAY }),
-        ..LinkOptions::new(mqtt, format!("egret-{}", config.node.id))
+        ..LinkOptions::new(mqtt.clone(), format!("egret-{}", config.node.id))
     }
 }
 
@@ -339,7 +437,7 @@ async fn tell_info(posts: &mpsc::Sender<Post>, topics: &Topics, config: &AgentCo
 }
 
 /// Stands in for the publisher of a box without a broker: events are only counted and shown.
-async fn without_broker(mut posts: mpsc::Receiver<Post>, metrics: Arc<Metrics>, watcher: Arc<dyn Watcher>) -> usize {
+async fn without_broker(mut posts: mpsc::Receiver<Post>, metrics: Arc<Metrics>, watcher: Arc<dyn Watcher>) {
     while let Some(post) = posts.recv().await {
         if let Post::Event { cam, draft } = post {
             metrics.events_produced.count();
@@ -347,5 +445,4 @@ async fn without_broker(mut posts: mpsc::Receiver<Post>, metrics: Arc<Metrics>, 
             watcher.see(Record::Event { cam, seq: metrics.events_produced.total(), draft });
         }
     }
-    0
 }

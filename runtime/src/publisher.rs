@@ -78,7 +78,7 @@ pub struct Publisher {
     link: Link,
     in_flight: FuturesUnordered<BoxFuture<'static, (Sent, Result<(), LinkError>)>>,
     /// The connection that `in_flight` is on; 0 for none.
-    session: u64,
+    connection: u64,
     /// No more posts will come.
     draining: bool,
 }
@@ -104,16 +104,14 @@ impl Publisher {
             standing: Standing::default(),
             link,
             in_flight: FuturesUnordered::new(),
-            session: 0,
+            connection: 0,
             draining: false,
         }
     }
 
     /// Publishes until every sender of `posts` is gone; then says `stopped` and waits for what is left, up to what
     /// `patience` then says.
-    ///
-    /// Gives the number of events that were never acknowledged.
-    pub async fn run(mut self, mut posts: mpsc::Receiver<Post>, patience: watch::Receiver<Duration>) -> usize {
+    pub async fn run(mut self, mut posts: mpsc::Receiver<Post>, patience: watch::Receiver<Duration>) {
         let mut status = self.link.status();
         let mut health = interval(HEALTH_PERIOD);
         self.standing.set(self.topics.status(), self.status("online"), Kind::State);
@@ -143,20 +141,19 @@ impl Publisher {
         if left > 0 {
             warn!("stopped with {left} events that the broker did not acknowledge");
         }
-        left
     }
 
     /// Notices a lost or a new connection, even one that was lost and made again unseen.
     fn follow(&mut self, status: &mut watch::Receiver<LinkStatus>) {
-        let LinkStatus { state, sessions } = status.borrow_and_update().clone();
-        if self.session != 0 && (sessions != self.session || state != LinkState::Up) {
+        let LinkStatus { state, connections } = status.borrow_and_update().clone();
+        if self.connection != 0 && (connections != self.connection || state != LinkState::Up) {
             self.in_flight = FuturesUnordered::new();
             self.outbox.disconnected();
             self.standing.disconnected();
-            self.session = 0;
+            self.connection = 0;
         }
-        if self.session == 0 && state == LinkState::Up {
-            self.session = sessions;
+        if self.connection == 0 && state == LinkState::Up {
+            self.connection = connections;
             let waiting = self.outbox.queued();
             if waiting > 0 {
                 info!("sending {waiting} events that waited for the broker");
@@ -165,7 +162,7 @@ impl Publisher {
     }
 
     async fn send_ready(&mut self) {
-        while self.session != 0 && self.in_flight.len() < IN_FLIGHT_MAX {
+        while self.connection != 0 && self.in_flight.len() < IN_FLIGHT_MAX {
             let Some((sent, publication)) = self.next() else { return };
             // Handing over in this order is what keeps the order on the wire; the acknowledgements may then come as they like.
             match self.link.send(publication).await {
@@ -270,7 +267,7 @@ impl Publisher {
             (&metrics.events_dropped, counts.dropped),
             (&metrics.events_repeated, counts.repeated),
         ] {
-            counter.add(total.saturating_sub(counter.total()));
+            counter.raise_to(total);
         }
     }
 

@@ -1,16 +1,19 @@
 //! `egret run`: the agent.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use firmware_config::agent::{AgentConfig, PoolTransport, RouteMode, Source};
 use firmware_config::redact;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
+use vlm::bundle::Bundle;
 
 use crate::exit::{Exit, Failure, OrExit};
-use crate::pipeline::{self, StartError, Summary};
+use crate::pipeline::{self, RunError};
 use crate::policy::kill_switch_name;
+use crate::preflight;
 use crate::record::Nobody;
 
 /// Arguments of `egret run`.
@@ -19,7 +22,8 @@ pub struct Args {
     /// The configuration, `egret.toml`.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Print what would run, or every error of the configuration, and start nothing.
+    /// Print what would run, or every error of the configuration, and start nothing. What it names and is not there is told,
+    /// too; that is no error, since it may come before the agent does.
     #[arg(long)]
     check: bool,
 }
@@ -30,9 +34,22 @@ pub struct Args {
 /// When the configuration is wrong, or the agent cannot start.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let config = load(&args.config)?;
+    if config.cameras.is_empty() && config.gateway.is_none() {
+        let name = args.config.display();
+        return Err(Failure::new(Exit::Usage, format_args!("{name}: nothing to run: add a [[camera]], or [gateway]")));
+    }
     if args.check {
         print!("{}", plan(&config));
+        for absence in preflight::absences(&config) {
+            eprintln!("egret: warning: {absence}");
+        }
+        if let Err(error) = Bundle::open(&config.model.bundle) {
+            eprintln!("egret: warning: model: {:#}; egret run will not start", anyhow::Error::from(error));
+        }
         return Ok(Exit::Done);
+    }
+    for absence in preflight::absences(&config) {
+        warn!("{absence}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().or_exit(Exit::Io)?;
     let outcome = runtime.block_on(until_signalled(config));
@@ -47,8 +64,23 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 /// When the file cannot be read, or with every error in it.
 pub fn load(path: &Path) -> Result<AgentConfig, Failure> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::new(Exit::Io, format_args!("{name}: {error}")))?;
+    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => Failure::new(Exit::Usage, format_args!("{name} is not UTF-8 text; name an egret.toml with --config")),
+        _ => Failure::new(Exit::Io, format_args!("{name}: {error}; name a readable egret.toml with --config")),
+    })?;
     AgentConfig::parse(&text, &name).or_exit(Exit::Usage)
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let exit = match error {
+            RunError::Model { source, .. } => return Failure::from(source),
+            RunError::Pools(_) => Exit::Usage,
+            RunError::Listen { .. } | RunError::Thread(_) => Exit::Io,
+            RunError::Fault { .. } => Exit::Internal,
+        };
+        Failure { exit, error: error.into() }
+    }
 }
 
 async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
@@ -62,18 +94,24 @@ async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
             _ = terminate.recv() => {}
         }
     };
-    let Summary { totals, events_undelivered } = pipeline::run(config, Arc::new(Nobody), signalled).await.map_err(|error| {
-        let exit = match error {
-            StartError::Model { .. } | StartError::Pools(_) => Exit::Usage,
-            StartError::Listen { .. } | StartError::Thread(_) => Exit::Io,
-        };
-        Failure { exit, error: error.into() }
-    })?;
+    let totals = pipeline::run(config, Arc::new(Nobody), signalled).await?;
     info!(
-        "{} frames, {} skipped, {} answers, {} escalated, {} events published, {} dropped, {events_undelivered} undelivered",
-        totals.frames, totals.frames_skipped, totals.answers, totals.answers_escalated, totals.events_published, totals.events_dropped
+        "{} frames, {} skipped, {} answers, {} escalated, {} events published, {} dropped, {} undelivered",
+        totals.frames,
+        totals.frames_skipped,
+        totals.answers,
+        totals.answers_escalated,
+        totals.events_published,
+        totals.events_dropped,
+        totals.events_queued()
     );
-    Ok(exit)
+    match totals.sources_failed {
+        failed if failed > 0 && exit == Exit::Done => Err(Failure::new(
+            Exit::Io,
+            format_args!("{failed} of the cameras' folders or files could not be read to the end; the log says why"),
+        )),
+        _ => Ok(exit),
+    }
 }
 
 /// What a configuration would run, for people.

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use firmware_config::agent::{AgentConfig, KillSwitch, Policy};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::gateway::{self, Parts};
 use crate::mqtt::{Deliveries, Link, LinkOptions, LinkTask, Qos};
 use crate::policy::InForce;
 use crate::pool::{self, Pools};
+use crate::preflight;
 use crate::server::{self, ModelArgs};
 
 /// Where the gateway listens when nothing says otherwise.
@@ -37,6 +39,9 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let config = args.model.config()?;
     let configured = config.as_ref().and_then(|config| config.gateway.as_ref()).map(|gateway| gateway.listen);
     let listen = args.listen.or(configured).map_or_else(|| LISTEN.parse().or_exit(Exit::Internal), Ok)?;
+    for absence in config.iter().flat_map(preflight::absences) {
+        warn!("{absence}");
+    }
     let local = args.model.start(config.as_ref())?;
     let name = args.name.clone().unwrap_or_else(|| local.identity().name.clone());
     server::tokio_runtime()?.block_on(async {
@@ -48,7 +53,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         let (pools, in_force) = escalation(config.as_ref(), link.as_ref().map(|(link, ..)| link.clone()))?;
         println!("egret serve: {} on http://{address}/v1", server::describe(&name, &local));
         let (stop, stopping) = watch::channel(false);
-        let parts = Parts { local, name, pools: pools.clone(), in_force };
+        let parts = Parts { local: local.clone(), name, pools: pools.clone(), in_force };
         let gateway = gateway::serve(parts, listener, until(stopping.clone()));
         let broker = async {
             if let Some((_, task, deliveries)) = link {
@@ -56,14 +61,14 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             }
         };
         let signal = async {
-            let exit = server::stopped().await;
+            let exit = server::stopped(&local).await;
             // The receivers are the two futures beside this one.
             let _ = stop.send(true);
             exit
         };
         let (served, (), exit) = tokio::join!(gateway, broker, signal);
         served.or_exit(Exit::Io)?;
-        Ok(exit)
+        exit
     })
 }
 

@@ -9,7 +9,8 @@ use vlm::{Options, Vlm};
 use crate::ask::EngineArgs;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::infer::Handle;
-use crate::pipeline;
+use crate::pipeline::{self, RunError};
+use crate::run;
 
 /// Arguments that name the model.
 #[derive(Debug, clap::Args)]
@@ -27,10 +28,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Reads the configuration, where one is named.
     pub(crate) fn config(&self) -> Result<Option<AgentConfig>, Failure> {
-        let Some(path) = &self.config else { return Ok(None) };
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| Failure::new(Exit::Usage, format!("{name}: {error}")))?;
-        AgentConfig::parse(&text, &name).map(Some).or_exit(Exit::Usage)
+        self.config.as_deref().map(run::load).transpose()
     }
 
     /// Opens the bundle and starts the thread that runs it. What the command line says goes before the configuration.
@@ -61,21 +59,16 @@ pub(crate) fn tokio_runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 /// Waits for Ctrl-C or SIGTERM, and tells the exit code of a clean stop by it.
-pub(crate) async fn stopped() -> Exit {
-    let Ok(mut terminated) = signal(SignalKind::terminate()) else {
-        // Without a handler the signal ends the program all the same.
-        return interrupted().await;
-    };
+///
+/// # Errors
+/// When the model's thread ended by a fault: a server that can only say no should not go on.
+pub(crate) async fn stopped(model: &Handle) -> Result<Exit, Failure> {
+    let mut interrupted = signal(SignalKind::interrupt()).or_exit(Exit::Io)?;
+    let mut terminated = signal(SignalKind::terminate()).or_exit(Exit::Io)?;
     tokio::select! {
-        exit = interrupted() => exit,
-        _ = terminated.recv() => Exit::Done,
-    }
-}
-
-async fn interrupted() -> Exit {
-    match tokio::signal::ctrl_c().await {
-        Ok(()) => Exit::Interrupted,
-        Err(_) => std::future::pending().await,
+        _ = interrupted.recv() => Ok(Exit::Interrupted),
+        _ = terminated.recv() => Ok(Exit::Done),
+        () = model.ended() => Err(RunError::Fault { part: "the inference thread".into() }.into()),
     }
 }
 

@@ -79,10 +79,10 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     });
     let started = format!("egret worker: {} answers pool {} on {address}", server::describe(&model.identity().name, &model), args.pool);
     server::tokio_runtime()?.block_on(async {
-        let mut exit = Exit::Done;
+        let mut exit = Ok(Exit::Done);
         let stop = async {
             tokio::select! {
-                signalled = server::stopped() => exit = signalled,
+                stopped = server::stopped(&model) => exit = stopped,
                 () = stdin_ended(), if args.until_stdin_ends => {}
             }
         };
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             () = announce(&link, &started) => {}
             () = work(&link, deliveries, &model) => {}
         }
-        Ok(exit)
+        exit
     })
 }
 

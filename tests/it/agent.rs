@@ -1,12 +1,12 @@
 //! `egret run` as its users meet it: checks, commands, cameras that fail, and the end.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use firmware_config::agent::AgentConfig;
 use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
-use runtime::pipeline;
+use runtime::pipeline::{self, RunError};
 use runtime::record::Nobody;
 use tests::broker::Broker;
 use tests::ledger::Ledger;
@@ -69,8 +69,53 @@ fn a_missing_bundle_is_an_error_that_names_it() {
     let file = folder.path().join("egret.toml");
     std::fs::write(&file, config(None, &[camera("yard", folder.path())])).unwrap();
     let output = Command::new(tests::program("egret")).args(["run", "--config"]).arg(file).output().unwrap();
-    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(output.status.code(), Some(74));
     assert!(String::from_utf8(output.stderr).unwrap().contains("/nowhere"));
+}
+
+#[test]
+fn check_tells_what_is_named_and_not_there() {
+    let output = check(&config(None, &[camera("yard", Path::new("/no/frames"))]));
+    assert!(output.status.success(), "it may come later: {output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    for expected in ["camera yard: /no/frames: No such file", "model: ", "/nowhere"] {
+        assert!(said.contains(expected), "{expected:?} in {said}");
+    }
+}
+
+#[test]
+fn nothing_to_run_is_an_error() {
+    let output = check(&config(None, &[]));
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("nothing to run: add a [[camera]]"), "{said}");
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_not_done() {
+    let output = run_on_the_demo_bundle(&config(None, &[camera("yard", Path::new("/no/frames"))]), |_| {});
+    assert_eq!(output.status.code(), Some(74));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("/no/frames") && said.contains("1 of the cameras' folders or files"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
+    let frames = tempfile::tempdir().unwrap();
+    pictures(frames.path(), 1000);
+    let broker = Broker::start();
+    let ledger = Ledger::keep(&broker.url()).await;
+    let config = AgentConfig::parse(&config(Some(&broker.url()), &[camera("yard", frames.path())]), "egret.toml").unwrap();
+    let mut left = 5;
+    let model = Scripted::new(move |_| {
+        left -= 1;
+        assert!(left > 0, "as planned");
+        ("yes".into(), 0.95)
+    });
+    let error = pipeline::run_with(model, config, Arc::new(Nobody), std::future::pending()).await.unwrap_err();
+    assert!(matches!(&error, RunError::Fault { part } if part == "the inference thread"), "{error}");
+    ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
+    assert_eq!(ledger.epochs(), [(2, 2)], "what was known is told: new and end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,8 +130,8 @@ async fn a_camera_that_fails_does_not_touch_the_others() {
     let ledger = Ledger::keep(&broker.url()).await;
     let cameras = [camera("yard", frames.path()), camera("garbage", garbage.path()), camera("gone", Path::new("/nowhere/at/all"))];
     let config = AgentConfig::parse(&config(Some(&broker.url()), &cameras), "egret.toml").unwrap();
-    let summary = pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Nobody), std::future::pending()).await.unwrap();
-    assert_eq!((summary.totals.answers, summary.totals.frames_bad), (21, 2));
+    let totals = pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Nobody), std::future::pending()).await.unwrap();
+    assert_eq!((totals.answers, totals.frames_bad, totals.sources_failed), (21, 2, 1));
     ledger.mark(&broker.url()).await;
     let status = |cam: &str| ledger.state(&format!("egret/gate-01/cam/{cam}/status")).unwrap();
     assert!(status("yard").contains(r#""state":"ended""#), "{}", status("yard"));
@@ -129,29 +174,72 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     let before = ledger.events().len();
     ledger.wait_until(|ledger| ledger.events()[before..].iter().any(|event| event["reasons"][0] == "KILL_SWITCH")).await;
     stop.send(()).unwrap();
-    let summary = agent.await.unwrap();
-    assert_eq!(summary.totals.commands_refused, 1);
-    assert_eq!(summary.events_undelivered, 0);
+    let totals = agent.await.unwrap();
+    assert_eq!(totals.commands_refused, 1);
+    assert_eq!(totals.events_queued(), 0);
+}
+
+/// Runs the program on `text` with the demo's model, and `meanwhile` beside it.
+fn run_on_the_demo_bundle(text: &str, meanwhile: impl FnOnce(u32)) -> Output {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/bundles/nano-edge").canonicalize().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.toml");
+    std::fs::write(&file, text.replace("/nowhere", &bundle.display().to_string())).unwrap();
+    let mut agent = Command::new(tests::program("egret"));
+    let agent = agent.args(["run", "--config"]).arg(file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    meanwhile(agent.id());
+    agent.wait_with_output().unwrap()
+}
+
+/// The exit code of an agent that is sent `signal` once its first event has arrived, after it said goodbye.
+fn exit_code_after(signal: &str) -> Option<i32> {
+    let frames = tempfile::tempdir().unwrap();
+    pictures(frames.path(), 1000);
+    let broker = Broker::start();
+    let text = config(Some(&broker.url()), &[camera("yard", frames.path())]);
+    let output = run_on_the_demo_bundle(&text, |agent| {
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let ledger = Ledger::keep(&broker.url()).await;
+            ledger.wait_until(|ledger| ledger.received() >= 1).await;
+            Command::new("kill").args([signal, &agent.to_string()]).status().unwrap();
+            ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
+        });
+    });
+    output.status.code()
 }
 
 #[test]
 fn ctrl_c_ends_it_with_its_own_code() {
+    assert_eq!(exit_code_after("-INT"), Some(130));
+}
+
+#[test]
+fn a_service_manager_ends_it_with_success() {
+    assert_eq!(exit_code_after("-TERM"), Some(0));
+}
+
+#[test]
+fn the_gateway_serves_beside_the_cameras_and_after_they_ended() {
     let frames = tempfile::tempdir().unwrap();
-    pictures(frames.path(), 1000);
-    let broker = Broker::start();
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo").canonicalize().unwrap();
-    let text = config(Some(&broker.url()), &[camera("yard", frames.path())]);
-    let text = text.replace("/nowhere", &demo.join("bundles/nano-edge").display().to_string());
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("egret.toml");
-    std::fs::write(&file, text).unwrap();
-    let mut agent = Command::new(tests::program("egret")).args(["run", "--config"]).arg(file).spawn().unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let ledger = Ledger::keep(&broker.url()).await;
-        ledger.wait_until(|ledger| ledger.received() >= 1).await;
-        Command::new("kill").args(["-INT", &agent.id().to_string()]).status().unwrap();
-        ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
+    pictures(frames.path(), 2);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = format!("{}[gateway]\nlisten = \"127.0.0.1:{port}\"\n", config(None, &[camera("yard", frames.path())]));
+    let output = run_on_the_demo_bundle(&text, |agent| {
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
+            let body = serde_json::json!({"model": "auto", "messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 4});
+            let client = reqwest::Client::new();
+            let reply = loop {
+                // It listens once it has loaded its model.
+                match client.post(&url).header("content-type", "application/json").body(body.to_string()).send().await {
+                    Ok(reply) => break reply,
+                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+                }
+            };
+            let reply: serde_json::Value = serde_json::from_slice(&reply.bytes().await.unwrap()).unwrap();
+            assert_eq!(reply["model"], "nano-edge", "{reply}");
+        });
+        Command::new("kill").args(["-TERM", &agent.to_string()]).status().unwrap();
     });
-    assert_eq!(agent.wait().unwrap().code(), Some(130));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }

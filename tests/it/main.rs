@@ -3,6 +3,7 @@
 
 mod agent;
 mod ask;
+mod brokers;
 mod bundle;
 mod cameras;
 mod delivery;

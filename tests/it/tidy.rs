@@ -42,6 +42,17 @@ fn files_naming(folders: &[&str], words: &[&str]) -> Vec<String> {
         .collect()
 }
 
+/// As [`files_naming`], but tests beside the code do not count.
+fn files_naming_outside_tests(folders: &[&str], words: &[&str]) -> Vec<String> {
+    let code = |text: &str| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+    folders
+        .iter()
+        .flat_map(|folder| sources(folder))
+        .filter(|(_, text)| code_lines(&code(text)).any(|line| words.iter().any(|word| line.contains(word))))
+        .map(|(name, _)| name)
+        .collect()
+}
+
 /// The workspace members that `member` depends on outside its tests.
 fn dependencies(member: &str) -> Vec<String> {
     let manifest = std::fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
@@ -100,6 +111,51 @@ fn formats_have_no_io_and_no_async() {
 #[test]
 fn the_model_crate_has_no_async() {
     let found = files_naming(&["vlm/src", "exporter/src"], &["tokio", "async fn", ".await"]);
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn pure_modules_are_told_the_time_and_their_luck() {
+    let pure = ["gate", "router", "budget", "span", "event", "outbox", "backoff", "pool/breaker", "pool/retry", "pool/reading"];
+    let mut pure: Vec<String> = pure.iter().map(|name| format!("runtime/src/{name}.rs")).collect();
+    pure.extend(["prompt", "confidence", "score", "resample", "tiles"].iter().map(|name| format!("vlm/src/{name}.rs")));
+    let impure =
+        files_naming_outside_tests(&["runtime/src", "vlm/src"], &["now()", "elapsed()", "rand::", "std::fs", "std::net", ".await"]);
+    let found: Vec<_> = impure.into_iter().filter(|name| pure.contains(name)).collect();
+    assert!(found.is_empty(), "{found:?}");
+    for name in pure {
+        assert!(root().join(&name).is_file(), "{name} has moved");
+    }
+}
+
+#[test]
+fn tasks_and_threads_are_started_where_the_architecture_says() {
+    let allowed = [
+        // The agent, the gateway, the worker, the demo.
+        "runtime/src/pipeline.rs",
+        "runtime/src/gateway",
+        "runtime/src/worker.rs",
+        "runtime/src/demo",
+        // Children, and the threads that read what they say.
+        "devices/src/camera/ffmpeg",
+        "runtime/src/ask/clip.rs",
+    ];
+    let words = ["tokio::spawn", "thread::spawn", "thread::Builder", "JoinSet", "Command::new"];
+    let found = files_naming_outside_tests(&["runtime/src", "devices/src", "vlm/src"], &words);
+    let found: Vec<_> = found.into_iter().filter(|name| !allowed.iter().any(|place| name.starts_with(place))).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn the_reference_shares_no_code_with_the_graphs() {
+    let graphs = ["crate::arch", "crate::graph", "crate::quantize", "super::arch", "super::graph", "vlm::"];
+    let found: Vec<_> =
+        files_naming(&["exporter/src"], &graphs).into_iter().filter(|name| name.starts_with("exporter/src/reference")).collect();
+    assert!(found.is_empty(), "{found:?}");
+    let found: Vec<_> = files_naming(&["exporter/src"], &["crate::reference"])
+        .into_iter()
+        .filter(|name| !name.starts_with("exporter/src/verify"))
+        .collect();
     assert!(found.is_empty(), "{found:?}");
 }
 

@@ -47,6 +47,11 @@ impl Broker {
         format!("mqtt://{}", self.address)
     }
 
+    /// Where it listens on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Ends it at once, as a power cut would.
     ///
     /// # Panics

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use firmware_config::agent::Mqtt;
 use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
 use serde_json::Value;
+
+/// What a test waits for comes within this time, or never.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A subscriber with a session of its own, away only while its broker is.
 #[derive(Debug, Clone, Default)]
@@ -86,9 +90,14 @@ impl Ledger {
     }
 
     /// Waits until `enough` of the ledger.
+    ///
+    /// # Panics
+    /// When that takes longer than any machine could.
     pub async fn wait_until(&self, mut enough: impl FnMut(&Ledger) -> bool) {
+        let started = Instant::now();
         while !enough(self) {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            assert!(started.elapsed() < PATIENCE, "in vain: (whole, all) per epoch {:?}, {:?}", self.epochs(), self.books);
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

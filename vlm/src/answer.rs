@@ -26,7 +26,7 @@ pub struct Answer {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// At an end token, or at the end of a candidate.
+    /// At an end token, at the end of a candidate, or where the asker broke off.
     Stop,
     /// At `max_new_tokens`, or at the end of the context.
     Length,

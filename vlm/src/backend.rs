@@ -17,13 +17,13 @@ use crate::vlm::Options;
 /// Loads the bundle's graphs with the engine that `options` ask for.
 pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
     let model = match options.backend {
-        BackendChoice::Tract => load_tract(bundle)?,
+        BackendChoice::Tract => load_tract(bundle, options)?,
         BackendChoice::Ort => load_ort(bundle, options)?,
         // Asking for tract's own provider settles the choice.
-        BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => load_tract(bundle)?,
+        BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => load_tract(bundle, options)?,
         BackendChoice::Auto => load_ort(bundle, options).or_else(|reason| {
             tracing::warn!("running on tract: {reason}");
-            load_tract(bundle)
+            load_tract(bundle, options)
         })?,
     };
     let got = model.provider().execution_provider;
@@ -33,11 +33,11 @@ pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>,
     }
 }
 
-fn load_tract(bundle: &Bundle) -> Result<Box<dyn Model>, BackendError> {
+fn load_tract(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
     if bundle.manifest().precision == Precision::Int8 {
         tracing::warn!("tract runs int8 activations 10 to 20 times slower than ONNX Runtime; give it an fp32 or fp16 bundle");
     }
-    Ok(Box::new(tract::TractModel::load(bundle)?))
+    Ok(Box::new(tract::TractModel::load(bundle, options.threads)?))
 }
 
 fn load_ort(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {

@@ -111,6 +111,11 @@ pub(crate) fn logprobs(model: &mut dyn Model, prompt: &Decoded, sequences: &[Vec
     Ok(scored)
 }
 
+/// Each candidate's score: the natural-log probability of all its tokens, which is the sum of theirs.
+pub(crate) fn scores(logprobs: &[Vec<f64>]) -> Vec<f64> {
+    logprobs.iter().map(|logprobs| logprobs.iter().sum()).collect()
+}
+
 /// Softmax of the scores.
 pub(crate) fn probabilities(scores: &[f64]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

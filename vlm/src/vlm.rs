@@ -26,7 +26,7 @@ use crate::tokenizer::{TokenText, Tokenizer, TokenizerError};
 pub struct Options {
     /// Which inference engine runs it.
     pub backend: BackendChoice,
-    /// Inference threads; `None` leaves the choice to the engine. tract runs on one.
+    /// Inference threads; `None` leaves the choice to the engine: a thread for each core.
     pub threads: Option<usize>,
     /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
     pub ort_library: Option<PathBuf>,
@@ -306,7 +306,7 @@ impl Vlm {
         on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
         let logprobs = score::logprobs(&mut *self.model, prompt, &sequences.tokens)?;
-        let scores: Vec<f64> = logprobs.iter().map(|logprobs| logprobs.iter().sum()).collect();
+        let scores = score::scores(&logprobs);
         let candidates: Vec<Candidate> = candidates
             .iter()
             .zip(scores.iter().zip(score::probabilities(&scores)))

@@ -16,7 +16,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::wire::{self, CONNECT_TIMEOUT, KEEP_ALIVE};
@@ -46,8 +46,8 @@ pub struct LinkTask {
     dropped: Arc<AtomicU64>,
     /// Whether the broker's session is known to hold our subscriptions.
     subscribed: bool,
-    /// Connections tried so far; names the current one in acknowledgements.
-    attempt: u64,
+    /// Connections tried so far; numbers the current one in acknowledgements.
+    tried: u64,
 }
 
 /// How one connection ended.
@@ -67,7 +67,7 @@ impl LinkTask {
         acks: mpsc::Receiver<(u64, u16)>,
         dropped: Arc<AtomicU64>,
     ) -> Self {
-        LinkTask { options, commands, status, deliveries, acks_tx, acks, dropped, subscribed: false, attempt: 0 }
+        LinkTask { options, commands, status, deliveries, acks_tx, acks, dropped, subscribed: false, tried: 0 }
     }
 
     /// Connects, and connects again, until `shutdown`; then says goodbye, so that the last will is not sent.
@@ -76,7 +76,7 @@ impl LinkTask {
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let url = format!("{}:{}", self.options.mqtt.url.host, self.options.mqtt.url.port);
         loop {
-            let sessions = self.status.borrow().sessions;
+            let connections = self.status.borrow().connections;
             let started = Instant::now();
             let (why, wait) = match self.run_once(shutdown.as_mut()).await {
                 Ended::Stopped => return self.set_state(LinkState::Down("stopped".into())),
@@ -88,7 +88,7 @@ impl LinkTask {
                     ("another client connected with our id".into(), TAKEN_OVER_WAIT)
                 }
                 Ended::Failed(why) => {
-                    if self.status.borrow().sessions > sessions && started.elapsed() >= STEADY_AFTER {
+                    if self.status.borrow().connections > connections && started.elapsed() >= STEADY_AFTER {
                         backoff.reset();
                     }
                     let wait = backoff.next_wait(rand::random());
@@ -114,13 +114,15 @@ impl LinkTask {
             Ok(options) => options,
             Err(error) => return Ended::Failed(error.to_string()),
         };
-        self.attempt += 1;
+        self.tried += 1;
         let room = WINDOW + usize::from(self.options.receive_max) + 8;
         let (client, mut events) = AsyncClient::new(options, room);
-        let mut session = Session { client, packet_bytes_max: usize::MAX, unsent: VecDeque::new(), unacked: HashMap::new(), up: false };
+        let mut connection =
+            Connection { client, packet_bytes_max: usize::MAX, unsent: VecDeque::new(), unacked: HashMap::new(), up: false };
         let opened = Instant::now();
         let mut patience = CONNECT_TIMEOUT * 2;
-        let mut stopping = false;
+        // When the last bytes must be out, once we are told to stop.
+        let mut goodbye: Option<Instant> = None;
         loop {
             // The library's poll must not be dropped half-way: a packet on its way out would be lost. So it stays pinned while
             // commands come in, and time is the only thing that ends it early, and the connection with it.
@@ -128,20 +130,20 @@ impl LinkTask {
             let event = loop {
                 tokio::select! {
                     event = &mut poll => break event,
-                    Some(command) = self.commands.recv(), if session.has_room() => session.send(command),
-                    Some((attempt, pkid)) = self.acks.recv() => if attempt == self.attempt { session.ack(pkid) },
-                    () = shutdown.as_mut(), if !stopping => {
-                        if !session.up { return Ended::Stopped; }
-                        stopping = true;
+                    Some(command) = self.commands.recv(), if connection.has_room() => connection.send(command),
+                    Some((came_on, pkid)) = self.acks.recv() => if came_on == self.tried { connection.ack(pkid) },
+                    () = shutdown.as_mut(), if goodbye.is_none() => {
+                        if !connection.up { return Ended::Stopped; }
+                        goodbye = Some(Instant::now() + DISCONNECT_TIMEOUT);
                         // Behind every publication already handed over.
-                        let _ = session.client.try_disconnect();
+                        let _ = connection.client.try_disconnect();
                     }
-                    () = sleep(DISCONNECT_TIMEOUT), if stopping => return Ended::Stopped,
+                    () = sleep_until(goodbye.unwrap_or(opened)), if goodbye.is_some() => return Ended::Stopped,
                 }
             };
             match event {
                 Err(_) => return Ended::Failed(format!("silent for {patience:.0?}")),
-                Ok(Err(_)) if stopping => return Ended::Stopped,
+                Ok(Err(_)) if goodbye.is_some() => return Ended::Stopped,
                 Ok(Err(ConnectionError::MqttState(StateError::ServerDisconnect {
                     reason_code: DisconnectReasonCode::SessionTakenOver,
                     ..
@@ -151,59 +153,59 @@ impl LinkTask {
                     let keep_alive = connack.properties.as_ref().and_then(|p| p.server_keep_alive).map(|s| Duration::from_secs(s.into()));
                     // Pings make an event every keep-alive at the latest: a poll without any is a stuck connection.
                     patience = keep_alive.unwrap_or(KEEP_ALIVE) * 2;
-                    self.connected(&mut session, &connack);
+                    self.connected(&mut connection, &connack);
                 }
-                Ok(Ok(Event::Incoming(Packet::SubAck(suback)))) => self.subscribed(&mut session, &suback),
+                Ok(Ok(Event::Incoming(Packet::SubAck(suback)))) => self.subscribed(&mut connection, &suback),
                 Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => self.deliver(publish),
-                Ok(Ok(Event::Incoming(Packet::PubAck(puback)))) => session.acknowledged(&puback),
-                Ok(Ok(Event::Outgoing(Outgoing::Publish(pkid)))) => session.sent(pkid),
-                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if stopping => return Ended::Stopped,
+                Ok(Ok(Event::Incoming(Packet::PubAck(puback)))) => connection.acknowledged(&puback),
+                Ok(Ok(Event::Outgoing(Outgoing::Publish(pkid)))) => connection.sent(pkid),
+                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if goodbye.is_some() => return Ended::Stopped,
                 Ok(Ok(event)) => debug!("{event:?}"),
             }
-            if !session.up && opened.elapsed() > CONNECT_TIMEOUT * 2 {
+            if !connection.up && opened.elapsed() > CONNECT_TIMEOUT * 2 {
                 return Ended::Failed("the broker did not confirm our subscriptions".into());
             }
         }
     }
 
-    fn connected(&mut self, session: &mut Session, connack: &ConnAck) {
+    fn connected(&mut self, connection: &mut Connection, connack: &ConnAck) {
         if let Some(limit) = connack.properties.as_ref().and_then(|p| p.max_packet_size) {
-            session.packet_bytes_max = limit as usize;
+            connection.packet_bytes_max = limit as usize;
         }
         self.subscribed &= connack.session_present;
         if self.subscribed || self.options.subscriptions.is_empty() {
-            return self.up(session);
+            return self.up(connection);
         }
         let filters = self.options.subscriptions.iter().map(|(path, qos)| wire::filter(path, *qos));
-        if session.client.try_subscribe_many(filters).is_err() {
+        if connection.client.try_subscribe_many(filters).is_err() {
             // Caught when opening would be nicer; a filter the library refuses is a bug of ours, so say it loudly.
             error!("subscriptions {:?} hold an invalid topic filter", self.options.subscriptions);
-            self.up(session);
+            self.up(connection);
         }
     }
 
-    fn subscribed(&mut self, session: &mut Session, suback: &SubAck) {
+    fn subscribed(&mut self, connection: &mut Connection, suback: &SubAck) {
         for ((path, _), code) in self.options.subscriptions.iter().zip(&suback.return_codes) {
             if !matches!(code, SubscribeReasonCode::Success(_)) {
                 error!("the broker refused our subscription to {path}: {code:?}; check its access rules");
             }
         }
         self.subscribed = true;
-        self.up(session);
+        self.up(connection);
     }
 
-    fn up(&mut self, session: &mut Session) {
-        session.up = true;
+    fn up(&mut self, connection: &mut Connection) {
+        connection.up = true;
         info!("connected to {}:{}", self.options.mqtt.url.host, self.options.mqtt.url.port);
         self.status.send_modify(|status| {
             status.state = LinkState::Up;
-            status.sessions += 1;
+            status.connections += 1;
         });
     }
 
     fn deliver(&self, publish: Publish) {
         let waits_for_ack = self.options.manual_acks && publish.qos != QoS::AtMostOnce;
-        let ack = waits_for_ack.then(|| Ack { pkid: publish.pkid, session: self.attempt, queue: self.acks_tx.clone() });
+        let ack = waits_for_ack.then(|| Ack { pkid: publish.pkid, connection: self.tried, queue: self.acks_tx.clone() });
         // Never wait here: a slow reader would stop the pings, and with them the connection.
         if let Err(error) = self.deliveries.try_send(Delivery { publication: wire::received(publish), ack }) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +224,7 @@ fn refuse(command: Command, why: &str) {
 }
 
 /// What one connection holds; dropped with it, so that every reply still waiting fails.
-struct Session {
+struct Connection {
     client: AsyncClient,
     packet_bytes_max: usize,
     /// Handed to the client, in order; it writes them in the same order.
@@ -232,7 +234,7 @@ struct Session {
     up: bool,
 }
 
-impl Session {
+impl Connection {
     fn has_room(&self) -> bool {
         !self.up || self.unsent.len() + self.unacked.len() < WINDOW
     }

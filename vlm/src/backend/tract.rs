@@ -1,11 +1,15 @@
 //! The model on tract, in pure Rust. The only file that names `tract_onnx`.
 //!
 //! Batch is fixed at 1 and the vision encoder at one frame, so that tract plans with constants; sequence and past lengths stay
-//! symbols, the same two in every input that has them. tract runs on one thread.
+//! symbols, the same two in every input that has them. The three graphs share one pool of threads; how many there are changes no bit of
+//! a result, because work is never split inside a sum.
 
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
+use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::dims;
 use tract_onnx::tract_core::internal::{DatumExt, ShapeFact};
@@ -30,13 +34,14 @@ pub(super) struct TractModel {
 type Present = Vec<TValue>;
 
 impl TractModel {
-    /// Loads and optimises the bundle's graphs.
-    pub(super) fn load(bundle: &Bundle) -> Result<Self, BackendError> {
+    /// Loads and optimises the bundle's graphs, to run on `threads` threads or on one for each core.
+    pub(super) fn load(bundle: &Bundle, threads: Option<usize>) -> Result<Self, BackendError> {
         let manifest = bundle.manifest();
         let sizes = Sizes::new(manifest);
+        let executor = executor(threads);
         let load = |name: &str, graph: &'static str, inputs: &dyn Fn(&SymbolScope) -> Inputs, outputs: &[String]| {
             let path = bundle.path(name);
-            Graph::load(&path, graph, inputs, outputs).map_err(|error| BackendError::Graph {
+            Graph::load(&path, graph, inputs, outputs, &executor).map_err(|error| BackendError::Graph {
                 backend: "tract",
                 path,
                 message: format!("{error:#}"),
@@ -132,6 +137,14 @@ impl Model for TractModel {
     }
 }
 
+/// What the graphs' work is handed to.
+fn executor(threads: Option<usize>) -> Executor {
+    match threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get)) {
+        1 => Executor::SingleThread,
+        threads => Executor::multithread_with_name(threads, "tract"),
+    }
+}
+
 /// Input names with their types and shapes, in the order they are fed.
 type Inputs = Vec<(String, TypedFact)>;
 
@@ -142,7 +155,13 @@ struct Graph {
 }
 
 impl Graph {
-    fn load(path: &Path, name: &'static str, inputs: &dyn Fn(&SymbolScope) -> Inputs, outputs: &[String]) -> TractResult<Self> {
+    fn load(
+        path: &Path,
+        name: &'static str,
+        inputs: &dyn Fn(&SymbolScope) -> Inputs,
+        outputs: &[String],
+        executor: &Executor,
+    ) -> TractResult<Self> {
         // The file's own symbols (batch, sequence_length …) are dropped with its value infos: ours replace them.
         let mut model = tract_onnx::onnx().with_ignore_value_info(true).model_for_path(path)?;
         let inputs = inputs(&model.symbols);
@@ -151,7 +170,8 @@ impl Graph {
             model.set_input_fact(index, fact.into())?;
         }
         model.select_outputs_by_name(outputs)?;
-        let state = model.into_optimized()?.into_runnable()?.spawn()?;
+        let options = RunOptions { executor: Some(executor.clone()), ..RunOptions::default() };
+        let state = model.into_optimized()?.into_runnable_with_options(&options)?.spawn()?;
         Ok(Graph { name, state })
     }
 

@@ -1,0 +1,148 @@
+//! The link against real brokers as people set them up: TLS, websockets, passwords, two boxes with one name.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use firmware_config::agent::Mqtt;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
+use tempfile::TempDir;
+use tests::broker::Broker;
+
+/// Long enough for a handshake on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A broker's key and certificate, and the authority that signed it.
+struct Certificates(TempDir);
+
+impl Certificates {
+    fn new() -> Certificates {
+        let folder = tempfile::tempdir().unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let server = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let server = server.signed_by(&key, &authority).unwrap();
+        std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
+        std::fs::write(folder.path().join("server.pem"), server.pem()).unwrap();
+        std::fs::write(folder.path().join("server.key"), key.serialize_pem()).unwrap();
+        Certificates(folder)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The broker's side, in mosquitto's words. It drops root's rights before it reads its key, unless it is told not to.
+    fn lines(&self) -> String {
+        format!("user root\ncertfile {}\nkeyfile {}\n", self.file("server.pem").display(), self.file("server.key").display())
+    }
+}
+
+fn broker_at(url: &str) -> Mqtt {
+    Mqtt { url: url.parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 }
+}
+
+/// Sends a message to itself over the broker, through every layer.
+async fn talks_to_itself(mqtt: Mqtt) {
+    let topic = "egret/test/echo".to_owned();
+    let options = LinkOptions { subscriptions: vec![(topic.clone(), Qos::AtLeastOnce)], ..LinkOptions::new(mqtt, "box") };
+    let (link, task, mut deliveries) = Link::open(options);
+    tokio::spawn(task.run(std::future::pending()));
+    up(&link).await;
+    // More than one read of a socket or one frame of a websocket.
+    let payload = bytes::Bytes::from(vec![7; 300_000]);
+    link.publish(Publication { topic, payload: payload.clone(), ..Publication::default() }).await.unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap();
+    assert_eq!(delivery.publication.payload, payload);
+}
+
+async fn up(link: &Link) {
+    let mut status = link.status();
+    let up = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.state == LinkState::Up)).await;
+    assert!(up.is_ok(), "{:?}", link.state());
+}
+
+/// The reason why it is down, once that holds `expected`.
+async fn down(link: &Link, expected: &str) {
+    let told = |status: &runtime::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
+    let mut status = link.status();
+    let down = tokio::time::timeout(PATIENCE, status.wait_for(told)).await;
+    assert!(down.is_ok(), "expected {expected:?}: {:?}", link.state());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_an_authority_of_our_own() {
+    let certificates = Certificates::new();
+    let broker = Broker::with(&certificates.lines());
+    let url = format!("mqtts://localhost:{}", broker.port());
+    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..broker_at(&url) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_nobody_vouches_for_is_refused() {
+    let (certificates, others) = (Certificates::new(), Certificates::new());
+    let broker = Broker::with(&certificates.lines());
+    let url = format!("mqtts://localhost:{}", broker.port());
+    let mqtt = Mqtt { ca_file: Some(others.file("ca.pem")), ..broker_at(&url) };
+    let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt, "box"));
+    tokio::spawn(task.run(std::future::pending()));
+    down(&link, "certificate").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets() {
+    let broker = Broker::with("protocol websockets\n");
+    talks_to_itself(broker_at(&format!("ws://127.0.0.1:{}/mqtt", broker.port()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_over_tls() {
+    let certificates = Certificates::new();
+    let broker = Broker::with(&format!("protocol websockets\n{}", certificates.lines()));
+    let url = format!("wss://localhost:{}/mqtt", broker.port());
+    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..broker_at(&url) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_and_password_come_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let passwords = file("passwords", "");
+    let made = Command::new("mosquitto_passwd").arg("-b").arg(&passwords).args(["gate-01", "s3cret"]).status().unwrap();
+    assert!(made.success());
+    let broker = Broker::with(&format!("user root\nallow_anonymous false\npassword_file {}\n", passwords.display()));
+    let with = |password: &Path| Mqtt {
+        username_file: Some(file("user", "gate-01\n")),
+        password_file: Some(password.to_owned()),
+        ..broker_at(&broker.url())
+    };
+    talks_to_itself(with(&file("right", "s3cret\n"))).await;
+    let (link, task, _deliveries) = Link::open(LinkOptions::new(with(&file("wrong", "guess\n")), "box"));
+    tokio::spawn(task.run(std::future::pending()));
+    down(&link, "NotAuthorized").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
+    let broker = Broker::start();
+    let open = || {
+        let (link, task, deliveries) = Link::open(LinkOptions::new(broker_at(&broker.url()), "egret-gate-01"));
+        tokio::spawn(task.run(std::future::pending()));
+        (link, deliveries)
+    };
+    let (first, _deliveries) = open();
+    up(&first).await;
+    let (second, _more) = open();
+    up(&second).await;
+    down(&first, "another client connected with our id").await;
+    // The first one stays away for a while instead of throwing the second one out.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(second.state(), LinkState::Up);
+}
