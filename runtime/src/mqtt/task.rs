@@ -29,6 +29,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 const TAKEN_OVER_WAIT: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a success: the next failure starts with a short wait again.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
+/// From so many connections in a row that did not last, the reason is likely our own id.
+const SHORT_LIVED_MAX: u32 = 2;
 /// Longest wait for the last bytes at a clean stop.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -75,6 +77,8 @@ impl LinkTask {
         let mut shutdown = pin!(shutdown);
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let url = format!("{}:{}", self.options.mqtt.url.host, self.options.mqtt.url.port);
+        // Connections in a row that came up and soon went down.
+        let mut short_lived = 0;
         loop {
             let connections = self.status.borrow().connections;
             let started = Instant::now();
@@ -87,9 +91,17 @@ impl LinkTask {
                     );
                     ("another client connected with our id".into(), TAKEN_OVER_WAIT)
                 }
-                Ended::Failed(why) => {
-                    if self.status.borrow().connections > connections && started.elapsed() >= STEADY_AFTER {
-                        backoff.reset();
+                Ended::Failed(mut why) => {
+                    if self.status.borrow().connections > connections {
+                        let steady = started.elapsed() >= STEADY_AFTER;
+                        short_lived = if steady { 0 } else { short_lived + 1 };
+                        if steady {
+                            backoff.reset();
+                        }
+                    }
+                    // Not every broker tells a client that another one took its place.
+                    if short_lived >= SHORT_LIVED_MAX {
+                        why = format!("{why}, {short_lived} times in a row; does another client connect as {}?", self.options.client_id);
                     }
                     let wait = backoff.next_wait(rand::random());
                     warn!("broker {url}: {why}; next try in {wait:.1?}");
