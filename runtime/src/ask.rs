@@ -112,6 +112,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             SplitArg::Off => Split::Off,
         },
         max_new_tokens: args.max_new_tokens as usize,
+        top_logprobs: 0,
         trace: args.trace,
     };
     if args.json {

@@ -187,7 +187,7 @@ pub(crate) mod tests {
 
         fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
             let (text, p) = (self.script)(request);
-            let token = Token { id: 1, text: text.clone(), logprob: p.ln() as f32 };
+            let token = Token { id: 1, text: text.clone(), logprob: p.ln() as f32, top: Vec::new() };
             let _ = on_token(&token);
             Ok(Answer {
                 text: text.clone(),

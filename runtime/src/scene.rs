@@ -402,6 +402,7 @@ fn request(rule: &agent::Rule, picture: &Picture) -> Request {
         candidates: rule.answers.clone(),
         split: if rule.split { Split::On } else { Split::Off },
         max_new_tokens: rule.max_new_tokens,
+        top_logprobs: 0,
         trace: false,
     }
 }

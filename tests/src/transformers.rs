@@ -130,6 +130,7 @@ impl Case {
             candidates: Vec::new(),
             split: if self.split { Split::On } else { Split::Off },
             max_new_tokens: self.generated.ids.len(),
+            top_logprobs: 0,
             trace: true,
         }
     }

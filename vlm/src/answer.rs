@@ -51,6 +51,19 @@ pub struct Token {
     pub text: String,
     /// Natural log of its probability given all before it.
     pub logprob: f32,
+    /// The likeliest tokens in its place, as many as were asked for, likeliest first.
+    pub top: Vec<TopToken>,
+}
+
+/// A token that could have stood there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopToken {
+    /// Its id in the tokenizer.
+    pub id: u32,
+    /// Its text alone; bytes that are part of a character become U+FFFD.
+    pub text: String,
+    /// Natural log of its probability.
+    pub logprob: f32,
 }
 
 /// One of the answers to choose from.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::answer::FinishReason;
-use crate::logits::LogitsRow;
+use crate::logits::{LogitsRow, Reading};
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError};
 
 /// Tokens run through the decoder at once while prefilling. The published graphs put out logits of every position, so this bounds
@@ -28,14 +28,16 @@ pub(crate) struct Limits<'a> {
     pub(crate) max_new_tokens: usize,
     /// Longest sequence the model was made for, prompt and answer together.
     pub(crate) context_length: usize,
+    /// Likeliest tokens told beside each of the answer's.
+    pub(crate) top_logprobs: usize,
 }
 
-/// Decodes greedily behind a prefilled prompt; `on_token` gets each id with its natural-log probability as soon as it is known.
+/// Decodes greedily behind a prefilled prompt; `on_token` gets each as soon as it is known.
 pub(crate) fn generate(
     model: &mut dyn Model,
     prompt: Decoded,
     limits: Limits<'_>,
-    on_token: &mut dyn FnMut(u32, f32) -> ControlFlow<()>,
+    on_token: &mut dyn FnMut(Reading) -> ControlFlow<()>,
 ) -> Result<FinishReason, ModelError> {
     let mut decoded = prompt;
     for _ in 0..limits.max_new_tokens {
@@ -44,7 +46,7 @@ pub(crate) fn generate(
         if limits.stop.contains(&id) {
             return Ok(FinishReason::Stop);
         }
-        if on_token(id, row.logprob(id)? as f32).is_break() {
+        if on_token(row.read(id, limits.top_logprobs)?).is_break() {
             return Ok(FinishReason::Stop);
         }
         if decoded.cache.tokens >= limits.context_length {
@@ -65,14 +67,14 @@ mod tests {
     use crate::fake::{FakeModel, HIDDEN};
 
     const PROMPT: [u32; 3] = [1, 2, 3];
-    const LIMITS: Limits<'_> = Limits { stop: &[9, 8], max_new_tokens: 10, context_length: 100 };
+    const LIMITS: Limits<'_> = Limits { stop: &[9, 8], max_new_tokens: 10, context_length: 100, top_logprobs: 0 };
 
-    fn run(model: &mut FakeModel, limits: Limits<'_>, mut stop_at: usize) -> (Vec<u32>, Vec<f32>, Result<FinishReason, ModelError>) {
+    fn run(model: &mut FakeModel, limits: Limits<'_>, mut stop_at: usize) -> (Vec<u32>, Vec<f64>, Result<FinishReason, ModelError>) {
         let prompt = prefill(model, &FakeModel::embedded(&PROMPT), HIDDEN, &KvCache::empty()).unwrap();
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
-        let finish = generate(model, prompt, limits, &mut |id, logprob| {
-            ids.push(id);
-            logprobs.push(logprob);
+        let finish = generate(model, prompt, limits, &mut |token| {
+            ids.push(token.id);
+            logprobs.push(token.logprob);
             stop_at -= 1;
             if stop_at == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -117,7 +119,7 @@ mod tests {
             let (ids, logprobs, finish) = run(&mut model, case.limits, case.stop_at);
             assert_eq!(ids, case.ids, "{}", case.name);
             assert_eq!(finish.unwrap(), case.finish, "{}", case.name);
-            assert!(logprobs.iter().all(|logprob| (logprob - 0.5f32.ln()).abs() < 1e-6), "{}: {logprobs:?}", case.name);
+            assert!(logprobs.iter().all(|logprob| (logprob - 0.5f64.ln()).abs() < 1e-6), "{}: {logprobs:?}", case.name);
         }
     }
 

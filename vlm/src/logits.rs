@@ -11,6 +11,17 @@ pub struct LogitsRow<'a> {
     logsumexp: f64,
 }
 
+/// A token read off its row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reading {
+    /// The token.
+    pub(crate) id: u32,
+    /// Natural log of its probability.
+    pub(crate) logprob: f64,
+    /// The likeliest tokens there with theirs, likeliest first.
+    pub(crate) top: Vec<(u32, f64)>,
+}
+
 impl<'a> LogitsRow<'a> {
     /// Reads a row.
     ///
@@ -42,8 +53,12 @@ impl<'a> LogitsRow<'a> {
     /// The `n` likeliest tokens with their logits, likeliest first; lower ids first among equals.
     pub fn top_n(&self, n: usize) -> Vec<(u32, f32)> {
         let mut ids: Vec<u32> = (0..self.logits.len() as u32).collect();
-        ids.sort_by(|&a, &b| self.logits[b as usize].total_cmp(&self.logits[a as usize]).then(a.cmp(&b)));
+        let likelier = |a: &u32, b: &u32| self.logits[*b as usize].total_cmp(&self.logits[*a as usize]).then(a.cmp(b));
+        if (1..ids.len()).contains(&n) {
+            ids.select_nth_unstable_by(n - 1, likelier);
+        }
         ids.truncate(n);
+        ids.sort_by(likelier);
         ids.into_iter().map(|id| (id, self.logits[id as usize])).collect()
     }
 
@@ -54,6 +69,15 @@ impl<'a> LogitsRow<'a> {
     pub fn logprob(&self, id: u32) -> Result<f64, ModelError> {
         let logit = self.logits.get(id as usize).ok_or(ModelError::TokenId { id, vocab_size: self.logits.len() })?;
         Ok(f64::from(*logit) - self.logsumexp)
+    }
+
+    /// Reads the token `id` off the row, with the `top` likeliest beside it.
+    ///
+    /// # Errors
+    /// When the id is outside the vocabulary.
+    pub(crate) fn read(&self, id: u32, top: usize) -> Result<Reading, ModelError> {
+        let top = self.top_n(top).into_iter().map(|(id, logit)| (id, f64::from(logit) - self.logsumexp)).collect();
+        Ok(Reading { id, logprob: self.logprob(id)?, top })
     }
 
     /// Natural log of the sum of the exponentials.
@@ -74,6 +98,8 @@ mod tests {
         let row = LogitsRow::new(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]).unwrap();
         assert_eq!(row.top(), 1);
         assert_eq!(row.top_n(2), [(1, 3.0), (2, 3.0)]);
+        assert_eq!(row.top_n(9).len(), 4);
+        assert_eq!(row.top_n(0), []);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Request {
     pub split: Split,
     /// Longest free-text answer in tokens, 1 or more.
     pub max_new_tokens: usize,
+    /// Likeliest tokens told beside each of the answer's.
+    pub top_logprobs: usize,
     /// Whether the answer carries its trace.
     pub trace: bool,
 }

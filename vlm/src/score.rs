@@ -3,7 +3,7 @@
 //! The prompt is run once; a candidate of one token is read off its last position, a longer one costs one decoder run of its
 //! tokens behind the shared cache.
 
-use crate::logits::LogitsRow;
+use crate::logits::{LogitsRow, Reading};
 use crate::model::{Decoded, Logits, Model, ModelError};
 use crate::tokenizer::TokenizerError;
 
@@ -90,30 +90,30 @@ pub(crate) fn sequences(
     Ok(Sequences { tokens, ended })
 }
 
-/// The natural-log probability of each token of each sequence, given the prompt and the tokens before it.
-pub(crate) fn logprobs(model: &mut dyn Model, prompt: &Decoded, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f64>>, ModelError> {
+/// Reads each token of each sequence, given the prompt and the tokens before it, with the `top` likeliest beside it.
+pub(crate) fn read(model: &mut dyn Model, prompt: &Decoded, sequences: &[Vec<u32>], top: usize) -> Result<Vec<Vec<Reading>>, ModelError> {
     let first = LogitsRow::new(&prompt.logits)?;
     let vocab_size = prompt.logits.len();
     let mut scored = Vec::with_capacity(sequences.len());
     for ids in sequences {
-        let mut logprobs = vec![first.logprob(ids[0])?];
+        let mut readings = vec![first.read(ids[0], top)?];
         // The last token is only predicted, never fed.
         let fed = &ids[..ids.len() - 1];
         if !fed.is_empty() {
             let inputs_embeds = model.embed(fed)?;
             let decoded = model.decode(&inputs_embeds, &prompt.cache, Logits::All)?;
             for (row, &id) in decoded.logits.chunks_exact(vocab_size).zip(&ids[1..]) {
-                logprobs.push(LogitsRow::new(row)?.logprob(id)?);
+                readings.push(LogitsRow::new(row)?.read(id, top)?);
             }
         }
-        scored.push(logprobs);
+        scored.push(readings);
     }
     Ok(scored)
 }
 
 /// Each candidate's score: the natural-log probability of all its tokens, which is the sum of theirs.
-pub(crate) fn scores(logprobs: &[Vec<f64>]) -> Vec<f64> {
-    logprobs.iter().map(|logprobs| logprobs.iter().sum()).collect()
+pub(crate) fn scores(readings: &[Vec<Reading>]) -> Vec<f64> {
+    readings.iter().map(|tokens| tokens.iter().map(|token| token.logprob).sum()).collect()
 }
 
 /// Softmax of the scores.
@@ -185,12 +185,12 @@ mod tests {
         let mut model = FakeModel::hashing(20, 1);
         let prompt = prefill(&mut model, &FakeModel::embedded(&prompt_ids), HIDDEN, &KvCache::empty()).unwrap();
         let sequences = [vec![4], vec![5, 6, 7], vec![5, 8]];
-        let scored = logprobs(&mut model, &prompt, &sequences).unwrap();
+        let scored = read(&mut model, &prompt, &sequences, 1).unwrap();
         for (ids, scored) in sequences.iter().zip(&scored) {
-            for (at, (&id, &scored)) in ids.iter().zip(scored).enumerate() {
+            for (at, (&id, scored)) in ids.iter().zip(scored).enumerate() {
                 let seen = [&prompt_ids, &ids[..at]].concat();
                 let row = (model.logits)(&FakeModel::embedded(&seen));
-                assert_eq!(scored, LogitsRow::new(&row).unwrap().logprob(id).unwrap(), "token {at} of {ids:?}");
+                assert_eq!(scored, &LogitsRow::new(&row).unwrap().read(id, 1).unwrap(), "token {at} of {ids:?}");
             }
         }
         // The prompt once, then one run for each candidate of more than one token; the last token is never fed.

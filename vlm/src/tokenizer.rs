@@ -137,6 +137,11 @@ impl<'a> TokenText<'a> {
         TokenText { tokenizer, pending: Vec::new() }
     }
 
+    /// The text of a token by itself, whatever came before it.
+    pub fn alone(&self, id: u32) -> String {
+        String::from_utf8_lossy(&self.tokenizer.bytes(id)).into_owned()
+    }
+
     /// The text that `id` completes; empty for special tokens.
     pub fn push(&mut self, id: u32) -> String {
         self.pending.extend(self.tokenizer.bytes(id));

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 pub use firmware_config::agent::BackendChoice;
 use firmware_config::manifest::{Manifest, Precision};
 
-use crate::answer::{Answer, Candidate, FinishReason, Timings, Token, Trace};
+use crate::answer::{Answer, Candidate, FinishReason, Timings, Token, TopToken, Trace};
 use crate::backend::{self, BackendError};
 use crate::bundle::{Bundle, BundleError};
 use crate::confidence;
 use crate::generate::{Limits, generate, prefill};
+use crate::logits::Reading;
 use crate::model::{Decoded, KvCache, Model, ModelError};
 use crate::prefix::{PrefixKey, Prefixes};
 use crate::prompt::{Prompt, PromptError, PromptRules};
@@ -143,8 +144,8 @@ impl Vlm {
         };
         let decoding = Instant::now();
         let said = match &task {
-            Task::Choose(sequences) => self.choose(&decoded, &request.candidates, sequences, &mut told)?,
-            Task::Generate => self.generate(decoded, request.max_new_tokens, &mut told)?,
+            Task::Choose(sequences) => self.choose(&decoded, request, sequences, &mut told)?,
+            Task::Generate => self.generate(decoded, request, &mut told)?,
         };
         timings.decode = decoding.elapsed();
         timings.total = started.elapsed();
@@ -278,15 +279,19 @@ impl Vlm {
     fn generate(
         &mut self,
         prompt: Decoded,
-        max_new_tokens: usize,
+        request: &Request,
         on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
-        let limits =
-            Limits { stop: &self.manifest.prompt.stop, max_new_tokens, context_length: self.manifest.geometry.text.context_length };
+        let limits = Limits {
+            stop: &self.manifest.prompt.stop,
+            max_new_tokens: request.max_new_tokens,
+            context_length: self.manifest.geometry.text.context_length,
+            top_logprobs: request.top_logprobs,
+        };
         let mut text = TokenText::new(&self.tokenizer);
         let mut tokens: Vec<Token> = Vec::new();
-        let finish_reason = generate(&mut *self.model, prompt, limits, &mut |id, logprob| {
-            let token = Token { id, text: text.push(id), logprob };
+        let finish_reason = generate(&mut *self.model, prompt, limits, &mut |reading| {
+            let token = token(&reading, &mut text);
             let flow = on_token(&token);
             tokens.push(token);
             flow
@@ -301,13 +306,14 @@ impl Vlm {
     fn choose(
         &mut self,
         prompt: &Decoded,
-        candidates: &[String],
+        request: &Request,
         sequences: &Sequences,
         on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
-        let logprobs = score::logprobs(&mut *self.model, prompt, &sequences.tokens)?;
-        let scores = score::scores(&logprobs);
-        let candidates: Vec<Candidate> = candidates
+        let readings = score::read(&mut *self.model, prompt, &sequences.tokens, request.top_logprobs)?;
+        let scores = score::scores(&readings);
+        let candidates: Vec<Candidate> = request
+            .candidates
             .iter()
             .zip(scores.iter().zip(score::probabilities(&scores)))
             .map(|(text, (&score, probability))| Candidate { text: text.clone(), score, probability })
@@ -316,8 +322,7 @@ impl Vlm {
         let winner = scores.iter().enumerate().fold(0, |best, (index, score)| if *score > scores[best] { index } else { best });
         let own = sequences.tokens[winner].len() - usize::from(sequences.ended);
         let mut text = TokenText::new(&self.tokenizer);
-        let tokens = sequences.tokens[winner][..own].iter().zip(&logprobs[winner]);
-        let tokens: Vec<Token> = tokens.map(|(&id, &logprob)| Token { id, text: text.push(id), logprob: logprob as f32 }).collect();
+        let tokens: Vec<Token> = readings[winner][..own].iter().map(|reading| token(reading, &mut text)).collect();
         for token in &tokens {
             if on_token(token).is_break() {
                 break;
@@ -331,6 +336,12 @@ impl std::fmt::Debug for Vlm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vlm").field("identity", &self.identity).finish_non_exhaustive()
     }
+}
+
+/// A token as it is told, next in `text`.
+fn token(reading: &Reading, text: &mut TokenText<'_>) -> Token {
+    let top = reading.top.iter().map(|&(id, logprob)| TopToken { id, text: text.alone(id), logprob: logprob as f32 }).collect();
+    Token { id: reading.id, text: text.push(reading.id), logprob: reading.logprob as f32, top }
 }
 
 /// What is done behind the prompt.

@@ -75,6 +75,7 @@ fn probe(name: &str, pictures: Vec<Picture>, question: &str) -> Probe {
         candidates: Vec::new(),
         split: Split::Off,
         max_new_tokens: ANSWER_TOKENS,
+        top_logprobs: 0,
         trace: true,
     };
     Probe { name: name.into(), request }

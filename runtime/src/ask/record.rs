@@ -78,7 +78,7 @@ mod tests {
         Answer {
             text: "yes".into(),
             finish_reason: FinishReason::Stop,
-            tokens: vec![Token { id: 7, text: " yes".into(), logprob: -0.25 }],
+            tokens: vec![Token { id: 7, text: " yes".into(), logprob: -0.25, top: Vec::new() }],
             candidates: vec![
                 Candidate { text: "yes".into(), score: -0.25, probability: 0.75 },
                 Candidate { text: "no".into(), score: -1.5, probability: 0.25 },

@@ -53,8 +53,6 @@ pub struct Asked {
     pub include_usage: bool,
     /// Whether the reply carries log-probabilities.
     pub logprobs: bool,
-    /// Whether each of them lists alternatives.
-    pub top_logprobs: bool,
     /// Pictures in the conversation.
     pub pictures: usize,
 }
@@ -76,13 +74,14 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
             candidates: form.as_ref().map(|form| form.answers.clone()).unwrap_or_default(),
             split: if conversation.high_detail { Split::On } else { Split::Auto },
             max_new_tokens: max_new_tokens(&chat)?,
+            // Checked to be small.
+            top_logprobs: chat.top_logprobs.unwrap_or(0) as usize,
             trace: false,
         },
         form,
         stream: chat.stream.unwrap_or(false),
         include_usage: chat.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
         logprobs: chat.logprobs.unwrap_or(false),
-        top_logprobs: chat.top_logprobs.unwrap_or(0) > 0,
         pictures: conversation.pictures,
         model: chat.model,
         models: chat.models.unwrap_or_default(),

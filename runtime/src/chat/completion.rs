@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use vlm::Answer;
-use vlm::answer::Token;
+use vlm::answer::{Token, TopToken};
 
 use super::asked::Asked;
 use crate::openai::reply::{Choice, Chunk, ChunkChoice, Completion, Delta, Logprobs, ReplyMessage, TokenLogprob, TopLogprob, Usage};
@@ -38,7 +38,7 @@ pub fn completion(head: Head, asked: &Asked, answer: &Answer, routing: Value) ->
     let choice = Choice {
         index: 0,
         message: ReplyMessage { role: "assistant".into(), content: Some(content(asked, answer)), refusal: None },
-        logprobs: asked.logprobs.then(|| logprobs(&answer.tokens, asked.top_logprobs)),
+        logprobs: asked.logprobs.then(|| logprobs(&answer.tokens)),
         finish_reason: Some(answer.finish_reason.as_str().into()),
     };
     Completion {
@@ -68,12 +68,18 @@ pub fn confidence(answer: &Answer) -> Value {
     confidence
 }
 
-/// Decoding is greedy, so a token is its own likeliest alternative; the others are not kept, and the list holds no more than that one.
-pub fn logprobs(tokens: &[Token], top: bool) -> Logprobs {
-    let entry = |token: &Token| {
-        let (text, logprob, bytes) = (token.text.clone(), f64::from(token.logprob), Some(token.text.clone().into_bytes()));
-        let alternatives = top.then(|| TopLogprob { token: text.clone(), logprob, bytes: bytes.clone() });
-        TokenLogprob { token: text, logprob, bytes, top_logprobs: alternatives.into_iter().collect() }
+/// Each token's log-probability, and those of the likeliest in its place.
+pub fn logprobs(tokens: &[Token]) -> Logprobs {
+    let top = |top: &TopToken| TopLogprob {
+        token: top.text.clone(),
+        logprob: f64::from(top.logprob),
+        bytes: Some(top.text.clone().into_bytes()),
+    };
+    let entry = |token: &Token| TokenLogprob {
+        token: token.text.clone(),
+        logprob: f64::from(token.logprob),
+        bytes: Some(token.text.clone().into_bytes()),
+        top_logprobs: token.top.iter().map(top).collect(),
     };
     Logprobs { content: Some(tokens.iter().map(entry).collect()), refusal: None }
 }
@@ -135,7 +141,12 @@ mod tests {
         Answer {
             text: "yes".into(),
             finish_reason: FinishReason::Stop,
-            tokens: vec![Token { id: 5, text: " yes".into(), logprob: -0.25 }],
+            tokens: vec![Token {
+                id: 5,
+                text: " yes".into(),
+                logprob: -0.25,
+                top: vec![TopToken { id: 5, text: " yes".into(), logprob: -0.25 }],
+            }],
             candidates: candidates.iter().map(|&(text, probability)| Candidate { text: text.into(), score: -1.0, probability }).collect(),
             confidence: Confidence { p: 0.75, source: ConfidenceSource::Candidates },
             prompt_tokens: 81,

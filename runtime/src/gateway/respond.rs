@@ -110,7 +110,7 @@ fn ending(head: &Head, finish_reason: &str, routing: &Routing, usage: Option<Usa
 fn token_chunk(head: &Head, asked: &Asked, token: &Token, begun: &mut bool) -> Chunk {
     let text = if *begun { token.text.as_str() } else { token.text.trim_start() };
     *begun |= !text.is_empty();
-    let logprobs = asked.logprobs.then(|| completion::logprobs(std::slice::from_ref(token), asked.top_logprobs));
+    let logprobs = asked.logprobs.then(|| completion::logprobs(std::slice::from_ref(token)));
     head.addition(text.to_owned(), logprobs)
 }
 

@@ -56,10 +56,13 @@ def stream():
 
 
 def logprobs():
-    reply = client.chat.completions.create(model="local", messages=said("Hello?"), max_tokens=3, logprobs=True, top_logprobs=1)
+    reply = client.chat.completions.create(model="local", messages=said("Hello?"), max_tokens=3, logprobs=True, top_logprobs=5)
     tokens = reply.choices[0].logprobs.content
     assert len(tokens) == reply.usage.completion_tokens
-    assert all(token.logprob <= 0 and token.top_logprobs[0].token == token.token for token in tokens)
+    for token in tokens:
+        assert len(token.top_logprobs) == 5
+        # Decoding is greedy: the token is the likeliest one.
+        assert 0 >= token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[4].logprob
     assert client.chat.completions.create(model="local", messages=said("Hello?"), max_tokens=3).choices[0].logprobs is None
 
 
