@@ -17,6 +17,7 @@ use crate::inspect::{inspect, megabytes, precision_name};
 use crate::report::Verdict;
 use crate::verify::{self, VerifyError};
 use crate::{ExportError, Options, export_verified};
+use vlm::VlmError;
 
 /// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a report.
 #[derive(Debug, Parser)]
@@ -132,7 +133,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("error: {}", chain(&error));
+            eprintln!("egret-export: {}", chain(&error));
             exit_of(&error).into()
         }
     }
@@ -200,13 +201,12 @@ fn is_folder(path: &Path) -> Result<(), ExportError> {
         return Ok(());
     }
     let shown = path.display().to_string();
-    Err(ExportError::Source(if is_hub_id(&shown) {
-        format!(
-            "{shown}: no such folder; if a hub id is meant, download it first: hf download {shown} --local-dir FOLDER, then give FOLDER"
-        )
+    let expected = if is_hub_id(&shown) {
+        format!("if a hub id is meant, download it first: hf download {shown} --local-dir FOLDER, then give FOLDER")
     } else {
-        format!("{shown}: no such folder; expected one with config.json, tokenizer.json and model.safetensors, or a bundle")
-    }))
+        "expected one with config.json, tokenizer.json and model.safetensors, or a bundle".to_owned()
+    };
+    Err(ExportError::NoFolder { path: path.to_owned(), expected })
 }
 
 /// `owner/model`, as on the hub.
@@ -260,23 +260,27 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// I/O is apart from input that is wrong: the former may pass when tried again.
 /// Prints a result; a reader that has gone is told in the exit code, as any file that cannot be written.
 fn say(text: std::fmt::Arguments<'_>) -> Result<(), ExportError> {
     writeln!(io::stdout(), "{text}").map_err(ExportError::Output)
 }
 
+/// I/O is apart from input that is wrong: the former may pass when tried again.
 fn exit_of(error: &ExportError) -> Exit {
     match error {
         ExportError::Output(_)
+        | ExportError::NoFolder { .. }
         | ExportError::Checkpoint(CheckpointError::Io { .. })
         | ExportError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. }))
         | ExportError::Onnx(OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }))
         | ExportError::Bundle(BundleError::Io { .. })
         | ExportError::Verify(VerifyError::Io { .. } | VerifyError::Checkpoint(CheckpointError::Io { .. })) => Exit::Io,
-        ExportError::Verify(VerifyError::Model(_) | VerifyError::NoTrace) => Exit::Internal,
-        // A bundle of other sizes is not this checkpoint: that is an answer, not a mistake in asking.
+        // A bundle of other sizes is not this checkpoint, and a changed one is not what was made of it: that is an answer, not a
+        // mistake in asking.
         ExportError::Lossy(_) | ExportError::Verify(VerifyError::Geometry { .. }) => Exit::CheckFailed,
+        ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(error))) if error.is_damage() => Exit::CheckFailed,
+        ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(_))) => Exit::Io,
+        ExportError::Verify(VerifyError::Bundle(_) | VerifyError::Model(_) | VerifyError::NoTrace) => Exit::Internal,
         _ => Exit::Usage,
     }
 }

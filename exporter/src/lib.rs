@@ -24,7 +24,7 @@ pub mod report;
 pub mod verify;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use firmware_config::manifest::{FORMAT, Graphs, Manifest, Precision, QuantizedTensor, Source};
 
@@ -64,6 +64,14 @@ pub enum ExportError {
     /// The checkpoint is no model of its architecture.
     #[error(transparent)]
     Arch(#[from] ArchError),
+    /// A folder that is not there.
+    #[error("{path}: no such folder; {expected}", path = .path.display())]
+    NoFolder {
+        /// As given.
+        path: PathBuf,
+        /// What it should be, and how to get it.
+        expected: String,
+    },
     /// A file beside the weights says what cannot be.
     #[error("{0}")]
     Source(String),

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, anyhow};
 use vlm::answer::{Answer, Token};
 use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
 
@@ -60,7 +61,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Fail unless this execution provider really runs.
-    #[arg(long, value_name = "EP")]
+    #[arg(long, value_name = "EP", value_parser = ["cpu", "cuda", "tensorrt", "tract"])]
     require_execution_provider: Option<String>,
 }
 
@@ -101,6 +102,7 @@ enum SplitArg {
 /// # Errors
 /// When a file cannot be read, the bundle cannot be used, or the question cannot be put to it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
+    check_candidates(&args.candidates)?;
     let pictures = args.image.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>, _>>()?;
     let mut vlm = Vlm::open(&args.bundle, &args.engine.options())?;
     let request = Request {
@@ -126,6 +128,18 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// One answer, or an empty one, is nothing to choose from.
+fn check_candidates(candidates: &[String]) -> Result<(), Failure> {
+    let found = match candidates {
+        [] => return Ok(()),
+        _ if candidates.iter().any(|candidate| candidate.trim().is_empty()) => "an empty one",
+        [_] => "one",
+        _ => return Ok(()),
+    };
+    let message = format_args!("--candidates: found {found}, expected two or more, as in yes,no; leave it out for free text");
+    Err(Failure::new(Exit::Usage, message))
+}
+
 /// The conversation: instructions, then pictures, clip and question, the order the model was tuned on.
 fn turns(args: &Args, pictures: Vec<Picture>, vlm: &Vlm) -> Result<Vec<Turn>, Failure> {
     let system = args.system.iter().map(|text| Turn { role: Role::System, content: vec![Content::Text(text.clone())] });
@@ -139,7 +153,7 @@ fn turns(args: &Args, pictures: Vec<Picture>, vlm: &Vlm) -> Result<Vec<Turn>, Fa
 
 fn read_picture(path: &Path) -> Result<Picture, Failure> {
     let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| named(error.into())).or_exit(Exit::Io)?;
+    let bytes = std::fs::read(path).map_err(|error| named(anyhow!("{error}; name a picture file that can be read"))).or_exit(Exit::Io)?;
     // A file that is no picture is a wrong argument: reading it again will not help.
     Picture::decode(&bytes).map_err(|error| named(error.into())).or_exit(Exit::Usage)
 }
@@ -184,5 +198,5 @@ fn summary(answer: &Answer, vlm: &Vlm) -> String {
 
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).or_exit(Exit::Io)
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("standard output cannot be written").or_exit(Exit::Io)
 }

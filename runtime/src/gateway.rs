@@ -77,6 +77,7 @@ pub async fn serve(parts: Parts, listener: TcpListener, shutdown: impl Future<Ou
         .route("/healthz", get(healthz))
         .route("/metrics", get(prometheus))
         .fallback(nothing_here)
+        .method_not_allowed_fallback(another_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::new(gateway));
     let (stopping, stopped) = oneshot::channel();
@@ -167,6 +168,12 @@ async fn healthz(State(gateway): State<Arc<Gateway>>) -> axum::Json<serde_json::
 
 async fn prometheus(State(gateway): State<Arc<Gateway>>) -> ([(&'static str, &'static str); 1], String) {
     ([("content-type", "text/plain; version=0.0.4")], gateway.metrics.text())
+}
+
+async fn another_method(request: Request) -> ApiError {
+    let (method, path) = (request.method(), request.uri().path());
+    let expected = if path == "/v1/chat/completions" { "POST" } else { "GET" };
+    ApiError { status: 405, param: None, ..ApiError::bad_request("", format!("{path} does not take {method}; send {expected}")) }
 }
 
 async fn nothing_here(request: Request) -> ApiError {

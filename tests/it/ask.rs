@@ -129,6 +129,14 @@ fn wrong_usage_is_64() {
     let (code, said) = refused(&micro(), &[TRACT, &["--candidates", "yes,yes", "q"]].concat());
     assert_eq!(code, Some(64));
     insta::assert_snapshot!(said, @r#"egret: candidates "yes" and "yes" are the same to the model; keep one"#);
+    for too_few in ["", "yes", "yes,"] {
+        let (code, said) = refused(nowhere, &["--candidates", too_few, "q"]);
+        assert_eq!(code, Some(64));
+        assert!(said.contains("expected two or more, as in yes,no"), "{too_few:?}: {said}");
+    }
+    let (code, said) = refused(&micro(), &[TRACT, &["--video", text.to_str().unwrap(), "q"]].concat());
+    assert_eq!(code, Some(64), "a file that is no video: {said}");
+    assert!(said.lines().count() == 1 && said.contains("convert it first"), "{said}");
     let (code, said) = refused(&micro(), &[TRACT, &["--require-execution-provider", "cuda", "q"]].concat());
     assert_eq!(code, Some(64));
     insta::assert_snapshot!(said, @"egret: execution provider cuda is required, but tract runs; drop require-execution-provider, or install a library that offers cuda");
@@ -141,10 +149,10 @@ fn what_cannot_be_read_is_74() {
     insta::assert_snapshot!(said, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
     let (code, said) = refused(Path::new("/nowhere"), &["--image", "/elsewhere/door.jpg", "q"]);
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2)");
+    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2); name a picture file that can be read");
     let (code, said) = refused(&micro(), &[TRACT, &["--video", "/elsewhere/door.mp4", "q"]].concat());
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.mp4: No such file or directory (os error 2)");
+    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.mp4: No such file or directory (os error 2); name a video file that can be read");
 }
 
 #[test]

@@ -22,7 +22,11 @@ pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>,
         // Asking for tract's own provider settles the choice.
         BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => load_tract(bundle, options)?,
         BackendChoice::Auto => load_ort(bundle, options).or_else(|reason| {
-            tracing::warn!("running on tract: {reason}");
+            // Without a library tract is what this box has; one that is there and does not work is worth a look.
+            match reason {
+                BackendError::NoLibrary => tracing::info!("running on tract: {reason}"),
+                _ => tracing::warn!("running on tract: {reason}"),
+            }
             load_tract(bundle, options)
         })?,
     };

@@ -101,6 +101,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+impl BundleError {
+    /// Whether the bundle is there, but is not what was exported: cut short, changed, or with files missing.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, BundleError::Missing { .. } | BundleError::Size { .. } | BundleError::Sha256 { .. })
+    }
+}
+
 /// Why a folder is no bundle that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -111,7 +118,7 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// A manifest that cannot be one.
-    #[error("{path} is {bytes} bytes: expected at most {MANIFEST_BYTES_MAX}", path = .path.display())]
+    #[error("{path} is {bytes} bytes: expected at most {MANIFEST_BYTES_MAX}; export the bundle again", path = .path.display())]
     ManifestSize {
         /// The manifest.
         path: PathBuf,

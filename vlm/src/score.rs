@@ -17,13 +17,13 @@ pub const CANDIDATE_TOKENS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum CandidateError {
     /// More than are scored.
-    #[error("{count} candidates: expected at most {CANDIDATES_MAX}")]
+    #[error("{count} candidates: expected at most {CANDIDATES_MAX}; use free text for open questions")]
     TooMany {
         /// How many were given.
         count: usize,
     },
     /// Nothing left after trimming.
-    #[error("candidate {position} is empty")]
+    #[error("candidate {position} is empty: expected text; remove it")]
     Empty {
         /// Counted from 1.
         position: usize,
@@ -37,10 +37,10 @@ pub enum CandidateError {
         second: String,
     },
     /// Longer than is scored.
-    #[error("candidate {text:?} is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers")]
+    #[error("candidate {begin:?}… is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers")]
     TooLong {
-        /// As asked.
-        text: String,
+        /// How it begins.
+        begin: String,
         /// Its length.
         tokens: usize,
     },
@@ -76,7 +76,7 @@ pub(crate) fn sequences(
             return Err(CandidateError::Empty { position: index + 1 });
         }
         if ids.len() >= CANDIDATE_TOKENS_MAX {
-            return Err(CandidateError::TooLong { text: text.clone(), tokens: ids.len() });
+            return Err(CandidateError::TooLong { begin: text.trim().chars().take(32).collect(), tokens: ids.len() });
         }
         if let Some(first) = tokens.iter().position(|other| *other == ids) {
             return Err(CandidateError::Duplicate { first: candidates[first].clone(), second: text.clone() });
@@ -172,9 +172,9 @@ mod tests {
     #[test]
     fn bad_candidates_are_named() {
         let refuse = |texts: &[&str]| tokenized(&strings(texts)).unwrap_err().to_string();
-        insta::assert_snapshot!(refuse(&["yes", " "]), @"candidate 2 is empty");
+        insta::assert_snapshot!(refuse(&["yes", " "]), @"candidate 2 is empty: expected text; remove it");
         insta::assert_snapshot!(refuse(&["yes", "no", " yes "]), @r#"candidates "yes" and " yes " are the same to the model; keep one"#);
-        insta::assert_snapshot!(refuse(&["a"; 65]), @"65 candidates: expected at most 64");
+        insta::assert_snapshot!(refuse(&["a"; 65]), @"65 candidates: expected at most 64; use free text for open questions");
         let long = "x".repeat(80);
         assert!(matches!(tokenized(&[long]), Err(CandidateError::TooLong { tokens: 81, .. })));
     }

@@ -18,6 +18,8 @@ pub const DEFAULT: &str = "<|im_start|>{% for message in messages %}{{ message['
 {% for item in message['content'] %}{{ '<image>' if item['type'] == 'image' else item['text'] }}{% endfor %}\
 <end_of_utterance>{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}";
 
+/// What the engine calls the template in its errors.
+const NAME: &str = "chat_template.jinja";
 /// The longest template that is read, in bytes; the released one has 430.
 pub const SOURCE_BYTES_MAX: usize = 64 << 10;
 /// The longest rendering without the outside texts, in bytes.
@@ -58,7 +60,7 @@ impl Template {
         if source.contains([OPEN, CLOSE]) {
             return Err(TemplateError::Reserved);
         }
-        environment().template_from_str(source).map_err(TemplateError::new)?;
+        environment().template_from_named_str(NAME, source).map_err(TemplateError::new)?;
         Ok(Template { source: source.to_owned() })
     }
 
@@ -71,7 +73,7 @@ impl Template {
         let messages: Vec<Value> = turns.iter().map(|turn| message(turn, &mut outside)).collect();
         let mut output = Bounded::default();
         environment()
-            .template_from_str(&self.source)
+            .template_from_named_str(NAME, &self.source)
             .and_then(|template| template.render_captured_to(context! { messages, add_generation_prompt => true }, &mut output).map(drop))
             .map_err(TemplateError::new)?;
         pieces(&output.text()?, &outside)
@@ -162,7 +164,7 @@ impl io::Write for Bounded {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// Larger than any real one.
-    #[error("chat template has {bytes} bytes: expected at most {SOURCE_BYTES_MAX}")]
+    #[error("chat template has {bytes} bytes: expected at most {SOURCE_BYTES_MAX}; take the released one")]
     Size {
         /// Its length.
         bytes: usize,
@@ -251,13 +253,13 @@ mod tests {
         ];
         let messages = cases.map(|source| render(source).expect_err("fails").to_string()).join("\n");
         insta::assert_snapshot!(messages, @r"
-        chat template: invalid operation: roles must alternate (in <string>:1)
-        chat template: syntax error: unexpected end of input, expected end of block (in <string>:1)
+        chat template: invalid operation: roles must alternate (in chat_template.jinja:1)
+        chat template: syntax error: unexpected end of input, expected end of block (in chat_template.jinja:1)
         chat template changes a message's text: expected it printed as it is
-        chat template: engine ran out of fuel (in <string>:1)
+        chat template: engine ran out of fuel (in chat_template.jinja:1)
         chat template: failed to write output: I/O error during rendering: output is above 1048576 bytes
         chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out
-        chat template has 65537 bytes: expected at most 65536
+        chat template has 65537 bytes: expected at most 65536; take the released one
         ");
     }
 }

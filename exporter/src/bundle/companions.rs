@@ -36,7 +36,12 @@ pub(crate) fn write(draft: &mut Draft, source: &Path, facts: &Facts) -> Result<(
         ("tokenizer_config.json", tokenizer(facts)),
     ] {
         let path = source.join(name);
-        let content = if path.exists() { read(&path)? } else { pretty(&made) };
+        let content = if path.exists() {
+            read(&path)?
+        } else {
+            tracing::warn!("{} is not there: made from the family's defaults and config.json", path.display());
+            pretty(&made)
+        };
         draft.add(name, &content)?;
     }
     Ok(())
@@ -78,6 +83,7 @@ fn chat_template(source: &Path) -> Result<Vec<u8>, CheckpointError> {
             return Ok(template.into());
         }
     }
+    tracing::warn!("{} is not there, nor is it elsewhere in the folder: the family's is used", jinja.display());
     Ok(vlm::template::DEFAULT.into())
 }
 

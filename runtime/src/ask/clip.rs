@@ -1,11 +1,11 @@
 //! Video files to clips, through `ffprobe` and `ffmpeg` children: only the sampled frames are handed over.
 
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use firmware_config::manifest::VideoRules;
 use serde::Deserialize;
 use vlm::Picture;
@@ -16,6 +16,9 @@ use crate::exit::{Exit, Failure, OrExit};
 /// Most bytes of decoded frames: 64 frames of 2560 x 1440 are 700 MB.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
+/// Most of a child's complaints that is kept, in bytes.
+const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
+
 /// Longest header of a decoded frame: `P6\n65536 65536\n255\n`.
 const HEADER_BYTES_MAX: usize = 32;
 
@@ -23,8 +26,12 @@ const HEADER_BYTES_MAX: usize = 32;
 pub(super) fn read(path: &Path, rules: &VideoRules) -> Result<Clip, Failure> {
     let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
     // The children's words on a missing file are poor; ours name it.
-    std::fs::File::open(path).map_err(|error| named(error.into())).or_exit(Exit::Io)?;
-    clip(path, rules).map_err(named).or_exit(Exit::Io)
+    std::fs::File::open(path).map_err(|error| named(anyhow!("{error}; name a video file that can be read"))).or_exit(Exit::Io)?;
+    clip(path, rules).map_err(|error| {
+        // A file that is no video is a wrong argument: reading it again will not help.
+        let exit = if error.downcast_ref::<io::Error>().is_some() { Exit::Io } else { Exit::Usage };
+        Failure { exit, error: named(error) }
+    })
 }
 
 fn clip(path: &Path, rules: &VideoRules) -> anyhow::Result<Clip> {
@@ -57,7 +64,7 @@ fn probe(path: &Path) -> anyhow::Result<Stream> {
         .stdin(Stdio::null())
         .output()
         .context("cannot start ffprobe; install ffmpeg")?;
-    ensure!(output.status.success(), "ffprobe: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(output.status.success(), "no video that ffprobe can read ({}); convert it first", last_line(&output.stderr, path));
     parse(&output.stdout)
 }
 
@@ -102,8 +109,18 @@ fn decode(path: &Path, indices: &[usize]) -> anyhow::Result<Vec<Picture>> {
         .args(["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-frames:v", &indices.len().to_string(), "-"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .context("cannot start ffmpeg; install it")?;
+    let mut complaints = child.stderr.take().context("ffmpeg has no stderr")?;
+    // Read beside the frames: a child that cannot complain stops working.
+    let complaints = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        // What is past the limit is read and forgotten; a pipe that fails has ended.
+        let _ = complaints.by_ref().take(COMPLAINT_BYTES_MAX).read_to_end(&mut text);
+        let _ = io::copy(&mut complaints, &mut io::sink());
+        text
+    });
     let mut frames = BufReader::new(child.stdout.take().context("ffmpeg has no output")?);
     let pictures = read_frames(&mut frames, indices.len());
     if pictures.is_err() {
@@ -112,7 +129,8 @@ fn decode(path: &Path, indices: &[usize]) -> anyhow::Result<Vec<Picture>> {
     }
     let status = child.wait().context("ffmpeg was lost")?;
     let pictures = pictures?;
-    ensure!(status.success(), "ffmpeg ended with {status}");
+    let complaints = complaints.join().unwrap_or_default();
+    ensure!(status.success(), "no video that ffmpeg can decode ({}); convert it first", last_line(&complaints, path));
     Ok(pictures)
 }
 
@@ -153,6 +171,14 @@ fn read_header(frames: &mut impl Read) -> anyhow::Result<Option<(u32, u32)>> {
         }
         _ => anyhow::bail!("ffmpeg's frame header is {header:?}: expected P6"),
     }
+}
+
+/// The last thing a child said, without the file's name: that is told already.
+fn last_line(stderr: &[u8], path: &Path) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why");
+    let file = format!("file:{}: ", path.display());
+    line.trim_start_matches(&file).chars().take(200).collect()
 }
 
 /// The file as ffmpeg takes it: never a flag, never another protocol.

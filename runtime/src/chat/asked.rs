@@ -283,6 +283,7 @@ mod tests {
             with("temperature", json!(3)),
             with("max_tokens", json!(0)),
             with("max_tokens", json!("many")),
+            with("max_tokens", json!(-1)),
             with("top_logprobs", json!(3)),
             with("response_format", json!({"type": "json_object"})),
             part(json!({"type": "input_audio"})),
@@ -299,7 +300,7 @@ mod tests {
         insta::assert_snapshot!(refusals.join("\n"), @r#"
         messages: messages is missing or empty
         messages: messages is missing or empty
-        messages: messages: invalid type: string "hello", expected a sequence
+        messages: messages: found "hello", expected a list of objects with role and content
         messages: the last message has to be the user's
         messages[0].role: role "tool" is not supported
         messages[0].content: content is missing
@@ -311,7 +312,8 @@ mod tests {
         modalities: modalities other than ["text"] are not supported
         temperature: temperature is 3, expected 0 to 2
         max_tokens: max_tokens is 0, expected 1 or more
-        max_tokens: max_tokens: invalid type: string "many", expected u64
+        max_tokens: max_tokens: found "many", expected a whole number, 1 or more
+        max_tokens: max_tokens: found -1, expected a whole number, 1 or more
         top_logprobs: top_logprobs needs logprobs to be true
         response_format: type "json_object" is not supported
         messages[0].content[0].type: "input_audio" is not supported

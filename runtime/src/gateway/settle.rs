@@ -164,10 +164,10 @@ impl Decision<'_> {
         let denied = |reason, detail: &str| NotAnswered { reason, detail: detail.to_owned() };
         let pool = pool.ok_or_else(|| denied(Reason::NoCapableModel, "no pool is configured that takes this request"))?;
         if self.asked.pictures > 0 && !pool.images {
-            return Err(denied(Reason::NoCapableModel, "the pool takes no pictures"));
+            return Err(denied(Reason::NoCapableModel, &format!("pool {} takes no pictures", pool.id)));
         }
         if self.parts.pools.breaker_open(&pool.id) {
-            return Err(denied(Reason::BreakerOpen, "the pool failed too often; it is tried again after a while"));
+            return Err(denied(Reason::BreakerOpen, &format!("pool {} failed too often; it is tried again after a while", pool.id)));
         }
         let request = relay::request(self.body, self.asked.form.as_ref(), pool);
         let usd = pool.usd_per_call.map_or(0, micro_usd);

@@ -42,6 +42,9 @@ pub struct ChatRequest {
     pub rest: Map<String, Value>,
 }
 
+/// Most of a wrong value that an error repeats.
+const VALUE_CHARS_MAX: usize = 40;
+
 impl ChatRequest {
     /// Reads a request's body, field by field, so that an error names the field. `null` is as good as absent.
     ///
@@ -51,28 +54,35 @@ impl ChatRequest {
         let mut fields: Map<String, Value> = serde_json::from_slice(body)
             .map_err(|error| ApiError { param: None, ..ApiError::bad_request("", format!("the body is no JSON object: {error}")) })?;
         Ok(ChatRequest {
-            model: take(&mut fields, "model")?,
-            models: take(&mut fields, "models")?,
-            messages: take(&mut fields, "messages")?.unwrap_or_default(),
-            max_tokens: take(&mut fields, "max_tokens")?,
-            max_completion_tokens: take(&mut fields, "max_completion_tokens")?,
-            stream: take(&mut fields, "stream")?,
-            stream_options: take(&mut fields, "stream_options")?,
-            logprobs: take(&mut fields, "logprobs")?,
-            top_logprobs: take(&mut fields, "top_logprobs")?,
-            response_format: take(&mut fields, "response_format")?,
-            temperature: take(&mut fields, "temperature")?,
-            top_p: take(&mut fields, "top_p")?,
-            n: take(&mut fields, "n")?,
+            model: take(&mut fields, "model", "a model's id")?,
+            models: take(&mut fields, "models", "a list of models' ids")?,
+            messages: take(&mut fields, "messages", "a list of objects with role and content")?.unwrap_or_default(),
+            max_tokens: take(&mut fields, "max_tokens", "a whole number, 1 or more")?,
+            max_completion_tokens: take(&mut fields, "max_completion_tokens", "a whole number, 1 or more")?,
+            stream: take(&mut fields, "stream", "true or false")?,
+            stream_options: take(&mut fields, "stream_options", "an object")?,
+            logprobs: take(&mut fields, "logprobs", "true or false")?,
+            top_logprobs: take(&mut fields, "top_logprobs", "a whole number from 0 to 20")?,
+            response_format: take(&mut fields, "response_format", "an object with type")?,
+            temperature: take(&mut fields, "temperature", "a number from 0 to 2")?,
+            top_p: take(&mut fields, "top_p", "a number from 0 to 1")?,
+            n: take(&mut fields, "n", "1")?,
             rest: fields,
         })
     }
 }
 
-fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, name: &str) -> Result<Option<T>, ApiError> {
+fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, name: &str, expected: &str) -> Result<Option<T>, ApiError> {
     match fields.remove(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => serde_json::from_value(value).map(Some).map_err(|error| ApiError::bad_request(name, format!("{name}: {error}"))),
+        Some(value) => T::deserialize(&value).map(Some).map_err(|error| {
+            let found = match &value {
+                // The value itself may be a picture of megabytes; what is wrong inside it is told by its reader.
+                Value::Array(_) | Value::Object(_) => error.to_string(),
+                value => value.to_string().chars().take(VALUE_CHARS_MAX).collect(),
+            };
+            ApiError::bad_request(name, format!("{name}: found {found}, expected {expected}"))
+        }),
     }
 }
 
