@@ -196,6 +196,9 @@ async fn other_doors_are_what_they_should_be() {
     let get = async |path: &str| client.get(format!("{root}{path}")).send().await.unwrap();
     assert_eq!(body(get("/healthz").await).await["model"]["backend"], "tract");
     assert_eq!(get("/v1/nothing").await.status(), 404);
+    let wrong_method = get("/v1/chat/completions").await;
+    assert_eq!(wrong_method.status(), 405);
+    assert_eq!(body(wrong_method).await["error"]["message"], "/v1/chat/completions does not take GET; send POST");
     ask(&gateway, said("local", json!({"n": 3}))).await;
     ask(&gateway, said("local", json!({}))).await;
     let metrics = get("/metrics").await.text().await.unwrap();

@@ -28,7 +28,11 @@ pub(crate) struct Facts<'a> {
 pub(crate) fn write(draft: &mut Draft, source: &Path, facts: &Facts) -> Result<(), ExportError> {
     draft.add("config.json", &config(source, facts)?)?;
     draft.add("tokenizer.json", &read(&source.join("tokenizer.json"))?)?;
-    draft.add("chat_template.jinja", &chat_template(source)?)?;
+    let chat_template = chat_template(source)?.unwrap_or_else(|| {
+        tracing::warn!("no chat template in {}: the family's is used", source.display());
+        vlm::template::DEFAULT.into()
+    });
+    draft.add("chat_template.jinja", &chat_template)?;
     for (name, made) in [
         ("generation_config.json", json!({ "eos_token_id": facts.prompt.stop, "do_sample": false })),
         ("preprocessor_config.json", preprocessor(facts)),
@@ -69,22 +73,30 @@ fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, ExportError> {
     Ok(pretty(&config))
 }
 
-/// The checkpoint's own template, from the places where it has been kept over the years, else the family's.
-fn chat_template(source: &Path) -> Result<Vec<u8>, CheckpointError> {
+/// The checkpoint's own template, from the places where it has been kept over the years.
+pub(crate) fn chat_template(source: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
     let jinja = source.join("chat_template.jinja");
     if jinja.exists() {
-        return read(&jinja);
+        return read(&jinja).map(Some);
     }
     for name in ["chat_template.json", "tokenizer_config.json"] {
         let path = source.join(name);
         if path.exists()
-            && let Some(template) = read_json::<Value>(&path)?.get("chat_template").and_then(Value::as_str)
+            && let Some(template) = read_json::<Value>(&path)?.get("chat_template").and_then(default_template)
         {
-            return Ok(template.into());
+            return Ok(Some(template.into()));
         }
     }
-    tracing::warn!("{} is not there, nor is it elsewhere in the folder: the family's is used", jinja.display());
-    Ok(vlm::template::DEFAULT.into())
+    Ok(None)
+}
+
+/// The template itself, or the one of several that is called `default`.
+fn default_template(chat_template: &Value) -> Option<&str> {
+    match chat_template {
+        Value::String(template) => Some(template),
+        Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
+        _ => None,
+    }
 }
 
 fn preprocessor(facts: &Facts) -> Value {
@@ -125,4 +137,22 @@ fn tokenizer(facts: &Facts) -> Value {
 
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
     fs::read(path).map_err(|source| CheckpointError::io(path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_found_among_several() {
+        for (value, template) in [
+            (json!("one"), Some("one")),
+            (json!([{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]), Some("b")),
+            (json!([{"name": "tool_use", "template": "a"}]), None),
+            (json!({"template": "a"}), None),
+            (json!(["a"]), None),
+        ] {
+            assert_eq!(default_template(&value), template, "{value}");
+        }
+    }
 }

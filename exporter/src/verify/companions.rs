@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use vlm::tokenizer::Tokenizer;
 
 use super::VerifyError;
+use crate::bundle::companions::chat_template;
 use crate::report::Files;
 
 /// Copied byte for byte where the checkpoint carries them.
@@ -41,7 +42,7 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, source: &Path) -> Resu
     };
     judge("config.json", config(bundle)? == config(source)?);
     if let Some(template) = chat_template(source)? {
-        judge("chat_template.jinja", read(&bundle.join("chat_template.jinja"))? == template.as_bytes());
+        judge("chat_template.jinja", read(&bundle.join("chat_template.jinja"))? == template);
     }
     let rules_agree = picture_rules_agree(&manifest.image, source)? && tokens_agree(&manifest.prompt, source)?;
     judge("manifest.json", rules_agree);
@@ -81,23 +82,6 @@ fn tokens_agree(tokens: &PromptTokens, source: &Path) -> Result<bool, VerifyErro
     let mut ends = ends.as_array().cloned().unwrap_or_else(|| vec![ends]).into_iter().filter_map(|id| id.as_u64());
     Ok(named.into_iter().chain(rows_cols).all(|(content, id)| tokenizer.id(content) == Some(id))
         && ends.all(|end| tokens.stop.iter().any(|&stop| u64::from(stop) == end)))
-}
-
-/// The checkpoint's chat template, from whichever of its three places has it.
-fn chat_template(source: &Path) -> Result<Option<String>, VerifyError> {
-    let jinja = source.join("chat_template.jinja");
-    if jinja.is_file() {
-        return Ok(Some(String::from_utf8_lossy(&read(&jinja)?).into_owned()));
-    }
-    for name in ["chat_template.json", "tokenizer_config.json"] {
-        let path = source.join(name);
-        if path.is_file()
-            && let Some(template) = read_json(&path)?["chat_template"].as_str()
-        {
-            return Ok(Some(template.to_owned()));
-        }
-    }
-    Ok(None)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, VerifyError> {
