@@ -216,7 +216,7 @@ impl Running {
                 let publisher = tokio::spawn(publisher.run(posted, patience));
                 (publisher, Some(tokio::spawn(inbox.run(deliveries))), Some(Stoppable::spawn(|stopped| link_task.run(stopped))))
             }
-            None => (tokio::spawn(without_broker(posted, Arc::clone(&metrics), Arc::clone(&watcher))), None, None),
+            None => (tokio::spawn(without_broker(posted, Arc::clone(&watcher))), None, None),
         };
         let gateway = listener.map(|listener| {
             let name = model.identity().name.clone();
@@ -436,13 +436,14 @@ async fn tell_info(posts: &mpsc::Sender<Post>, topics: &Topics, config: &AgentCo
     let _ = posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into() }).await;
 }
 
-/// Stands in for the publisher of a box without a broker: events are only counted and shown.
-async fn without_broker(mut posts: mpsc::Receiver<Post>, metrics: Arc<Metrics>, watcher: Arc<dyn Watcher>) {
+/// Stands in for the publisher of a box without a broker: events are only shown.
+async fn without_broker(mut posts: mpsc::Receiver<Post>, watcher: Arc<dyn Watcher>) {
+    let mut seq = 0;
     while let Some(post) = posts.recv().await {
         if let Post::Event { cam, draft } = post {
-            metrics.events_produced.count();
+            seq += 1;
             info!(cam, rule = draft.rule, "{:?}: {} ({})", draft.step, draft.settled.text, draft.state.as_str());
-            watcher.see(Record::Event { cam, seq: metrics.events_produced.total(), draft });
+            watcher.see(Record::Event { cam, seq, draft });
         }
     }
 }

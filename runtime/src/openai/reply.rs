@@ -1,6 +1,6 @@
 //! What a server sends back: completions, chunks of a stream, and the list of models.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// A chat completion.
@@ -50,11 +50,29 @@ pub struct ReplyMessage {
     /// `assistant`.
     #[serde(default)]
     pub role: String,
-    /// The answer.
+    /// The answer. Some servers put it in parts, as requests may; their texts are one.
+    #[serde(default, deserialize_with = "text_or_parts")]
     pub content: Option<String>,
     /// Why the model would not answer.
     #[serde(default)]
     pub refusal: Option<String>,
+}
+
+fn text_or_parts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Content {
+        Text(String),
+        Parts(Vec<Part>),
+    }
+    #[derive(Deserialize)]
+    struct Part {
+        text: Option<String>,
+    }
+    Ok(Option::<Content>::deserialize(deserializer)?.map(|content| match content {
+        Content::Text(text) => text,
+        Content::Parts(parts) => parts.into_iter().filter_map(|part| part.text).collect(),
+    }))
 }
 
 /// Log-probabilities of an answer.

@@ -152,6 +152,8 @@ mod tests {
         let sparse = reply(json!({"choices": [{"message": {"content": "Yes."}}]}));
         let said = said(&sparse, &question(&["yes", "no"]).answers).unwrap();
         assert_eq!(said, Said { answer: "yes".into(), model: String::new(), confidence: None, tokens_out: None });
+        let parts = reply(json!({"choices": [{"message": {"content": [{"type": "text", "text": "{\"answer\":"}, {"text": "\"no\"}"}]}}]}));
+        assert_eq!(super::said(&parts, &question(&["yes", "no"]).answers).unwrap().answer, "no");
     }
 
     #[test]

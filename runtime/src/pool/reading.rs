@@ -14,7 +14,7 @@ pub fn read<'a>(content: &'a str, answers: &'a [String]) -> Option<&'a str> {
 
 /// As [`read`], where the JSON's property has another name.
 pub fn read_property<'a>(content: &'a str, property: &str, answers: &'a [String]) -> Option<&'a str> {
-    let content = unfenced(content.trim());
+    let content = unfenced(said_aloud(content.trim()));
     if answers.is_empty() {
         return (!content.is_empty()).then_some(content);
     }
@@ -93,6 +93,15 @@ fn field(content: &str, property: &str) -> Option<String> {
     }
 }
 
+/// What stands behind a model's thoughts, for servers that leave them in the answer; nothing where they were cut off.
+fn said_aloud(content: &str) -> &str {
+    match content.rsplit_once("</think>") {
+        Some((_, said)) => said.trim(),
+        None if content.starts_with("<think>") => "",
+        None => content,
+    }
+}
+
 /// The inside of a reply that is one Markdown code block, as models that were asked for JSON like to write.
 fn unfenced(content: &str) -> &str {
     let inside = content.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
@@ -132,6 +141,9 @@ mod tests {
             case(r#"{"answer":"yes""#, "yes|no", Some("yes")),
             case("```json\n{\"answer\": \"no\"}\n```", "yes|no", Some("no")),
             case("Yes", "yes|no", Some("yes")),
+            case("<think>no, or yes</think>\n{\"answer\":\"yes\"}", "yes|no", Some("yes")),
+            case("<think>it is not yes", "yes|no", None),
+            case("<think>a dog?</think> a cat", "", Some("a cat")),
             case("Yes, there is a person.", "yes|no", Some("yes")),
             case("The answer is yes or no", "yes|no", None),
             case("I see nothing", "yes|no", None),
