@@ -83,7 +83,7 @@ impl Complaint {
 /// The problems of a file while it is walked.
 pub(super) struct Problems<'t> {
     text: &'t str,
-    list: RefCell<Vec<(usize, Problem)>>,
+    list: RefCell<Vec<(usize, String, Complaint)>>,
 }
 
 impl<'t> Problems<'t> {
@@ -91,9 +91,8 @@ impl<'t> Problems<'t> {
         Self { text, list: RefCell::default() }
     }
 
-    pub(super) fn add(&self, at: Range<usize>, key: String, Complaint { found, expected, cure }: Complaint) {
-        let (line, column) = self.place(at.start);
-        self.list.borrow_mut().push((at.start, Problem { line, column, key, found, expected, cure }));
+    pub(super) fn add(&self, at: Range<usize>, key: String, complaint: Complaint) {
+        self.list.borrow_mut().push((at.start, key, complaint));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -106,10 +105,15 @@ impl<'t> Problems<'t> {
     }
 
     pub(super) fn into_errors(self, file: &str) -> ConfigErrors {
-        let mut list = self.list.into_inner();
-        list.sort_by_key(|(offset, _)| *offset);
+        let mut list = self.list.take();
+        list.sort_by_key(|(offset, ..)| *offset);
         let untold = list.len().saturating_sub(PROBLEMS_MAX);
-        let problems = list.into_iter().take(PROBLEMS_MAX).map(|(_, problem)| problem).collect();
+        // Places are looked for in those that are told alone: each is a walk through the file.
+        let told = list.into_iter().take(PROBLEMS_MAX).map(|(offset, key, Complaint { found, expected, cure })| {
+            let (line, column) = self.place(offset);
+            Problem { line, column, key, found, expected, cure }
+        });
+        let problems = told.collect();
         ConfigErrors { file: file.to_owned(), problems, untold }
     }
 

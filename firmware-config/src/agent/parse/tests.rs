@@ -252,6 +252,16 @@ fn limits_are_kept() {
     assert!(errors.ends_with("egret.toml: and 402 more"), "{errors}");
 }
 
+#[test]
+fn a_megabyte_of_mistakes_is_told_at_once() {
+    let text: String = (0..90_000).map(|n| format!("x{n:x} = 1\n")).collect();
+    let begun = std::time::Instant::now();
+    let errors = AgentConfig::parse(&text, "egret.toml").expect_err("unknown keys");
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    assert_eq!(errors.problems().len(), 100);
+    assert!(errors.to_string().ends_with("and 89902 more"));
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in any::<String>()) {
