@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use super::{FileEntry, Geometry, ImageRules, Manifest, ManifestError, PromptTokens};
+use super::{FileEntry, Geometry, ImageRules, Manifest, ManifestError, PromptTokens, QuantizedTensor};
 
 /// Longest name, in characters.
 const NAME_MAX: usize = 200;
@@ -31,6 +31,11 @@ pub(super) fn check(manifest: &Manifest) -> Ruling {
     }
     require(files.len() <= ENTRIES_MAX, "files", &files.len(), "at most 10000")?;
     require(quantization.len() <= ENTRIES_MAX, "quantization", &quantization.len(), "at most 10000")?;
+    for QuantizedTensor { error_max, error_relative, .. } in quantization {
+        for (field, error) in [("quantization.error_max", error_max), ("quantization.error_relative", error_relative)] {
+            require(error.is_finite() && *error >= 0.0, field, error, "a finite number from 0")?;
+        }
+    }
     for (path, FileEntry { sha256: hash, .. }) in files {
         require(is_contained(path), "files", path, "a relative path inside the bundle, with forward slashes")?;
         sha256(&format!("files.{path}.sha256"), hash)?;
@@ -106,7 +111,7 @@ fn tokens(prompt: &PromptTokens, vocab_size: usize) -> Ruling {
 /// Whether a path stays inside the folder it is joined to, on every system.
 fn is_contained(path: &str) -> bool {
     let component = |part: &str| !matches!(part, "" | "." | "..");
-    path.len() <= 1024 && !path.contains(['\\', ':', '\0']) && path.split('/').all(component)
+    path.len() <= 1024 && !path.contains(['\\', ':']) && !path.contains(char::is_control) && path.split('/').all(component)
 }
 
 fn sha256(field: &str, hash: &str) -> Ruling {
