@@ -3,6 +3,8 @@
 //! The contract: by its JSON (`answer`), else by the single candidate found in it as whole words, case-folded, else no answer.
 //! Never by similarity: a reply that is not clearly one of the answers is worth less than the local answer it would replace.
 
+use std::cmp::Reverse;
+
 use serde_json::Value;
 
 /// The answer that `content` gives to a question with `answers`; with none, the text itself.
@@ -27,11 +29,11 @@ pub fn read_property<'a>(content: &'a str, property: &str, answers: &'a [String]
 
 fn choose<'a>(text: &str, answers: &'a [String]) -> Option<&'a str> {
     let folded = text.trim().to_lowercase();
-    let mut same = answers.iter().filter(|answer| answer.to_lowercase() == folded);
+    let mut same = answers.iter().filter(|answer| answer.trim().to_lowercase() == folded);
     match (same.next(), same.next()) {
         (Some(only), None) => return Some(only),
         // Answers that differ in case alone are told apart by case.
-        (Some(_), Some(_)) => return answers.iter().find(|answer| answer.as_str() == text.trim()).map(String::as_str),
+        (Some(_), Some(_)) => return answers.iter().find(|answer| answer.trim() == text.trim()).map(String::as_str),
         (None, _) => {}
     }
     single_found(&words(&folded), answers)
@@ -39,7 +41,7 @@ fn choose<'a>(text: &str, answers: &'a [String]) -> Option<&'a str> {
 
 /// The one answer whose words stand in `text` in a row. "not visible" is not also a "visible": a find inside a longer one is none.
 fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
-    let mut finds = Vec::new();
+    let mut finds: Vec<(usize, usize, &String)> = Vec::new();
     for answer in answers {
         let folded = answer.to_lowercase();
         let wanted = words(&folded);
@@ -50,12 +52,20 @@ fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
             text.windows(wanted.len()).enumerate().filter(|(_, run)| *run == wanted).map(|(at, _)| (at, at + wanted.len(), answer)),
         );
     }
-    let inside_longer = |&(from, to, _): &(usize, usize, &String)| {
-        finds.iter().any(|&(outer_from, outer_to, _)| outer_from <= from && to <= outer_to && outer_to - outer_from > to - from)
-    };
-    let mut found = finds.iter().filter(|find| !inside_longer(find)).map(|&(_, _, answer)| answer);
-    let first = found.next()?;
-    found.all(|other| other == first).then_some(first)
+    // A longer find around another begins no later, so it comes first.
+    finds.sort_by_key(|&(from, to, _)| (from, Reverse(to)));
+    let (mut found, mut furthest) = (None, (0, 0));
+    for (from, to, answer) in finds {
+        if to < furthest.1 || (to == furthest.1 && from > furthest.0) {
+            continue;
+        }
+        furthest = (from, to);
+        if found.is_some_and(|found| found != answer) {
+            return None;
+        }
+        found = Some(answer);
+    }
+    found.map(String::as_str)
 }
 
 /// Runs of letters and digits. A dot, comma or apostrophe between two of them is part of the word: "1.5" is not a "1".
@@ -96,6 +106,8 @@ fn field(content: &str, property: &str) -> Option<String> {
 /// What stands behind a model's thoughts, for servers that leave them in the answer; nothing where they were cut off.
 fn said_aloud(content: &str) -> &str {
     match content.rsplit_once("</think>") {
+        // JSON from its beginning has no thoughts before it.
+        Some((thoughts, _)) if thoughts.starts_with('{') => content,
         Some((_, said)) => said.trim(),
         None if content.starts_with("<think>") => "",
         None => content,
@@ -118,6 +130,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pool::REPLY_BYTES_MAX;
 
     fn answers(text: &str) -> Vec<String> {
         text.split('|').filter(|answer| !answer.is_empty()).map(str::to_owned).collect()
@@ -156,6 +169,8 @@ mod tests {
             case("1.", "1|5", Some("1")),
             case("don't know", "t|know", Some("know")),
             case("+", "+|-", Some("+")),
+            case("+", " + |-", Some(" + ")),
+            case(r#"{"answer":"</think>"}"#, "</think>|no", Some("</think>")),
             case("A", "a|A", Some("A")),
             case("Ja, natürlich", "JA|NEIN", Some("JA")),
             case("STRASSE", "straße|weg", None),
@@ -165,6 +180,13 @@ mod tests {
             let given = answers(given);
             assert_eq!(read(content, &given), expected, "{content:?} of {given:?}");
         }
+    }
+
+    #[test]
+    fn a_megabyte_of_one_answer_is_read_at_once() {
+        let begun = std::time::Instant::now();
+        assert_eq!(read(&"yes ".repeat(REPLY_BYTES_MAX / 4), &answers("yes|no")), Some("yes"));
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
     }
 
     proptest! {
