@@ -332,6 +332,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_repeats_only_the_beginning_of_what_it_refuses() {
+        let long = "x".repeat(1 << 20);
+        for request in [
+            json!({"messages": [{"role": long, "content": "hello"}]}),
+            json!({"messages": [{"role": "user", "content": [{"type": long}]}]}),
+            json!({"response_format": {"type": long}, "messages": []}),
+            json!({"stream_options": {"include_usage": long}, "messages": []}),
+        ] {
+            let error = read_json(request).unwrap_err();
+            assert!(error.message.len() < 1000, "{} bytes", error.message.len());
+        }
+    }
+
+    #[test]
     fn a_body_that_is_no_object_is_refused() {
         for body in ["", "[]", "{\"messages\":", "\u{0}"] {
             assert_eq!(read(body.as_bytes()).unwrap_err().status, 400, "{body:?}");

@@ -42,7 +42,7 @@ pub(super) fn reply(mut completion: Completion, form: Option<&EnumObject>, pool:
     let content = question::content(&completion)?;
     if let Some(form) = form {
         let answer = reading::read_property(content, &form.property, &form.answers);
-        let answer = answer.ok_or_else(|| format!("expected one of {}, got {content:?}", form.answers.join(", ")))?;
+        let answer = answer.ok_or_else(|| format!("expected one of {}, got {:?}", form.answers.join(", "), question::start_of(content)))?;
         let object = form.content(answer);
         completion.choices[0].message.content = Some(object);
     }

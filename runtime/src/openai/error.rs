@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Longest message about a request, in characters.
+const MESSAGE_CHARS_MAX: usize = 600;
+
 /// An error as OpenAI clients read it. Over MQTT `status` travels as a User Property.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -28,7 +31,7 @@ impl ApiError {
             kind: "invalid_request_error",
             code: None,
             param: Some(param.into()),
-            message: message.into(),
+            message: cut(message.into()),
             retry_after: None,
         }
     }
@@ -40,7 +43,7 @@ impl ApiError {
             kind: "invalid_request_error",
             code: Some("model_not_found".into()),
             param: Some("model".into()),
-            message: format!("the model `{model}` does not exist here; one of: {}", known.join(", ")),
+            message: cut(format!("the model `{model}` does not exist here; one of: {}", known.join(", "))),
             retry_after: None,
         }
     }
@@ -66,6 +69,15 @@ impl ApiError {
             },
         }
     }
+}
+
+/// A message that repeats what it refuses, which may be megabytes.
+fn cut(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
 }
 
 /// `{"error": {…}}`.

@@ -107,7 +107,7 @@ fn confidence(completion: &Completion) -> Option<f64> {
 }
 
 /// Enough of a foreign text to recognise it in a log.
-pub(super) fn start_of(text: &str) -> String {
+pub(crate) fn start_of(text: &str) -> String {
     const CHARS: usize = 120;
     match text.char_indices().nth(CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
