@@ -2,7 +2,7 @@
 
 mod ffmpeg;
 mod folder;
-mod ppm;
+pub mod ppm;
 mod schedule;
 mod slot;
 

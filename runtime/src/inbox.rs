@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use firmware_config::agent::KillSwitch;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -61,7 +62,10 @@ impl Inbox {
 }
 
 /// Reads a command. A retained one is refused: it would be obeyed again on every connection, long after it was meant.
-fn kill_switch_command(publication: &Publication) -> Result<firmware_config::agent::KillSwitch, String> {
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn kill_switch_command(publication: &Publication) -> Result<KillSwitch, String> {
     if publication.retain {
         return Err("it is retained; send it without the retain flag".into());
     }
@@ -71,8 +75,6 @@ fn kill_switch_command(publication: &Publication) -> Result<firmware_config::age
 
 #[cfg(test)]
 mod tests {
-    use firmware_config::agent::KillSwitch;
-
     use super::*;
 
     #[test]

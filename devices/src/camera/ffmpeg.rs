@@ -199,7 +199,7 @@ fn readable(path: &Path) -> io::Result<()> {
 
 /// Moves pictures from the pipe to the slot until either ends.
 fn read_pictures(mut pictures: Pictures<impl Read>, slot: &Slot, when_full: WhenFull) -> Result<(), PpmError> {
-    while let Some(picture) = pictures.next()? {
+    while let Some(picture) = pictures.next_picture()? {
         if !slot.put(picture, when_full) {
             break;
         }

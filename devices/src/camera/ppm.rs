@@ -9,10 +9,13 @@ const PIXELS_MAX: u64 = 64 << 20;
 
 /// Decoded pixels: `height` · `width` · 3 bytes, rows from the top, red first.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Picture {
-    pub(super) width: u32,
-    pub(super) height: u32,
-    pub(super) data: Vec<u8>,
+pub struct Picture {
+    /// Columns, 1 or more.
+    pub width: u32,
+    /// Rows, 1 or more.
+    pub height: u32,
+    /// The pixels.
+    pub data: Vec<u8>,
 }
 
 /// What is wrong with a stream of pictures.
@@ -43,17 +46,21 @@ pub enum PpmError {
 }
 
 /// Pulls pictures out of a stream.
-pub(super) struct Pictures<R> {
+pub struct Pictures<R> {
     stream: BufReader<R>,
 }
 
 impl<R: Read> Pictures<R> {
-    pub(super) fn new(stream: R) -> Self {
+    /// Nothing is read yet.
+    pub fn new(stream: R) -> Self {
         Self { stream: BufReader::with_capacity(64 << 10, stream) }
     }
 
     /// The next picture; `None` when the stream ends after a whole one.
-    pub(super) fn next(&mut self) -> Result<Option<Picture>, PpmError> {
+    ///
+    /// # Errors
+    /// When the pipe fails, or the stream is not one of pictures, or ends inside one.
+    pub fn next_picture(&mut self) -> Result<Option<Picture>, PpmError> {
         if self.stream.fill_buf()?.is_empty() {
             return Ok(None);
         }
@@ -111,7 +118,7 @@ mod tests {
 
     fn all(stream: impl Read) -> Result<Vec<Picture>, PpmError> {
         let mut pictures = Pictures::new(stream);
-        std::iter::from_fn(|| pictures.next().transpose()).collect()
+        std::iter::from_fn(|| pictures.next_picture().transpose()).collect()
     }
 
     /// Hands out at most `step` bytes for each read, as pipes do.
