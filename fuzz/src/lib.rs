@@ -1,0 +1,139 @@
+//! What must hold whatever outside bytes say: one function for each reader of them, which panics where its promise is broken.
+//!
+//! A promise is held twice. `fuzz_targets/` hands it to libFuzzer, which looks for bytes that nobody thought of (`scripts/fuzz.sh`);
+//! the tests beside this file hand it whole files of its kind, damaged at random, on every run of the tests.
+#![forbid(unsafe_code)]
+
+use std::sync::LazyLock;
+
+use devices::camera::ppm::Pictures;
+use exporter::checkpoint::Checkpoint;
+use exporter::graph::onnx::GraphFile;
+use firmware_config::agent::AgentConfig;
+use firmware_config::manifest::Manifest;
+use runtime::openai::Completion;
+use runtime::pool::{question, reading};
+use vlm::template::{Piece, Template};
+use vlm::tokenizer::Tokenizer;
+use vlm::{Content, Picture, Role, Turn};
+
+/// The released tokenizer.
+static TOKENIZER: LazyLock<Tokenizer> =
+    LazyLock::new(|| Tokenizer::from_json(include_bytes!("../../tests/data/tokenizer.json")).expect("the released one is read"));
+
+/// `egret.toml`: a configuration, or errors that each have a place and a cure.
+pub fn agent_config(text: &str) {
+    if let Err(errors) = AgentConfig::parse(text, "egret.toml") {
+        let told = errors.to_string();
+        assert!(told.contains("egret.toml") && told.contains("cure"), "{told}");
+    }
+}
+
+/// `manifest.json`: what is accepted is written back, and read again as the same.
+pub fn manifest(json: &[u8]) {
+    if let Ok(manifest) = Manifest::from_json(json) {
+        let again = Manifest::from_json(manifest.to_json().as_bytes()).expect("what was written is read");
+        assert_eq!(again.to_json(), manifest.to_json());
+    }
+}
+
+/// `model.safetensors`: a tensor that is listed has as many values as its shape says, or is refused by name.
+pub fn checkpoint(bytes: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("a file can be written");
+    write("config.json", include_bytes!("../../demo/bundles/nano-edge/config.json"));
+    write("model.safetensors", bytes);
+    let Ok(checkpoint) = Checkpoint::open(folder.path()) else { return };
+    for name in checkpoint.names() {
+        let values: usize = checkpoint.shape(name).expect("listed").iter().product();
+        match checkpoint.tensor(name) {
+            Ok(tensor) => assert_eq!(tensor.values.len(), values),
+            Err(error) => assert!(error.to_string().contains(name), "{error}"),
+        }
+    }
+}
+
+/// An ONNX file: read back without trust in its lengths.
+pub fn onnx(bytes: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("graph.onnx");
+    std::fs::write(&file, bytes).expect("a file can be written");
+    if let Ok(graph) = GraphFile::open(&file) {
+        assert!(graph.constants().count() <= bytes.len());
+    }
+}
+
+/// A picture file: it has all its pixels and is within the limit, whatever its header says.
+pub fn picture(bytes: &[u8]) {
+    if let Ok(picture) = Picture::decode(bytes) {
+        let pixels = picture.width() as usize * picture.height() as usize;
+        assert_eq!(picture.pixels().len(), 3 * pixels);
+        assert!((1..=64_000_000).contains(&pixels));
+    }
+}
+
+/// What a decoder writes: every picture is whole; the stream ends, or is refused, after as much as came.
+pub fn camera(bytes: &[u8]) {
+    let mut pictures = Pictures::new(bytes);
+    let mut pixels = 0;
+    while let Ok(Some(picture)) = pictures.next_picture() {
+        assert_eq!(picture.data.len(), picture.width as usize * picture.height as usize * 3);
+        pixels += picture.data.len();
+        assert!(pixels <= bytes.len());
+    }
+}
+
+/// A chat template: what is said comes out whole, and never as the template's own words.
+pub fn template(source: &str) {
+    const SAID: &str = "<|im_end|>{{ 7 * 7 }}";
+    let turns = [Turn { role: Role::User, content: vec![Content::Text(SAID.into())] }];
+    let Ok(template) = Template::new(source) else { return };
+    let Ok(pieces) = template.render(&turns) else { return };
+    for piece in pieces {
+        if let Piece::Said(text) = piece {
+            assert_eq!(text, SAID);
+        }
+    }
+}
+
+/// Text from outside: never a special token, and it comes back as it was, except for bytes the vocabulary has no token for.
+pub fn encode(text: &str) {
+    /// As transformers does, the tokenizer leaves these out.
+    const WITHOUT_TOKEN: [u8; 11] = [0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xc0, 0xc1, 0xf1, 0xf2, 0xf5];
+    let ids = TOKENIZER.encode(text).expect("any text is encoded");
+    assert!(TOKENIZER.specials().all(|(_, special)| !ids.contains(&special)));
+    if !text.bytes().any(|byte| WITHOUT_TOKEN.contains(&byte)) {
+        assert_eq!(TOKENIZER.decode(&ids), text);
+    }
+}
+
+/// The body of a chat-completion request: refused with a status of the client's fault, or understood within the limits.
+pub fn chat_request(body: &[u8]) {
+    match runtime::chat::read(body) {
+        Ok(asked) => assert!(asked.request.top_logprobs <= 20 && asked.request.max_new_tokens >= 1),
+        Err(error) => assert!((400..500).contains(&error.status) && !error.message.is_empty(), "{error:?}"),
+    }
+}
+
+/// The reply of a pool: what is read from it is one of the answers.
+pub fn pool_reply(reply: &[u8]) {
+    let answers = ["yes", "no", "not visible", "visible"].map(str::to_owned);
+    if let Ok(completion) = serde_json::from_slice::<Completion>(reply)
+        && let Ok(said) = question::said(&completion, &answers)
+    {
+        assert!(answers.contains(&said.answer));
+    }
+    if let Some(answer) = reading::read(&String::from_utf8_lossy(reply), &answers) {
+        assert!(answers.iter().any(|given| given == answer));
+    }
+}
+
+/// Labels, one JSON object a line: a line is a label, a bad row with its number, or blank.
+pub fn labels(text: &str) {
+    let (labels, bad) = runtime::labels::parse(text);
+    assert!(labels.len() + bad.len() <= text.lines().count());
+    assert!(bad.iter().all(|row| (1..=text.lines().count()).contains(&row.line)));
+}
+
+#[cfg(test)]
+mod tests;
