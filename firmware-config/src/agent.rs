@@ -184,7 +184,7 @@ pub enum RouteMode {
     /// The router decides by confidence.
     #[default]
     Auto,
-    /// Never leaves the box.
+    /// No pool is asked. Events, with their pictures, still go to the broker.
     Local,
     /// Always asked of the pool.
     Pool,
@@ -258,7 +258,7 @@ pub enum KillSwitch {
     /// The router decides.
     #[default]
     Off,
-    /// Nothing leaves the box.
+    /// No pool is asked. Events, with their pictures, still go to the broker.
     LocalOnly,
     /// Everything is asked of the pool.
     PoolOnly,

@@ -69,12 +69,14 @@ pub struct CameraStatus {
     pub reason: String,
     /// Since when.
     pub since: Timestamp,
+    /// How often it was online and went, so that an absence that nobody saw is still known.
+    pub losses: u64,
 }
 
 impl CameraStatus {
     /// Before the first attempt.
     pub fn opening() -> Self {
-        CameraStatus { state: CameraState::Offline, reason: "not open yet".into(), since: Timestamp::now() }
+        CameraStatus { state: CameraState::Offline, reason: "not open yet".into(), since: Timestamp::now(), losses: 0 }
     }
 }
 
@@ -108,6 +110,8 @@ impl Capture {
                 Err(CaptureError::Stopped) => return self.tell(CameraState::Ended, "stopped"),
                 Err(error) => error,
             };
+            // Its events end now, so the next frame is news even where it shows the same.
+            view.gate = Gate::new(self.camera.gate);
             let state = if matches!(error, CaptureError::Stalled { .. }) { CameraState::Stalled } else { CameraState::Offline };
             self.tell(state, &error.to_string());
             if is_finite(&self.camera.source) {
@@ -159,13 +163,15 @@ impl Capture {
         let (number, Frame { captured_at, name, image, .. }) = (view.frames, frame);
         let (picture, own) = decoded(image)?;
         let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
-        let decision = view.gate.admit(thumbnail, self.clock.elapsed());
+        let now = self.clock.elapsed();
+        let decision = view.gate.decide(&thumbnail, now);
         self.watcher.see(Record::Frame { cam: self.camera.id.clone(), frame: number, name: name.clone(), decision });
         if let Decision::Skip(_) = decision {
             self.metrics.frames_skipped.count();
             return Ok(ControlFlow::Continue(()));
         }
         let jpeg = own_or_encoded(&picture, own)?;
+        view.gate.admitted(thumbnail, now);
         let sha256 = Sha256::digest(&jpeg).iter().map(|byte| format!("{byte:02x}")).collect();
         // A box whose clock is before 1970 or after 9999 has other worries; its events say `unsynced`.
         let time = Timestamp::try_from(captured_at).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -188,7 +194,9 @@ impl Capture {
             let changed = status.state != state || status.reason != reason;
             if changed {
                 info!(cam = self.camera.id, "{} {reason}", state.as_str());
-                *status = CameraStatus { state, reason: reason.to_owned(), since: Timestamp::now() };
+                let lost = status.state == CameraState::Online && matches!(state, CameraState::Stalled | CameraState::Offline);
+                let losses = status.losses + u64::from(lost);
+                *status = CameraStatus { state, reason: reason.to_owned(), since: Timestamp::now(), losses };
             }
             changed
         });

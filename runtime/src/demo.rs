@@ -15,16 +15,16 @@ mod summary;
 mod view;
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use firmware_config::agent::AgentConfig;
 use firmware_config::agent::units::parse_duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Exit, Failure, OrExit};
+use crate::labels::Label;
 use crate::{labels, memory, pipeline};
 use assets::Assets;
 use auditor::Auditor;
@@ -37,6 +37,8 @@ use view::View;
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// After the drain, what is on its way from the broker to the auditor.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(3);
+/// The same when somebody waits for the demo to stop.
+const LAST_ARRIVAL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Arguments of `egret demo`.
 #[derive(Debug, clap::Args)]
@@ -54,43 +56,29 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the demo.
+///
+/// # Errors
+/// When its parts are not to be had, or one of them ends by a fault.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let assets = Assets::find().or_exit(Exit::Io)?;
-    let workdir = tempdir().or_exit(Exit::Io)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().or_exit(Exit::Io)?;
-    let outcome = runtime.block_on(replay(args, &assets, &workdir)).or_exit(Exit::Io);
+    let outcome = runtime.block_on(demonstrate(args, &assets));
     // A thread in the middle of an answer must not keep the program from ending.
     runtime.shutdown_background();
     outcome
 }
 
-async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<Exit> {
-    // Subscribed before anything starts, so that Ctrl-C always ends in the same place.
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let address = children::free_port()?;
-    let mut broker = Sidecar::start("broker", ["demo-broker".to_owned(), "--listen".into(), address.to_string()])?;
-    children::wait_listening(address, &mut broker, START_PATIENCE)?;
-    let url = format!("mqtt://{address}");
-    let worker_args =
-        ["worker", "--until-stdin-ends", "--backend", "tract", "--mqtt", &url, "--pool", config::POOL, "--bundle"].map(Into::into);
-    let _worker = Sidecar::start("worker", worker_args.into_iter().chain([assets.pool_bundle().into_os_string()]))?;
-
-    let path = workdir.join("egret.toml");
-    let text = config::text(assets, address);
-    std::fs::write(&path, &text).with_context(|| format!("writing {}", path.display()))?;
-    let config = AgentConfig::parse(&text, &path.display().to_string())?;
-    let (labels, bad) = labels::parse(&std::fs::read_to_string(assets.labels()).context("reading the demo's labels")?);
-    anyhow::ensure!(bad.is_empty(), "{}: line {}: {}", assets.labels().display(), bad[0].line, bad[0].reason);
-
+/// Sets the stage, replays the cameras, adds up.
+async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
+    // Subscribed before anything starts, so that a stop is obeyed at any time.
+    let mut stop = Stop::subscribe().or_exit(Exit::Io)?;
     let view = View::new(if args.json { Out::Stderr } else { Out::Stdout });
-    view.line(&format!("configuration  {}", path.display()));
-    view.line(&format!("broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/#')", address.port()));
-    let auditor = Auditor::start(&config)?;
-    auditor.wait_for_pool(START_PATIENCE).await.context("waiting for the demo's worker")?;
-
-    let ledger = Arc::new(Ledger::new(view.clone(), labels));
-    let mut interrupted = false;
+    let stage = tokio::select! {
+        stage = Stage::set(assets, &view) => stage.or_exit(Exit::Io)?,
+        exit = stop.told() => return Ok(exit),
+    };
+    let ledger = Arc::new(Ledger::new(view.clone(), stage.labels.clone()));
+    let mut stopped = None;
     let shutdown = async {
         let limit = async {
             match args.limit {
@@ -100,21 +88,20 @@ async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<
         };
         tokio::select! {
             () = limit => {}
-            _ = interrupt.recv() => interrupted = true,
-            _ = terminate.recv() => interrupted = true,
+            exit = stop.told() => stopped = Some(exit),
         }
     };
-    let totals = pipeline::run(config, ledger.clone(), shutdown).await?;
+    let totals = pipeline::run(stage.config.clone(), ledger.clone(), shutdown).await?;
 
     let published = ledger.events();
-    auditor.wait_for_events(published, ARRIVAL_PATIENCE).await;
+    stage.auditor.wait_for_events(published, if stopped.is_some() { LAST_ARRIVAL_PATIENCE } else { ARRIVAL_PATIENCE }).await;
     // The pipeline is gone: nothing is added any more.
     let mut pairs = ledger.pairs();
-    if !interrupted {
+    if stopped.is_none() {
         view.line("asking the pool about what stayed on the box, to compare…");
         tokio::select! {
-            () = auditor.ask_about(&mut pairs) => {}
-            _ = interrupt.recv() => interrupted = true,
+            () = stage.auditor.ask_about(&mut pairs) => {}
+            exit = stop.told() => stopped = Some(exit),
         }
     }
     let counts = Counts {
@@ -122,23 +109,73 @@ async fn replay(args: &Args, assets: &Assets, workdir: &Path) -> anyhow::Result<
         frames_skipped: totals.frames - totals.frames_answered,
         updates: ledger.updates(),
         events_published: published,
-        events_received: auditor.events_received(),
+        events_received: stage.auditor.events_received(),
         bytes_up: ledger.bytes_up(),
     };
     let summary = Summary::of(counts, &pairs.iter().map(|(pair, _)| pair.clone()).collect::<Vec<_>>(), memory::peak_rss_bytes());
     view.line("");
     view.line(&summary.for_people());
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
     }
-    Ok(if interrupted { Exit::Interrupted } else { Exit::Done })
+    Ok(stopped.unwrap_or(Exit::Done))
 }
 
-/// A folder of this run's own, kept: its configuration can be read and run again.
-fn tempdir() -> anyhow::Result<std::path::PathBuf> {
-    let folder = std::env::temp_dir().join(format!("egret-demo-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    Ok(folder)
+/// Everything around the agent: a broker, a worker behind it, a subscriber that counts, and the agent's configuration.
+struct Stage {
+    config: AgentConfig,
+    labels: Vec<Label>,
+    auditor: Auditor,
+    /// Ended with the stage, the worker first.
+    _worker: Sidecar,
+    _broker: Sidecar,
+}
+
+impl Stage {
+    async fn set(assets: &Assets, view: &View) -> anyhow::Result<Stage> {
+        let address = children::free_port()?;
+        let mut broker = Sidecar::start("broker", ["demo-broker".to_owned(), "--listen".into(), address.to_string()])?;
+        children::wait_listening(address, &mut broker, START_PATIENCE).await?;
+        let url = format!("mqtt://{address}");
+        let worker_args =
+            ["worker", "--until-stdin-ends", "--backend", "tract", "--mqtt", &url, "--pool", config::POOL, "--bundle"].map(Into::into);
+        let worker = Sidecar::start("worker", worker_args.into_iter().chain([assets.pool_bundle().into_os_string()]))?;
+
+        // Kept: the configuration can be read and run again.
+        let workdir = tempfile::Builder::new().prefix("egret-demo-").tempdir().context("creating a folder for the configuration")?.keep();
+        let path = workdir.join("egret.toml");
+        let text = config::text(assets, address);
+        std::fs::write(&path, &text).with_context(|| format!("writing {}", path.display()))?;
+        let config = AgentConfig::parse(&text, &path.display().to_string())?;
+        let (labels, bad) = labels::parse(&std::fs::read_to_string(assets.labels()).context("reading the demo's labels")?);
+        anyhow::ensure!(bad.is_empty(), "{}: line {}: {}", assets.labels().display(), bad[0].line, bad[0].reason);
+
+        view.line(&format!("configuration  {}", path.display()));
+        view.line(&format!("broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/#')", address.port()));
+        let auditor = Auditor::start(&config)?;
+        auditor.wait_for_pool(START_PATIENCE).await.context("waiting for the demo's worker")?;
+        Ok(Stage { config, labels, auditor, _worker: worker, _broker: broker })
+    }
+}
+
+/// Ctrl-C, or the service manager's way of saying stop.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn subscribe() -> std::io::Result<Stop> {
+        Ok(Stop { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for either; the exit code that answers it.
+    async fn told(&mut self) -> Exit {
+        tokio::select! {
+            _ = self.interrupt.recv() => Exit::Interrupted,
+            _ = self.terminate.recv() => Exit::Done,
+        }
+    }
 }
 
 /// Where the live view goes: out of the way of the JSON line.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use crate::pool::PoolReply;
 use crate::router::Reason;
 
 /// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
@@ -115,29 +114,6 @@ pub struct Settled {
     pub by: By,
 }
 
-impl Settled {
-    /// A pool's answer.
-    pub fn by_pool(pool: &str, reply: &PoolReply) -> Settled {
-        Settled {
-            text: reply.answer.clone(),
-            confidence: reply.confidence,
-            confidence_kind: if reply.confidence.is_some() { "pool" } else { "none" },
-            by: By {
-                place: Place::Pool,
-                pool: Some(pool.to_owned()),
-                model: reply.model.clone(),
-                model_sha256: None,
-                backend: None,
-                ep: "remote".into(),
-                total: reply.latency,
-                prefill: None,
-                decode: None,
-                tokens_out: reply.tokens_out,
-            },
-        }
-    }
-}
-
 /// How an escalation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -167,6 +143,9 @@ pub struct Escalation {
     pub attempts: u32,
     /// Request bytes sent, all attempts together.
     pub bytes_up: u64,
+    /// What the attempts cost; absent where the pool has no price.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_usd: Option<f64>,
     /// The pool's deadline; absent where no pool is configured.
     #[serde(rename = "deadline_ms", skip_serializing_if = "Option::is_none", serialize_with = "some_millis")]
     pub deadline: Option<Duration>,
@@ -182,7 +161,7 @@ pub struct FrameInfo {
     pub w: u32,
     /// Pixels from top to bottom.
     pub h: u32,
-    /// Hex sha256 of the JPEG on the snapshot topic.
+    /// Hex sha256 of its JPEG.
     pub sha256: String,
     /// The JPEG's size.
     #[serde(skip)]
@@ -200,13 +179,15 @@ pub struct Draft {
     pub rule: String,
     /// The question asked.
     pub question: String,
-    /// The frame of the local answer.
+    /// The frame that opened the event: the picture on the snapshot topic, until another event opens.
+    pub opened_on: FrameInfo,
+    /// The frame that the answer in force is about.
     pub frame: FrameInfo,
     /// The short state.
     pub state: State,
     /// The answer in force.
     pub settled: Settled,
-    /// The local answer, once a pool's is in force.
+    /// The local answer about the same frame, once a pool's is in force.
     pub first: Option<Settled>,
     /// How the escalation stands.
     pub escalation: Escalation,
@@ -271,7 +252,7 @@ struct Wire<'a> {
     first: Option<First<'a>>,
     reasons: &'a [Reason],
     escalation: &'a Escalation,
-    image: Image,
+    image: Image<'a>,
 }
 
 #[derive(Serialize)]
@@ -279,13 +260,15 @@ struct First<'a> {
     answer: &'a str,
     confidence: Option<f64>,
     confidence_kind: &'a str,
+    #[serde(flatten)]
     by: &'a By,
 }
 
 #[derive(Serialize)]
-struct Image {
+struct Image<'a> {
     topic: String,
     bytes: usize,
+    sha256: &'a str,
 }
 
 impl Draft {
@@ -322,7 +305,11 @@ impl Draft {
             }),
             reasons: &self.escalation.reasons,
             escalation: &self.escalation,
-            image: Image { topic: Topics::new(origin.node).snapshot(origin.cam), bytes: self.frame.jpeg_bytes },
+            image: Image {
+                topic: Topics::new(origin.node).snapshot(origin.cam),
+                bytes: self.opened_on.jpeg_bytes,
+                sha256: &self.opened_on.sha256,
+            },
         };
         serde_json::to_vec(&wire).expect("strings, numbers and lists always serialise")
     }
@@ -419,11 +406,6 @@ impl Topics {
     /// Events that will never come.
     pub fn gap(&self) -> String {
         format!("{}/gap", self.root)
-    }
-
-    /// Where pools reply.
-    pub fn replies(&self) -> String {
-        format!("{}/esc/res", self.root)
     }
 
     /// Sets the kill switch.

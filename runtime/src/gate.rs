@@ -112,16 +112,13 @@ impl Gate {
         Gate { settings, admitted: None }
     }
 
-    /// Decides about a frame seen at `now`, a time since any fixed moment that never runs backwards.
-    pub fn admit(&mut self, thumbnail: Thumbnail, now: Duration) -> Decision {
-        let decision = self.decide(&thumbnail, now);
-        if matches!(decision, Decision::Admit(_)) {
-            self.admitted = Some((thumbnail, now));
-        }
-        decision
+    /// Remembers a frame that was admitted at `now` and is on its way to the model.
+    pub fn admitted(&mut self, thumbnail: Thumbnail, now: Duration) {
+        self.admitted = Some((thumbnail, now));
     }
 
-    fn decide(&self, thumbnail: &Thumbnail, now: Duration) -> Decision {
+    /// Decides about a frame seen at `now`, a time since any fixed moment that never runs backwards.
+    pub fn decide(&self, thumbnail: &Thumbnail, now: Duration) -> Decision {
         let Some((last, at)) = &self.admitted else { return Decision::Admit(AdmitReason::First) };
         if self.settings.motion <= 0.0 {
             return Decision::Admit(AdmitReason::Ungated);
@@ -152,6 +149,17 @@ mod tests {
         let mut thumbnail = flat(0);
         thumbnail.0[..bright].fill(255);
         thumbnail
+    }
+
+    impl Gate {
+        /// Decides, with nothing in the way of an admitted frame.
+        fn admit(&mut self, thumbnail: Thumbnail, now: Duration) -> Decision {
+            let decision = self.decide(&thumbnail, now);
+            if let Decision::Admit(_) = decision {
+                self.admitted(thumbnail, now);
+            }
+            decision
+        }
     }
 
     fn gate(motion: f64, max_age_secs: u64) -> Gate {

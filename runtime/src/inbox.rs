@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::mqtt::{Deliveries, Publication};
 use crate::policy::{InForce, kill_switch_name, parse_kill_switch};
 use crate::pool::Pools;
-use crate::publisher::Post;
+use crate::publisher::{Kind, Post};
 
 /// Hands deliveries to whom they concern.
 pub struct Inbox {
@@ -57,7 +57,7 @@ impl Inbox {
     async fn tell_kill_switch(&self) {
         let payload = kill_switch_name(self.in_force.kill_switch()).into();
         // Without a publisher there is nobody to tell.
-        let _ = self.posts.send(Post::Standing { topic: self.topics.kill_switch_state(), payload }).await;
+        let _ = self.posts.send(Post::Standing { topic: self.topics.kill_switch_state(), payload, kind: Kind::Word }).await;
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::ops::ControlFlow;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use vlm::answer::Token;
 use vlm::{Answer, Identity, Request, Vlm, VlmError};
@@ -121,12 +123,33 @@ impl Handle {
         self.jobs.closed().await;
     }
 
-    /// Asks several requests in a row, waiting for a place in the queue. Answers come in order; fewer come when the thread ends.
-    pub async fn ask_each(&self, requests: Vec<Request>) -> mpsc::Receiver<Result<Answer, VlmError>> {
+    /// Asks several requests in a row. Waits for a place in the queue with the first answer.
+    pub fn ask_each(&self, requests: Vec<Request>) -> Answers {
         let (replies, answers) = mpsc::channel(requests.len().max(1));
-        // Without a thread the replies are closed at once, which says it.
-        let _ = self.jobs.send(Job { requests, tokens: None, replies }).await;
-        answers
+        let jobs = self.jobs.clone();
+        let queued = async move {
+            // Without a thread the replies are closed at once, which says it.
+            let _ = jobs.send(Job { requests, tokens: None, replies }).await;
+        };
+        Answers { queued: Some(queued.boxed()), answers }
+    }
+}
+
+/// The answers to several requests; dropping it takes back those not begun.
+pub struct Answers {
+    /// Until there is a place in the queue.
+    queued: Option<BoxFuture<'static, ()>>,
+    answers: mpsc::Receiver<Result<Answer, VlmError>>,
+}
+
+impl Answers {
+    /// The next answer, in the order of the requests; fewer come when the thread ends. May be dropped and called again.
+    pub async fn next(&mut self) -> Option<Result<Answer, VlmError>> {
+        if let Some(queued) = &mut self.queued {
+            queued.await;
+            self.queued = None;
+        }
+        self.answers.recv().await
     }
 }
 
@@ -214,10 +237,10 @@ pub(crate) mod tests {
             (n.to_string(), 0.5)
         }));
         let thread = std::thread::spawn(move || inference.run());
-        let mut answers = handle.ask_each(vec![Request::default(), Request::default()]).await;
-        assert_eq!(answers.recv().await.expect("first").expect("answered").text, "1");
-        assert_eq!(answers.recv().await.expect("second").expect("answered").text, "2");
-        assert!(answers.recv().await.is_none());
+        let mut answers = handle.ask_each(vec![Request::default(), Request::default()]);
+        assert_eq!(answers.next().await.expect("first").expect("answered").text, "1");
+        assert_eq!(answers.next().await.expect("second").expect("answered").text, "2");
+        assert!(answers.next().await.is_none());
         let (tokens, mut received) = mpsc::channel(4);
         assert_eq!(handle.ask_streaming(Request::default(), tokens).await.expect("answered").text, "3");
         assert_eq!(received.recv().await.expect("a token").text, "3");
@@ -228,7 +251,10 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_full_queue_is_busy_and_an_ended_thread_is_stopped() {
         let (handle, inference) = channel(Scripted::new(|_| ("yes".into(), 0.5)));
-        let waiting: Vec<_> = futures_util::future::join_all((0..QUEUE).map(|_| handle.ask_each(vec![Request::default()]))).await;
+        let mut waiting: Vec<_> = (0..QUEUE).map(|_| handle.ask_each(vec![Request::default()])).collect();
+        for answers in &mut waiting {
+            assert!(answers.next().now_or_never().is_none(), "it is queued, and not answered");
+        }
         assert!(matches!(handle.ask(Request::default()).await, Err(AskError::Busy)));
         drop((waiting, inference));
         assert!(matches!(handle.ask(Request::default()).await, Err(AskError::Stopped)));

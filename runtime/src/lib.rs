@@ -7,7 +7,7 @@
 //!    capture ─▶ gate ─admit─▶ handoff ─────▶ scene ─▶  infer ─▶ router ─▶ keep ───────────┐
 //!                └ skip, and why    (latest,   ▲                └▶ escalate, and why      │
 //!                                   or every)  │                        ▼                 ▼
-//!                                              └── outcome ◀──── policy, pool ─▶ …      span: new / update / end
+//!                                              └── outcome ◀──── call ─▶ pool ─▶ …      span: new / update / end
 //!                                                                 HTTPS │ MQTT             │ event
 //!                  broker ◀── mqtt::Link ◀── publisher ◀── outbox: (epoch, seq) ◀──────────┘
 //!                    └─▶ inbox: replies of pools, kill switch
@@ -20,6 +20,7 @@
 //! | asks every rule about a frame, and pools beside it | [`scene`] | |
 //! | owns the model | [`infer`] | |
 //! | decides who settles an answer, and why | [`router`] | yes |
+//! | makes one escalation: what is in its way, what it may cost | [`call`] | |
 //! | holds escalations to budgets and the kill switch | [`policy`], [`budget`] | the ledger |
 //! | asks a bigger model | [`pool`] | breaker, retry, question, reading |
 //! | turns an answer, or a pool's later one, into events | [`span`], [`event`] | yes |
@@ -33,6 +34,7 @@
 pub mod ask;
 pub mod backoff;
 pub mod budget;
+pub mod call;
 pub mod capture;
 pub mod chat;
 pub mod cli;

@@ -4,8 +4,8 @@
 //! the broker acknowledged it. When the queue is full the oldest is dropped, counted, and declared in a [`Gap`], so a subscriber can
 //! prove from what it received that nothing is missing: received + declared = 1..=last.
 //!
-//! A broker acknowledges before it saves. So events acknowledged in the last moments before a connection is lost are sent once more:
-//! a broker killed in between would otherwise leave a hole. Subscribers tell a repeat by its (epoch, seq).
+//! A broker acknowledges before it saves. So after a lost connection the last events acknowledged, those of the seconds before the newest
+//! acknowledgement, are sent once more: a broker killed in between would otherwise leave a hole. Subscribers tell a repeat by its (epoch, seq).
 //!
 //! Memory only: a box that loses power loses what its broker had not yet. A store on disk takes this module's place in the queue.
 
@@ -32,6 +32,8 @@ pub struct Entry {
     pub topic: String,
     /// Its JSON.
     pub payload: Bytes,
+    /// When it was made.
+    pub since: Duration,
 }
 
 /// What is to be sent next.
@@ -112,6 +114,16 @@ impl Outbox {
         self.queue.len()
     }
 
+    /// Size of the events not acknowledged yet.
+    pub fn queued_bytes(&self) -> usize {
+        self.queue.iter().map(|slot| slot.item.payload.len()).sum()
+    }
+
+    /// How old the oldest event not acknowledged yet is at `now`.
+    pub fn oldest_age(&self, now: Duration) -> Option<Duration> {
+        self.queue.front().map(|slot| now.saturating_sub(slot.item.since))
+    }
+
     /// Where events went.
     pub fn counts(&self) -> Counts {
         self.counts
@@ -122,15 +134,15 @@ impl Outbox {
         self.queue.is_empty() && self.again.is_empty() && self.gaps.is_empty()
     }
 
-    /// Puts an event at the end, in the place that `payload` is told; drops the oldest when full.
-    pub fn push(&mut self, topic: String, payload: impl FnOnce(u64, u64) -> Bytes) -> u64 {
+    /// Puts an event made at `now` at the end, in the place that `payload` is told; drops the oldest when full.
+    pub fn push(&mut self, topic: String, now: Duration, payload: impl FnOnce(u64, u64) -> Bytes) -> u64 {
         if self.queue.len() == self.capacity {
             self.drop_oldest();
         }
         self.counts.produced += 1;
         let seq = self.counts.produced;
         let payload = payload(self.epoch, seq);
-        self.queue.push_back(Slot::waiting(Entry { seq, topic, payload }));
+        self.queue.push_back(Slot::waiting(Entry { seq, topic, payload, since: now }));
         seq
     }
 

@@ -33,7 +33,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use vlm::{Options, Vlm, VlmError};
 
 use crate::capture::{self, CameraStatus, Capture};
@@ -47,8 +47,9 @@ use crate::metrics::{Metrics, Totals};
 use crate::mqtt::{LastWill, Link, LinkOptions, LinkState, Publication, Qos};
 use crate::outbox::Outbox;
 use crate::policy::InForce;
+use crate::pool::mqtt::reply_topic;
 use crate::pool::{Pools, PoolsError};
-use crate::publisher::{self, Post, Publisher};
+use crate::publisher::{self, Kind, Post, Publisher};
 use crate::record::{Record, Watcher};
 use crate::scene::{Scene, Surroundings};
 
@@ -58,8 +59,10 @@ const POSTS: usize = 64;
 const WILL_DELAY: Duration = Duration::from_secs(10);
 /// At the start, how long the first frame waits for the broker, so that its questions can be escalated over it.
 const BROKER_PATIENCE: Duration = Duration::from_secs(1);
-/// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's goodbye the whole drain is under 5 s.
-const SCENES_PATIENCE: Duration = Duration::from_millis(2500);
+/// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's goodbye and the gateway's it is all under 5 s.
+const SCENES_PATIENCE: Duration = Duration::from_millis(2000);
+/// What the scenes then still take to tell how everything ended; one that takes longer is left behind.
+const SCENES_LAST_WORDS: Duration = Duration::from_millis(300);
 const PUBLISHER_PATIENCE: Duration = Duration::from_millis(1500);
 /// At the end of finite sources nobody is waiting at a terminal.
 const PUBLISHER_PATIENCE_AT_END: Duration = Duration::from_secs(10);
@@ -106,7 +109,12 @@ pub enum RunError {
 /// # Errors
 /// When something the box cannot work without is not to be had, or ends by a fault.
 pub async fn run(config: AgentConfig, watcher: Arc<dyn Watcher>, shutdown: impl Future<Output = ()>) -> Result<Totals, RunError> {
-    let model = open_model(&config).await?;
+    let mut shutdown = pin!(shutdown);
+    // A large bundle takes its time, and whoever stops the agent meanwhile does not have to wait for it.
+    let model = tokio::select! {
+        model = open_model(&config) => model?,
+        () = &mut shutdown => return Ok(Totals::default()),
+    };
     run_with(model, config, watcher, shutdown).await
 }
 
@@ -234,7 +242,6 @@ impl Running {
             node: config.node.id,
             model: model.clone(),
             pools,
-            link,
             in_force,
             posts: posts.clone(),
             clock,
@@ -263,6 +270,7 @@ impl Running {
 
     /// Resolves when there is nothing more to do, or a part that the others need is gone.
     async fn ended(&mut self) -> Ended {
+        let (has_gateway, gateway) = (self.gateway.is_some(), self.gateway.as_mut().map(|gateway| &mut gateway.task));
         let sources = async {
             while let Some(ended) = self.scenes.join_next().await {
                 let Ok(place) = ended else { return Ended::Fault { part: "a camera's scene".into() } };
@@ -273,15 +281,19 @@ impl Running {
                 }
             }
             // With a gateway the box is of use without any camera.
-            if self.gateway.is_some() {
+            if has_gateway {
                 std::future::pending::<()>().await;
             }
             Ended::Sources
         };
+        let fault = |part: &str| Ended::Fault { part: part.into() };
         tokio::select! {
             ended = sources => ended,
-            () = self.model.ended() => Ended::Fault { part: "the inference thread".into() },
-            () = self.posts.closed() => Ended::Fault { part: "the publisher".into() },
+            () = self.model.ended() => fault("the inference thread"),
+            () = self.posts.closed() => fault("the publisher"),
+            () = ended_early(self.inbox.as_mut()) => fault("the inbox"),
+            () = ended_early(gateway) => fault("the gateway"),
+            () = ended_early(self.link.as_mut().map(|link| &mut link.task)) => fault("the connection to the broker"),
         }
     }
 
@@ -301,15 +313,21 @@ impl Running {
             self.scenes_deadline.send_replace(Some(Instant::now() + SCENES_PATIENCE));
         }
         let gateway = self.gateway.map(Stoppable::stop);
-        while self.scenes.join_next().await.is_some() {}
+        let last_words = async { while self.scenes.join_next().await.is_some() {} };
+        if !hurry {
+            last_words.await;
+        } else if timeout(SCENES_PATIENCE + SCENES_LAST_WORDS, last_words).await.is_err() {
+            warn!("left behind a camera that did not end in time");
+            self.scenes.shutdown().await;
+        }
         if let Some(gateway) = gateway {
             // It was told as long ago as the scenes were.
-            let _ = timeout(LINK_PATIENCE, gateway).await;
+            let _ = timeout(LINK_PATIENCE, joined(gateway)).await;
         }
         if let Some(inbox) = self.inbox {
             inbox.abort();
             // It holds a sender of posts; gone is gone once it is joined.
-            let _ = inbox.await;
+            joined(inbox).await;
         }
         // The publisher takes posts as long as anybody could send one.
         drop(self.posts);
@@ -326,7 +344,7 @@ impl Running {
             () = hurried => self.publisher.abort(),
         }
         if let Some(link) = self.link {
-            let _ = timeout(LINK_PATIENCE, link.stop()).await;
+            let _ = timeout(LINK_PATIENCE, joined(link.stop())).await;
         }
         match ended {
             Ended::Sources | Ended::Interrupted => Ok(self.metrics.totals()),
@@ -347,6 +365,22 @@ impl Stoppable {
         // One that has ended already is not there to be told.
         let _ = self.stop.send(());
         self.task
+    }
+}
+
+/// Resolves when a task that should not has ended; never where there is none.
+async fn ended_early(task: Option<&mut JoinHandle<()>>) {
+    match task {
+        Some(task) => _ = task.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when a task has ended, as one that [`ended_early`] saw already has.
+async fn joined(task: JoinHandle<()>) {
+    if !task.is_finished() {
+        // How it ended makes no difference any more.
+        let _ = task.await;
     }
 }
 
@@ -401,7 +435,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
 fn link_options(config: &AgentConfig, mqtt: &Mqtt, topics: &Topics, epoch: u64, clock: &Clock) -> LinkOptions {
     let mut subscriptions = vec![(topics.kill_switch_set(), Qos::AtLeastOnce)];
     if config.pools.iter().any(|pool| pool.transport == PoolTransport::Mqtt) {
-        subscriptions.push((topics.replies(), Qos::AtLeastOnce));
+        subscriptions.push((reply_topic(&config.node.id), Qos::AtLeastOnce));
     }
     let offline = Publication {
         topic: topics.status(),
@@ -433,7 +467,7 @@ async fn tell_info(posts: &mpsc::Sender<Post>, topics: &Topics, config: &AgentCo
         "pools": config.pools.iter().map(|pool| &pool.id).collect::<Vec<_>>(),
     });
     // The publisher has just been started and takes posts.
-    let _ = posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into() }).await;
+    let _ = posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into(), kind: Kind::Json }).await;
 }
 
 /// Stands in for the publisher of a box without a broker: events are only shown.

@@ -34,7 +34,13 @@ impl InForce {
         *self.kill_switch.borrow()
     }
 
-    /// Sets the kill switch, from the next decision on.
+    /// Resolves when the kill switch is on `local-only`.
+    pub async fn forbidden(&self) {
+        // Its sender is `self`, which is there.
+        let _ = self.kill_switch.subscribe().wait_for(|switch| *switch == KillSwitch::LocalOnly).await;
+    }
+
+    /// Sets the kill switch, from the next decision on; `local-only` also ends the calls under way.
     pub fn set_kill_switch(&self, to: KillSwitch) {
         self.kill_switch.send_replace(to);
     }

@@ -20,9 +20,11 @@ use firmware_config::agent::{Pool, PoolTransport};
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
+use crate::event::{By, Place, Settled};
 use crate::mqtt::{Link, Publication};
 use crate::openai::Completion;
 use crate::openai::error::ErrorBody;
+use crate::router::Reason;
 use breaker::{Breaker, Limits};
 use retry::{Class, Failure};
 
@@ -94,8 +96,6 @@ pub enum PoolError {
         deadline: Duration,
         /// Attempts made.
         attempts: u32,
-        /// Request bytes sent.
-        bytes_up: u64,
     },
     /// A reply that is none of the answers, or no chat completion.
     #[error("pool {pool}: {detail}")]
@@ -106,8 +106,6 @@ pub enum PoolError {
         detail: String,
         /// Attempts made.
         attempts: u32,
-        /// Request bytes sent.
-        bytes_up: u64,
     },
     /// Refused, or failed after retries.
     #[error("pool {pool}: {detail} (attempts made: {attempts})")]
@@ -118,32 +116,28 @@ pub enum PoolError {
         detail: String,
         /// Attempts made.
         attempts: u32,
-        /// Request bytes sent.
-        bytes_up: u64,
     },
 }
 
-impl PoolError {
-    /// Attempts made and request bytes sent before it was given up.
-    pub fn spent(&self) -> (u32, u64) {
-        match *self {
-            PoolError::LinkDown { .. } | PoolError::BreakerOpen { .. } => (0, 0),
-            PoolError::Deadline { attempts, bytes_up, .. }
-            | PoolError::InvalidFormat { attempts, bytes_up, .. }
-            | PoolError::Failed { attempts, bytes_up, .. } => (attempts, bytes_up),
+impl From<&PoolError> for Reason {
+    fn from(error: &PoolError) -> Self {
+        match error {
+            PoolError::LinkDown { .. } => Reason::LinkDown,
+            PoolError::BreakerOpen { .. } => Reason::BreakerOpen,
+            PoolError::Deadline { .. } => Reason::Deadline,
+            PoolError::InvalidFormat { .. } => Reason::InvalidFormat,
+            PoolError::Failed { .. } => Reason::Fallback,
         }
     }
 }
 
-/// A completion, and what it took to get it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Completed {
-    /// The pool's reply.
-    pub completion: Completion,
-    /// From the first attempt to the reply.
-    pub latency: Duration,
-    /// Attempts made, 1 or more.
+/// What a question has cost so far. The asker's, so that it is known also when the question is given up in the middle of an attempt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Attempts made.
     pub attempts: u32,
+    /// Those that the pool may charge for: not the ones that never reached it or came back with an error status.
+    pub charged: u32,
     /// Request bytes sent, all attempts together.
     pub bytes_up: u64,
 }
@@ -220,19 +214,23 @@ impl Pools {
         self.pools.iter().map(|member| &member.config)
     }
 
-    /// The pool that is asked where none is named.
-    pub fn first(&self) -> Option<&Pool> {
-        self.iter().next()
+    /// The pool that is asked where none is named: the first that takes the request, with pictures or without.
+    pub fn capable(&self, pictures: bool) -> Option<&Pool> {
+        self.iter().find(|pool| pool.images || !pictures)
+    }
+
+    /// What is in the way of asking the pool right now: no broker session on the way to it, or too many failures in a row.
+    pub fn obstacle(&self, id: &str) -> Option<Reason> {
+        let member = self.member(id)?;
+        match &member.transport {
+            Transport::Mqtt(mqtt) if !mqtt.is_up() => Some(Reason::LinkDown),
+            _ => member.breaker().is_open(Instant::now()).then_some(Reason::BreakerOpen),
+        }
     }
 
     /// Where replies of MQTT pools come in.
     pub fn reply_topic(&self) -> &str {
         &self.replies.topic
-    }
-
-    /// Whether a question to the pool would be refused right now because it failed too often.
-    pub fn breaker_open(&self, id: &str) -> bool {
-        self.member(id).is_some_and(|member| member.breaker().is_open(Instant::now()))
     }
 
     /// Hands over what arrived on [`mqtt::reply_topic`]. False when nobody waits for it: wrong, late, or repeated; counted.
@@ -245,55 +243,36 @@ impl Pools {
         self.replies.unmatched()
     }
 
-    /// Size of one request for `question`, in bytes, for budgets.
-    pub fn request_bytes(&self, id: &str, question: &PoolQuestion) -> u64 {
-        self.get(id).map_or(0, |pool| question::body(question, &pool.model, pool.closed).len() as u64)
-    }
-
     /// Puts a question to a pool. Dropping the future takes it back.
     ///
     /// # Errors
     /// When the pool gives no answer, or none of the question's answers, before its deadline.
     pub async fn ask(&self, id: &str, question: &PoolQuestion) -> Result<PoolReply, PoolError> {
-        let body = match self.get(id) {
-            Some(pool) => question::body(question, &pool.model, pool.closed),
-            None => Bytes::new(),
-        };
-        let Completed { completion, latency, attempts, bytes_up } = self.complete(id, question.id, body).await?;
-        match question::said(&completion, &question.answers) {
-            Ok(said) => Ok(PoolReply {
-                answer: said.answer,
-                model: if said.model.is_empty() { id.to_owned() } else { said.model },
-                confidence: said.confidence,
-                latency,
-                attempts,
-                bytes_up,
-                tokens_out: said.tokens_out,
-            }),
-            Err(detail) => Err(PoolError::InvalidFormat { pool: id.to_owned(), detail, attempts, bytes_up }),
-        }
+        let mut spent = Spent::default();
+        let started = Instant::now();
+        let Some(pool) = self.get(id) else { return Err(spent.failed(id, "is not configured".to_owned())) };
+        let body = question::body(question, pool);
+        let completion = self.complete(id, question.id, body, &mut spent).await?;
+        PoolReply::read(id, &completion, &question.answers, started.elapsed(), spent)
     }
 
-    /// Sends a ready request body to a pool, and returns its chat completion.
+    /// Sends a ready request body to a pool, and returns its chat completion. Dropping the future takes it back.
     ///
     /// # Errors
     /// When the pool gives no chat completion before its deadline.
-    pub async fn complete(&self, id: &str, question: QuestionId, body: Bytes) -> Result<Completed, PoolError> {
-        let mut spent = Spent::default();
+    pub async fn complete(&self, id: &str, question: QuestionId, body: Bytes, spent: &mut Spent) -> Result<Completion, PoolError> {
         let Some(member) = self.member(id) else {
             return Err(spent.failed(id, "is not configured".to_owned()));
         };
-        let started = Instant::now();
         let deadline = member.config.deadline;
-        let reply = match tokio::time::timeout(deadline, member.attempts(question, &body, started, &mut spent)).await {
+        let reply = match tokio::time::timeout(deadline, member.attempts(question, &body, Instant::now(), spent)).await {
             Ok(reply) => reply?,
             Err(_) => {
                 member.breaker().failed(Instant::now());
-                return Err(PoolError::Deadline { pool: id.to_owned(), deadline, attempts: spent.attempts, bytes_up: spent.bytes_up });
+                return Err(PoolError::Deadline { pool: id.to_owned(), deadline, attempts: spent.attempts });
             }
         };
-        let completion = parse(&reply).map_err(|detail| spent.invalid(id, detail))?;
-        Ok(Completed { completion, latency: started.elapsed(), attempts: spent.attempts, bytes_up: spent.bytes_up })
+        parse(&reply).map_err(|detail| spent.invalid(id, detail))
     }
 
     fn member(&self, id: &str) -> Option<&Member> {
@@ -301,25 +280,61 @@ impl Pools {
     }
 }
 
-/// What a question has cost so far; kept outside of the attempts, so that a deadline in the middle of one still knows.
-#[derive(Debug, Default)]
-struct Spent {
-    attempts: u32,
-    bytes_up: u64,
+impl Settled {
+    /// A pool's answer, as it is published.
+    pub fn from_pool(pool: &str, reply: &PoolReply) -> Settled {
+        Settled {
+            text: reply.answer.clone(),
+            confidence: reply.confidence,
+            confidence_kind: if reply.confidence.is_some() { "pool" } else { "none" },
+            by: By {
+                place: Place::Pool,
+                pool: Some(pool.to_owned()),
+                model: reply.model.clone(),
+                model_sha256: None,
+                backend: None,
+                ep: "remote".into(),
+                total: reply.latency,
+                prefill: None,
+                decode: None,
+                tokens_out: reply.tokens_out,
+            },
+        }
+    }
+}
+
+impl PoolReply {
+    /// Reads the completion that came of asking `pool`.
+    ///
+    /// # Errors
+    /// When it gives none of `answers`.
+    pub fn read(pool: &str, completion: &Completion, answers: &[String], latency: Duration, spent: Spent) -> Result<Self, PoolError> {
+        let said = question::said(completion, answers).map_err(|detail| spent.invalid(pool, detail))?;
+        Ok(PoolReply {
+            answer: said.answer,
+            model: if said.model.is_empty() { pool.to_owned() } else { said.model },
+            confidence: said.confidence,
+            latency,
+            attempts: spent.attempts,
+            bytes_up: spent.bytes_up,
+            tokens_out: said.tokens_out,
+        })
+    }
 }
 
 impl Spent {
     fn sent(&mut self, body: &Bytes) {
         self.attempts += 1;
+        self.charged += 1;
         self.bytes_up += body.len() as u64;
     }
 
     fn failed(&self, pool: &str, detail: String) -> PoolError {
-        PoolError::Failed { pool: pool.to_owned(), detail, attempts: self.attempts, bytes_up: self.bytes_up }
+        PoolError::Failed { pool: pool.to_owned(), detail, attempts: self.attempts }
     }
 
     fn invalid(&self, pool: &str, detail: String) -> PoolError {
-        PoolError::InvalidFormat { pool: pool.to_owned(), detail, attempts: self.attempts, bytes_up: self.bytes_up }
+        PoolError::InvalidFormat { pool: pool.to_owned(), detail, attempts: self.attempts }
     }
 }
 
@@ -352,6 +367,9 @@ impl Member {
                 }
                 Err(failure) => failure,
             };
+            if !failure.charged {
+                spent.charged -= 1;
+            }
             match failure.class {
                 Class::LinkDown => return Err(PoolError::LinkDown { pool: pool.clone(), detail: failure.detail }),
                 Class::Refused => self.breaker().succeeded(),

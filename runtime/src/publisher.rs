@@ -17,7 +17,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::clock::Clock;
-use crate::event::{Draft, Gap, Origin, State, Step, Topics, epoch_hex};
+use crate::event::{Draft, Gap, Origin, Step, Topics, epoch_hex};
 use crate::metrics::Metrics;
 use crate::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication, Qos};
 use crate::outbox::{Next, Outbox};
@@ -32,6 +32,7 @@ const EVENT_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 const GAP_EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
 const SNAPSHOT_EXPIRY: Duration = Duration::from_secs(3600);
 const HEALTH_EXPIRY: Duration = Duration::from_secs(120);
+const JSON: &str = "application/json";
 
 /// What the rest of the agent hands over for publishing.
 #[derive(Debug)]
@@ -43,27 +44,28 @@ pub enum Post {
         /// The step.
         draft: Box<Draft>,
     },
-    /// The picture of a camera's newest event.
-    Snapshot {
-        /// The camera.
-        cam: String,
-        /// JPEG.
-        jpeg: Bytes,
-    },
-    /// A rule whose state is not known any more.
-    Unknown {
-        /// The camera.
-        cam: String,
-        /// The rule.
-        rule: String,
-    },
     /// A retained publication, told again on every connection.
     Standing {
         /// Its topic.
         topic: String,
         /// Its content.
         payload: Bytes,
+        /// What the content is.
+        kind: Kind,
     },
+}
+
+/// What a standing publication is, and so how it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One word: `ON`.
+    Word,
+    /// An object.
+    Json,
+    /// An object that is soon old.
+    Health,
+    /// A JPEG, told once: nobody needs last hour's picture told again.
+    Snapshot,
 }
 
 /// The publishing side of the agent.
@@ -114,7 +116,7 @@ impl Publisher {
     pub async fn run(mut self, mut posts: mpsc::Receiver<Post>, patience: watch::Receiver<Duration>) {
         let mut status = self.link.status();
         let mut health = interval(HEALTH_PERIOD);
-        self.standing.set(self.topics.status(), self.status("online"), Kind::State);
+        self.standing.set(self.topics.status(), self.status("online"), Kind::Json);
         let mut give_up: Option<Instant> = None;
         loop {
             self.follow(&mut status);
@@ -128,7 +130,7 @@ impl Publisher {
                     None => {
                         give_up = Some(Instant::now() + *patience.borrow());
                         self.draining = true;
-                        self.standing.set(self.topics.status(), self.status("stopped"), Kind::State);
+                        self.standing.set(self.topics.status(), self.status("stopped"), Kind::Json);
                     }
                 },
                 Some((sent, outcome)) = self.in_flight.next() => self.done(sent, outcome),
@@ -193,8 +195,9 @@ impl Publisher {
             topic,
             payload,
             expiry: Some(expiry),
-            content_type: Some("application/json".into()),
-            user_properties: vec![("schema".into(), schema.into())],
+            content_type: Some(JSON.into()),
+            // The content type once more: not every bridge passes on a property that MQTT 3 had no place for.
+            user_properties: vec![("ct".into(), JSON.into()), ("schema".into(), schema.into())],
             ..Publication::default()
         };
         match self.outbox.next_to_send()? {
@@ -236,22 +239,19 @@ impl Publisher {
     fn take(&mut self, post: Post) {
         match post {
             Post::Event { cam, draft } => self.take_event(cam, draft),
-            Post::Snapshot { cam, jpeg } => self.standing.set(self.topics.snapshot(&cam), jpeg, Kind::Snapshot),
-            Post::Unknown { cam, rule } => {
-                self.standing.set(self.topics.rule_state(&cam, &rule), State::Unknown.as_str().into(), Kind::State);
-            }
-            Post::Standing { topic, payload } => self.standing.set(topic, payload, Kind::State),
+            Post::Standing { topic, payload, kind } => self.standing.set(topic, payload, kind),
         }
     }
 
     fn take_event(&mut self, cam: String, draft: Box<Draft>) {
         let moment = self.clock.moment();
         let origin = Origin { node: &self.node, cam: &cam };
-        let seq = self.outbox.push(self.topics.event(&cam), |epoch, seq| draft.to_json(origin, &moment, epoch, seq).into());
+        let seq =
+            self.outbox.push(self.topics.event(&cam), self.clock.elapsed(), |epoch, seq| draft.to_json(origin, &moment, epoch, seq).into());
         // A late update corrects an event that is over; the rule's state is about the present.
         if draft.step != Step::End && !draft.late {
-            self.standing.set(self.topics.rule_state(&cam, &draft.rule), draft.state.as_str().into(), Kind::State);
-            self.standing.set(self.topics.rule_attributes(&cam, &draft.rule), draft.attributes_json(&moment).into(), Kind::State);
+            self.standing.set(self.topics.rule_state(&cam, &draft.rule), draft.state.as_str().into(), Kind::Word);
+            self.standing.set(self.topics.rule_attributes(&cam, &draft.rule), draft.attributes_json(&moment).into(), Kind::Json);
         }
         self.count();
         self.watcher.see(Record::Event { cam, seq, draft });
@@ -276,7 +276,11 @@ impl Publisher {
         let health = serde_json::json!({
             "time": format!("{:.3}", moment.time),
             "clock": moment.clock,
-            "outbox": { "count": self.outbox.queued() },
+            "outbox": {
+                "count": self.outbox.queued(),
+                "bytes": self.outbox.queued_bytes(),
+                "oldest_age_ms": self.outbox.oldest_age(self.clock.elapsed()).map(|age| age.as_millis() as u64),
+            },
             "counters": self.metrics.totals(),
         });
         self.standing.set(self.topics.health(), health.to_string().into(), Kind::Health);
@@ -291,14 +295,6 @@ impl Publisher {
 pub fn status_json(state: &str, epoch: u64, clock: &Clock) -> Bytes {
     let time = format!("{:.3}", clock.moment().time);
     serde_json::json!({ "state": state, "epoch": epoch_hex(epoch), "pid": std::process::id(), "time": time }).to_string().into()
-}
-
-/// How a standing publication is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    State,
-    Health,
-    Snapshot,
 }
 
 /// The latest publication of each topic. Its size is bounded by the configuration: a few topics for each rule and camera.
@@ -325,20 +321,27 @@ impl Standing {
     fn next(&mut self) -> Option<(String, Publication)> {
         let (topic, held) = self.topics.iter_mut().find(|(_, held)| held.unsent && !held.in_flight)?;
         (held.unsent, held.in_flight) = (false, true);
-        let (qos, expiry) = match held.kind {
-            Kind::State => (Qos::AtLeastOnce, None),
-            Kind::Health => (Qos::AtMostOnce, Some(HEALTH_EXPIRY)),
-            Kind::Snapshot => (Qos::AtMostOnce, Some(SNAPSHOT_EXPIRY)),
+        let (qos, expiry, content_type) = match held.kind {
+            Kind::Word => (Qos::AtLeastOnce, None, "text/plain"),
+            Kind::Json => (Qos::AtLeastOnce, None, JSON),
+            Kind::Health => (Qos::AtMostOnce, Some(HEALTH_EXPIRY), JSON),
+            Kind::Snapshot => (Qos::AtMostOnce, Some(SNAPSHOT_EXPIRY), "image/jpeg"),
         };
-        let publication =
-            Publication { topic: topic.clone(), payload: held.payload.clone(), qos, retain: true, expiry, ..Publication::default() };
+        let publication = Publication {
+            topic: topic.clone(),
+            payload: held.payload.clone(),
+            qos,
+            retain: true,
+            expiry,
+            content_type: Some(content_type.into()),
+            ..Publication::default()
+        };
         Some((topic.clone(), publication))
     }
 
     fn sent(&mut self, topic: &str) {
         if let Some(held) = self.topics.get_mut(topic) {
             held.in_flight = false;
-            // Nobody needs last hour's picture told again.
             if held.kind == Kind::Snapshot && !held.unsent {
                 self.topics.remove(topic);
             }
@@ -367,9 +370,9 @@ mod tests {
     #[test]
     fn the_latest_wins_and_is_told_again_on_each_connection() {
         let mut standing = Standing::default();
-        standing.set("a".into(), "1".into(), Kind::State);
+        standing.set("a".into(), "1".into(), Kind::Word);
         assert_eq!(payload(&mut standing), Some("1".into()));
-        standing.set("a".into(), "2".into(), Kind::State);
+        standing.set("a".into(), "2".into(), Kind::Word);
         assert_eq!(payload(&mut standing), None, "the first is still on its way");
         standing.sent("a");
         assert_eq!(payload(&mut standing), Some("2".into()));

@@ -8,8 +8,6 @@
 use firmware_config::agent::{KillSwitch, RouteMode};
 use serde::Serialize;
 
-use crate::pool::PoolError;
-
 /// Why an answer is settled where it is. The names are a published, closed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -65,18 +63,6 @@ impl Reason {
             Reason::Deadline => "DEADLINE",
             Reason::InvalidFormat => "INVALID_FORMAT",
             Reason::Fallback => "FALLBACK",
-        }
-    }
-}
-
-impl From<&PoolError> for Reason {
-    fn from(error: &PoolError) -> Self {
-        match error {
-            PoolError::LinkDown { .. } => Reason::LinkDown,
-            PoolError::BreakerOpen { .. } => Reason::BreakerOpen,
-            PoolError::Deadline { .. } => Reason::Deadline,
-            PoolError::InvalidFormat { .. } => Reason::InvalidFormat,
-            PoolError::Failed { .. } => Reason::Fallback,
         }
     }
 }

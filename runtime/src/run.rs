@@ -136,7 +136,7 @@ fn plan(config: &AgentConfig) -> String {
             let answers = if rule.answers.is_empty() { "free text".to_owned() } else { rule.answers.join(" | ") };
             let pool = rule.pool.as_deref().or(config.pools.first().map(|pool| pool.id.as_str())).unwrap_or("none");
             let route = match rule.route {
-                RouteMode::Local => "never leaves the box".to_owned(),
+                RouteMode::Local => "no pool is asked".to_owned(),
                 RouteMode::Auto => format!("below {} to pool {pool}", rule.threshold),
                 RouteMode::Pool => format!("always to pool {pool}"),
                 RouteMode::MustEscalate => format!("settled by pool {pool} only"),

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use firmware_config::agent::{self, PoolTransport, RouteMode};
+use firmware_config::agent::{self, RouteMode};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -20,17 +20,16 @@ use tracing::{info, warn};
 use uuid::Uuid;
 use vlm::{Answer, Content, Picture, Request, Role, Split, Turn, VlmError};
 
-use crate::budget::{Cost, micro_usd};
+use crate::call::{Call, Called, NoAnswer};
 use crate::capture::{CameraState, CameraStatus};
 use crate::clock::Clock;
-use crate::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, Step, Topics};
+use crate::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, State, Step, Topics};
 use crate::handoff;
-use crate::infer::Handle;
+use crate::infer::{Answers, Handle};
 use crate::metrics::Metrics;
-use crate::mqtt::{Link, LinkState};
-use crate::policy::{InForce, Permit};
-use crate::pool::{PoolError, PoolQuestion, PoolReply, Pools};
-use crate::publisher::Post;
+use crate::policy::InForce;
+use crate::pool::{PoolQuestion, PoolReply, Pools, question};
+use crate::publisher::{Kind, Post};
 use crate::record::{LocalAnswer, Record, Watcher};
 use crate::router::{Reason, Route, Target, Terms, route};
 use crate::span::{Observation, PoolOutcome, Spans, Subject};
@@ -61,8 +60,6 @@ pub struct Surroundings {
     pub model: Handle,
     /// The pools.
     pub pools: Pools,
-    /// The broker, if one is configured.
-    pub link: Option<Link>,
     /// Kill switch and budgets.
     pub in_force: InForce,
     /// To the publisher.
@@ -80,14 +77,19 @@ impl Surroundings {
         // The publisher takes posts until the last scene is gone.
         let _ = self.posts.send(post).await;
     }
+
+    async fn tell(&self, topic: String, payload: Bytes, kind: Kind) {
+        self.post(Post::Standing { topic, payload, kind }).await;
+    }
 }
 
 /// One camera with its rules.
 pub struct Scene {
     cam: String,
+    topics: Topics,
     rules: Vec<RuleSpans>,
     around: Surroundings,
-    calls: FuturesUnordered<BoxFuture<'static, Called>>,
+    calls: FuturesUnordered<BoxFuture<'static, (Asked, Called)>>,
     looking: Option<Looking>,
     /// The camera's state, as last told.
     status: CameraStatus,
@@ -101,17 +103,15 @@ struct RuleSpans {
 /// A frame whose rules are being answered, in their order.
 struct Looking {
     sighting: Sighting,
-    answers: mpsc::Receiver<Result<Answer, VlmError>>,
+    answers: Answers,
     next_rule: usize,
 }
 
-/// A pool call that ended.
-struct Called {
+/// What a pool was asked, and on whose behalf.
+struct Asked {
     rule: usize,
-    frame: u64,
     event: String,
-    pool: String,
-    result: Result<PoolReply, PoolError>,
+    observation: Observation,
 }
 
 impl Scene {
@@ -128,6 +128,7 @@ impl Scene {
         });
         Scene {
             cam: camera.id.clone(),
+            topics: Topics::new(&around.node),
             rules: rules.collect(),
             around,
             calls: FuturesUnordered::new(),
@@ -145,19 +146,25 @@ impl Scene {
     ) {
         let mut more = true;
         while more || self.looking.is_some() || !self.calls.is_empty() {
-            let cut = *deadline.borrow_and_update();
             tokio::select! {
                 sighting = frames.recv(), if more && self.looking.is_none() => match sighting {
-                    Some(sighting) => self.look(sighting).await,
+                    Some(sighting) => self.look(sighting),
                     None => more = false,
                 },
-                answer = next_answer(&mut self.looking), if self.looking.is_some() => self.answered(answer).await,
-                Some(called) = self.calls.next() => self.called(called).await,
+                answer = next_answer(&mut self.looking), if self.looking.is_some() => {
+                    self.answered(answer, &deadline).await;
+                    // The frame may have been on its way when the camera went.
+                    self.camera_changed(&mut status).await;
+                    if self.is_away() {
+                        self.lose_sight().await;
+                    }
+                }
+                Some((asked, called)) = self.calls.next() => self.called(asked, called).await,
                 Ok(()) = status.changed() => self.camera_changed(&mut status).await,
-                Ok(()) = deadline.changed() => {}
-                () = sleep_until(cut.unwrap_or_else(Instant::now)), if cut.is_some() => {
-                    warn!(cam = self.cam, "out of time with {} pool calls unanswered", self.calls.len());
-                    break;
+                () = passed(&mut deadline), if more || self.looking.is_some() => {
+                    // Calls under way end by themselves now, each with its outcome.
+                    warn!(cam = self.cam, "out of time");
+                    (more, self.looking) = (false, None);
                 }
             }
         }
@@ -166,31 +173,31 @@ impl Scene {
         self.end_events().await;
     }
 
-    async fn look(&mut self, sighting: Sighting) {
-        if self.rules.is_empty() {
-            // Told at the start; the frame is looked at by nobody.
-            return self.around.metrics.frames_answered.count();
-        }
-        let requests = self.rules.iter().map(|RuleSpans { rule, .. }| request(rule, &sighting.picture)).collect();
-        let answers = self.around.model.ask_each(requests).await;
+    fn look(&mut self, sighting: Sighting) {
         self.around.metrics.frames_answered.count();
-        self.looking = Some(Looking { sighting, answers, next_rule: 0 });
-    }
-
-    async fn answered(&mut self, answer: Option<Result<Answer, VlmError>>) {
-        let Some(looking) = self.looking.as_mut() else { return };
-        let index = looking.next_rule;
-        looking.next_rule += 1;
-        if looking.next_rule >= self.rules.len() || answer.is_none() {
-            let Some(Looking { sighting, .. }) = self.looking.take() else { return };
-            self.settle(index, answer, &sighting).await;
-        } else {
-            let sighting = looking.sighting.clone();
-            self.settle(index, answer, &sighting).await;
+        // Without rules, which is told at the start, the frame is looked at by nobody.
+        if !self.rules.is_empty() {
+            let requests = self.rules.iter().map(|RuleSpans { rule, .. }| request(rule, &sighting.picture)).collect();
+            self.looking = Some(Looking { sighting, answers: self.around.model.ask_each(requests), next_rule: 0 });
         }
     }
 
-    async fn settle(&mut self, index: usize, answer: Option<Result<Answer, VlmError>>, sighting: &Sighting) {
+    async fn answered(&mut self, answer: Option<Result<Answer, VlmError>>, deadline: &watch::Receiver<Option<Instant>>) {
+        let Some(mut looking) = self.looking.take() else { return };
+        let rule = looking.next_rule;
+        looking.next_rule += 1;
+        let more = answer.is_some() && looking.next_rule < self.rules.len();
+        self.settle(rule, answer, &looking.sighting, deadline).await;
+        self.looking = more.then_some(looking);
+    }
+
+    async fn settle(
+        &mut self,
+        index: usize,
+        answer: Option<Result<Answer, VlmError>>,
+        sighting: &Sighting,
+        deadline: &watch::Receiver<Option<Instant>>,
+    ) {
         let metrics = Arc::clone(&self.around.metrics);
         let answer = match answer {
             Some(Ok(answer)) => self.settled(&answer),
@@ -208,17 +215,27 @@ impl Scene {
             Target::Local => (wish, None),
             Target::Escalate => match self.prepare_call(&rule, sighting) {
                 Ok(call) => (wish, Some(call)),
-                Err(obstacle) => (wish.kept_local(obstacle), None),
+                Err(obstacle) => (wish.kept_local(obstacle.reason), None),
             },
         };
         match route.target {
             Target::Local => metrics.answers_local.count(),
             Target::Escalate => metrics.answers_escalated.count(),
         }
-        let observation = Observation { answer: answer.clone(), frame: frame_info(sighting), escalation: self.escalation(&rule, &route) };
-        let (drafts, event) = self.rules[index].spans.observe(observation, || Uuid::now_v7().to_string());
+        let observation = Observation {
+            number: sighting.number,
+            answer: answer.clone(),
+            frame: frame_info(sighting),
+            escalation: self.escalation(&rule, &route),
+        };
+        let (drafts, event) = self.rules[index].spans.observe(observation.clone(), || Uuid::now_v7().to_string());
         if let Some(call) = call {
-            self.calls.push(call.start(self.around.pools.clone(), index, event.clone(), sighting.number));
+            let (asked, mut deadline) = (Asked { rule: index, event: event.clone(), observation }, deadline.clone());
+            let recalled = async move {
+                passed(&mut deadline).await;
+                NoAnswer { reason: Reason::Deadline, detail: "the agent stops".to_owned() }
+            };
+            self.calls.push(call.make(recalled).map(|called| (asked, called)).boxed());
         }
         self.around.watcher.see(Record::Answer(Box::new(LocalAnswer {
             cam: self.cam.clone(),
@@ -233,7 +250,7 @@ impl Scene {
             event,
         })));
         if drafts.iter().any(|draft| draft.step == Step::New) {
-            self.around.post(Post::Snapshot { cam: self.cam.clone(), jpeg: sighting.jpeg.clone() }).await;
+            self.around.tell(self.topics.snapshot(&self.cam), sighting.jpeg.clone(), Kind::Snapshot).await;
         }
         for draft in drafts {
             self.around.post(Post::Event { cam: self.cam.clone(), draft: Box::new(draft) }).await;
@@ -241,33 +258,25 @@ impl Scene {
     }
 
     /// Everything an escalation needs, or what is in its way.
-    fn prepare_call(&self, rule: &agent::Rule, sighting: &Sighting) -> Result<Call, Reason> {
+    fn prepare_call(&self, rule: &agent::Rule, sighting: &Sighting) -> Result<Call, NoAnswer> {
         let around = &self.around;
-        let pool = self.pool_of(rule).filter(|pool| pool.images).ok_or(Reason::NoCapableModel)?;
-        let down = || !around.link.as_ref().is_some_and(|link| link.state() == LinkState::Up);
-        if pool.transport == PoolTransport::Mqtt && down() {
-            return Err(Reason::LinkDown);
-        }
-        if around.pools.breaker_open(&pool.id) {
-            return Err(Reason::BreakerOpen);
-        }
-        let question = PoolQuestion {
-            id: Uuid::now_v7().into_bytes(),
-            question: rule.question.clone(),
-            answers: rule.answers.clone(),
-            jpeg: Some(sighting.jpeg.clone()),
-            max_tokens: rule.max_new_tokens,
-        };
-        let bytes = around.pools.request_bytes(&pool.id, &question).saturating_mul(pool.attempts.into());
-        let micro_usd = micro_usd(pool.usd_per_call.unwrap_or(0.0));
-        let permit = around.in_force.permit(Cost { bytes, micro_usd })?;
-        Ok(Call { pool: pool.id.clone(), question, permit, micro_usd })
+        let id = Uuid::now_v7().into_bytes();
+        Call::prepare((&around.pools, &around.in_force), self.pool_of(rule), true, id, |pool| {
+            let question = PoolQuestion {
+                id,
+                question: rule.question.clone(),
+                answers: rule.answers.clone(),
+                jpeg: Some(sighting.jpeg.clone()),
+                max_tokens: rule.max_new_tokens,
+            };
+            question::body(&question, pool)
+        })
     }
 
     fn pool_of(&self, rule: &agent::Rule) -> Option<&agent::Pool> {
         match &rule.pool {
             Some(id) => self.around.pools.get(id),
-            None => self.around.pools.first(),
+            None => self.around.pools.capable(true),
         }
     }
 
@@ -279,34 +288,48 @@ impl Scene {
             Target::Local => Outcome::None,
         };
         let deadline = self.pool_of(rule).map(|pool| pool.deadline);
-        Escalation { outcome, reasons: route.reasons.clone(), threshold: rule.threshold, attempts: 0, bytes_up: 0, deadline }
+        Escalation {
+            outcome,
+            reasons: route.reasons.clone(),
+            threshold: rule.threshold,
+            attempts: 0,
+            bytes_up: 0,
+            cost_usd: None,
+            deadline,
+        }
     }
 
-    async fn called(&mut self, called: Called) {
-        let Called { rule: index, frame, event, pool, result } = called;
+    async fn called(&mut self, asked: Asked, called: Called) {
+        let Asked { rule: index, event, observation } = asked;
+        let Called { pool, result, spent, cost_usd, latency } = called;
+        let RuleSpans { rule, spans } = &mut self.rules[index];
         let metrics = &self.around.metrics;
-        let (attempts, bytes_up) = spent(&result);
-        metrics.bytes_up.add(bytes_up);
-        let result = match result {
+        metrics.bytes_up.add(spent.bytes_up);
+        let read = |completion| {
+            PoolReply::read(&pool, &completion, &rule.answers, latency, spent)
+                .map_err(|error| NoAnswer { reason: Reason::from(&error), detail: error.to_string() })
+        };
+        let result = match result.and_then(read) {
             Ok(reply) => {
                 metrics.pool_answered.count();
-                Ok(Settled::by_pool(&pool, &reply))
+                Ok(Settled::from_pool(&pool, &reply))
             }
-            Err(error) => {
+            Err(NoAnswer { reason, detail }) => {
                 metrics.pool_failed.count();
-                info!(cam = self.cam, rule = self.rules[index].rule.id, "the local answer stands: {error}");
-                Err(Reason::from(&error))
+                info!(cam = self.cam, rule = rule.id, "the local answer stands: {detail}");
+                Err(reason)
             }
         };
         self.around.watcher.see(Record::Outcome {
             cam: self.cam.clone(),
-            frame,
-            rule: self.rules[index].rule.id.clone(),
+            frame: observation.number,
+            rule: rule.id.clone(),
             result: result.clone().map(Box::new),
-            attempts,
-            bytes_up,
+            attempts: spent.attempts,
+            bytes_up: spent.bytes_up,
         });
-        if let Some(draft) = self.rules[index].spans.pool_outcome(&event, PoolOutcome { result, attempts, bytes_up }) {
+        let outcome = PoolOutcome { asked: observation, result, attempts: spent.attempts, bytes_up: spent.bytes_up, cost_usd };
+        if let Some(draft) = spans.pool_outcome(&event, outcome) {
             self.around.post(Post::Event { cam: self.cam.clone(), draft: Box::new(draft) }).await;
         }
     }
@@ -316,16 +339,27 @@ impl Scene {
         if self.status == status {
             return;
         }
-        let CameraStatus { state, reason, since } = &status;
+        let CameraStatus { state, reason, since, losses } = &status;
         let json = serde_json::json!({ "state": state.as_str(), "reason": reason, "since": format!("{since:.3}") });
-        let topic = Topics::new(&self.around.node).camera_status(&self.cam);
-        self.around.post(Post::Standing { topic, payload: json.to_string().into() }).await;
+        self.around.tell(self.topics.camera_status(&self.cam), json.to_string().into(), Kind::Json).await;
         self.around.watcher.see(Record::Camera { cam: self.cam.clone(), state: state.as_str(), reason: reason.clone() });
-        self.status = status.clone();
-        // A camera that shows nothing proves nothing: its events end, and their states are not known any more.
-        if matches!(state, CameraState::Stalled | CameraState::Offline) && self.end_events().await {
+        // It may have gone and come back since it was last looked at.
+        let lost = *losses > self.status.losses;
+        self.status = status;
+        if lost || self.is_away() {
+            self.lose_sight().await;
+        }
+    }
+
+    fn is_away(&self) -> bool {
+        matches!(self.status.state, CameraState::Stalled | CameraState::Offline)
+    }
+
+    /// A camera that shows nothing proves nothing: its events end, and their states are not known any more.
+    async fn lose_sight(&mut self) {
+        if self.end_events().await {
             for RuleSpans { rule, .. } in &self.rules {
-                self.around.post(Post::Unknown { cam: self.cam.clone(), rule: rule.id.clone() }).await;
+                self.around.tell(self.topics.rule_state(&self.cam, &rule.id), State::Unknown.as_str().into(), Kind::Word).await;
             }
         }
     }
@@ -362,37 +396,17 @@ impl Scene {
     }
 }
 
-/// One pool call, permitted and not started.
-struct Call {
-    pool: String,
-    question: PoolQuestion,
-    permit: Permit,
-    micro_usd: u64,
-}
-
-impl Call {
-    fn start(self, pools: Pools, rule: usize, event: String, frame: u64) -> BoxFuture<'static, Called> {
-        let Call { pool, question, permit, micro_usd } = self;
-        async move {
-            let result = pools.ask(&pool, &question).await;
-            let (_, bytes) = spent(&result);
-            permit.settle(Cost { bytes, micro_usd: if result.is_ok() { micro_usd } else { 0 } });
-            Called { rule, frame, event, pool, result }
-        }
-        .boxed()
-    }
-}
-
-/// Attempts made and request bytes sent.
-fn spent(result: &Result<PoolReply, PoolError>) -> (u32, u64) {
-    match result {
-        Ok(reply) => (reply.attempts, reply.bytes_up),
-        Err(error) => error.spent(),
+/// Resolves when `deadline` is set and has passed.
+async fn passed(deadline: &mut watch::Receiver<Option<Instant>>) {
+    match deadline.wait_for(Option::is_some).await.map(|at| *at) {
+        Ok(Some(at)) => sleep_until(at).await,
+        // Nobody will set one any more.
+        Ok(None) | Err(_) => std::future::pending().await,
     }
 }
 
 async fn next_answer(looking: &mut Option<Looking>) -> Option<Result<Answer, VlmError>> {
-    looking.as_mut()?.answers.recv().await
+    looking.as_mut()?.answers.next().await
 }
 
 fn request(rule: &agent::Rule, picture: &Picture) -> Request {
@@ -416,3 +430,6 @@ fn frame_info(sighting: &Sighting) -> FrameInfo {
         jpeg_bytes: sighting.jpeg.len(),
     }
 }
+
+#[cfg(test)]
+mod tests;

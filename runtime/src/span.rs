@@ -39,11 +39,15 @@ struct Event {
     opened_by: String,
     /// Pool calls on its behalf without an outcome yet.
     waiting: u32,
+    /// Number of the frame that the pool's answer in force is about.
+    settled_at: u64,
 }
 
 /// A local answer on its way into a span.
 #[derive(Debug, Clone)]
 pub struct Observation {
+    /// The frame's number within its camera; a later frame has a higher one.
+    pub number: u64,
     /// The local answer.
     pub answer: Settled,
     /// The frame it is about.
@@ -55,12 +59,16 @@ pub struct Observation {
 /// What came of asking a pool.
 #[derive(Debug, Clone)]
 pub struct PoolOutcome {
+    /// The local answer that the pool was to judge.
+    pub asked: Observation,
     /// The pool's answer, or the reason why there is none.
     pub result: Result<Settled, Reason>,
     /// Attempts made.
     pub attempts: u32,
     /// Request bytes sent.
     pub bytes_up: u64,
+    /// What it cost, where the pool has a price.
+    pub cost_usd: Option<f64>,
 }
 
 impl Spans {
@@ -78,9 +86,10 @@ impl Spans {
             && event.opened_by == observation.answer.text
         {
             event.waiting += waits;
+            let id = event.draft.id.clone();
             // Equal answers say nothing by themselves, but an escalation that was not even made is an outcome.
-            let told = if observation.escalation.outcome == Outcome::Denied { event.not_answered(&observation.escalation) } else { None };
-            return (told.into_iter().collect(), event.draft.id.clone());
+            let told = if observation.escalation.outcome == Outcome::Denied { event.not_answered(observation) } else { None };
+            return (told.into_iter().collect(), id);
         }
         let mut told: Vec<Draft> = self.end().into_iter().collect();
         let event = self.opened(observation, fresh_id(), waits);
@@ -91,6 +100,8 @@ impl Spans {
     }
 
     /// Takes what came of asking a pool on behalf of event `id`. Gives the `update`, unless it changes nothing.
+    ///
+    /// Outcomes come in any order; what settles an event is the one about its newest frame.
     pub fn pool_outcome(&mut self, id: &str, outcome: PoolOutcome) -> Option<Draft> {
         if let Some(event) = self.open.as_mut().filter(|event| event.draft.id == id) {
             event.waiting = event.waiting.saturating_sub(1);
@@ -120,7 +131,7 @@ impl Spans {
     }
 
     fn opened(&self, observation: Observation, id: String, waiting: u32) -> Event {
-        let Observation { answer, frame, escalation } = observation;
+        let Observation { number: _, answer, frame, escalation } = observation;
         let provisional = self.subject.must_escalate;
         let state = if provisional { State::Unknown } else { State::of(&answer.text, &self.subject.alert) };
         let opened_by = answer.text.clone();
@@ -129,6 +140,7 @@ impl Spans {
             id,
             rule: self.subject.rule.clone(),
             question: self.subject.question.clone(),
+            opened_on: frame.clone(),
             frame,
             state,
             settled: answer,
@@ -137,48 +149,56 @@ impl Spans {
             provisional,
             late: false,
         };
-        Event { draft, opened_by, waiting }
+        Event { draft, opened_by, waiting, settled_at: 0 }
     }
 }
 
 impl Event {
     fn learn(&mut self, subject: &Subject, outcome: PoolOutcome) -> Option<Draft> {
-        let PoolOutcome { result, attempts, bytes_up } = outcome;
+        let PoolOutcome { mut asked, result, attempts, bytes_up, cost_usd } = outcome;
+        let escalation = &mut asked.escalation;
+        (escalation.attempts, escalation.bytes_up, escalation.cost_usd) = (attempts, bytes_up, cost_usd);
         match result {
-            Ok(answer) => self.answered(subject, answer, attempts, bytes_up),
+            Ok(answer) => {
+                escalation.outcome = Outcome::Answered;
+                self.answered(subject, answer, asked)
+            }
             Err(reason) => {
-                let outcome = if reason == Reason::Deadline { Outcome::Expired } else { Outcome::Denied };
-                let mut reasons = vec![reason];
-                // The wish behind it is the last of the reasons, whatever stood before it.
-                reasons.extend(self.draft.escalation.reasons.last().copied());
-                self.not_answered(&Escalation { outcome, reasons, attempts, bytes_up, ..self.draft.escalation.clone() })
+                escalation.outcome = if reason == Reason::Deadline { Outcome::Expired } else { Outcome::Denied };
+                escalation.reasons.insert(0, reason);
+                self.not_answered(asked)
             }
         }
     }
 
-    fn answered(&mut self, subject: &Subject, answer: Settled, attempts: u32, bytes_up: u64) -> Option<Draft> {
+    fn answered(&mut self, subject: &Subject, answer: Settled, asked: Observation) -> Option<Draft> {
         let draft = &mut self.draft;
-        let known = draft.escalation.outcome == Outcome::Answered && draft.settled.text == answer.text;
-        if known {
+        let answered = draft.escalation.outcome == Outcome::Answered;
+        if answered && asked.number < self.settled_at {
             return None;
         }
-        // A wish that was denied before and granted now leaves only the wish.
-        let reasons = draft.escalation.reasons.last().copied().into_iter().collect();
-        draft.escalation = Escalation { outcome: Outcome::Answered, reasons, attempts, bytes_up, ..draft.escalation.clone() };
+        self.settled_at = asked.number;
+        if answered && draft.settled.text == answer.text {
+            return None;
+        }
+        draft.escalation = asked.escalation;
+        draft.frame = asked.frame;
         draft.state = State::of(&answer.text, &subject.alert);
         draft.provisional = false;
-        let before = std::mem::replace(&mut draft.settled, answer);
-        draft.first.get_or_insert(before);
+        draft.settled = answer;
+        draft.first = Some(asked.answer);
         Some(self.update())
     }
 
     /// An escalation without an answer: told when that is news, and never against an answer that is already there.
-    fn not_answered(&mut self, escalation: &Escalation) -> Option<Draft> {
+    fn not_answered(&mut self, asked: Observation) -> Option<Draft> {
         let now = self.draft.escalation.outcome;
-        if now == Outcome::Answered || now == escalation.outcome {
+        if now == Outcome::Answered || now == asked.escalation.outcome {
             return None;
         }
-        self.draft.escalation = escalation.clone();
+        self.draft.escalation = asked.escalation;
+        self.draft.frame = asked.frame;
+        self.draft.settled = asked.answer;
         Some(self.update())
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use runtime::pool::{PoolError, PoolQuestion, PoolReply, Pools};
+use runtime::router::Reason;
 use tests::pool_server::{Act, PoolServer};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -53,7 +54,8 @@ async fn an_answer_comes_back_with_what_it_took() {
     let pools = pools(Pool { transport, ..pool(String::new()) });
     let reply = pools.ask("big", &question()).await.unwrap();
     assert_eq!((reply.answer.as_str(), reply.model.as_str(), reply.attempts, reply.tokens_out), ("yes", "scripted-7b", 1, Some(2)));
-    assert_eq!(reply.bytes_up, pools.request_bytes("big", &question()));
+    let body = runtime::pool::question::body(&question(), pools.get("big").unwrap());
+    assert_eq!(reply.bytes_up, body.len() as u64);
     let [seen] = &server.seen()[..] else { panic!("one request") };
     assert_eq!(seen.headers["authorization"], "Bearer sesame");
     assert_eq!(seen.headers["idempotency-key"], "09090909-0909-0909-0909-090909090909");
@@ -115,7 +117,7 @@ async fn the_breaker_opens_for_a_pool_that_is_down_and_not_for_one_that_says_no(
     let down = PoolServer::start([Act::Status(503, Some("0"))]).await;
     let pools_down = pools(pool(down.url()));
     assert!(matches!(pools_down.ask("big", &question()).await, Err(PoolError::Failed { attempts: 3, .. })));
-    assert!(pools_down.breaker_open("big"));
+    assert_eq!(pools_down.obstacle("big"), Some(Reason::BreakerOpen));
     assert!(matches!(pools_down.ask("big", &question()).await, Err(PoolError::BreakerOpen { .. })));
     assert_eq!(down.seen().len(), 3, "an open breaker sends nothing");
 
@@ -124,7 +126,7 @@ async fn the_breaker_opens_for_a_pool_that_is_down_and_not_for_one_that_says_no(
     for _ in 0..4 {
         assert!(pools_strict.ask("big", &question()).await.is_err());
     }
-    assert!(!pools_strict.breaker_open("big"));
+    assert_eq!(pools_strict.obstacle("big"), None);
 }
 
 #[tokio::test]

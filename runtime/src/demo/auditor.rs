@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::config::{NODE, POOL};
 use super::summary::Pair;
 use crate::mqtt::{Deliveries, Link, LinkOptions, Qos};
+use crate::pool::mqtt::reply_topic;
 use crate::pool::{PoolQuestion, Pools};
 use crate::record::LocalAnswer;
 
@@ -45,7 +46,7 @@ impl Auditor {
         let mqtt = config.mqtt.clone().context("the demo's configuration names a broker")?;
         let node = format!("{NODE}-auditor");
         let events = format!("egret/{NODE}/cam/+/event");
-        let replies = format!("egret/{node}/esc/res");
+        let replies = reply_topic(&node);
         let options = LinkOptions {
             subscriptions: vec![(events, Qos::AtLeastOnce), (replies, Qos::AtLeastOnce)],
             session_expiry: Duration::ZERO,

@@ -3,11 +3,12 @@
 //! Each reads its standard input until it ends, so none outlives the demo even when the demo is killed.
 
 use std::ffi::OsStr;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::net::TcpStream;
 
 /// A process that ends with the demo.
 #[derive(Debug)]
@@ -58,12 +59,12 @@ pub(crate) fn free_port() -> anyhow::Result<SocketAddr> {
 }
 
 /// Waits until something accepts connections at `address`, while `sidecar` is alive.
-pub(crate) fn wait_listening(address: SocketAddr, sidecar: &mut Sidecar, limit: Duration) -> anyhow::Result<()> {
+pub(crate) async fn wait_listening(address: SocketAddr, sidecar: &mut Sidecar, limit: Duration) -> anyhow::Result<()> {
     let started = Instant::now();
-    while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
+    while TcpStream::connect(address).await.is_err() {
         sidecar.check()?;
         anyhow::ensure!(started.elapsed() < limit, "nothing listens on {address} after {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }

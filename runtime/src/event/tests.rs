@@ -1,4 +1,5 @@
 use super::*;
+use crate::pool::PoolReply;
 
 pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
     Settled {
@@ -39,6 +40,7 @@ fn draft() -> Draft {
         id: "0193".into(),
         rule: "person".into(),
         question: "Is there a person?".into(),
+        opened_on: frame(),
         frame: frame(),
         state: State::On,
         settled: local("yes", 0.62),
@@ -49,6 +51,7 @@ fn draft() -> Draft {
             threshold: 0.9,
             attempts: 0,
             bytes_up: 0,
+            cost_usd: None,
             deadline: Some(Duration::from_secs(8)),
         },
         provisional: false,
@@ -116,7 +119,8 @@ fn new_while_a_pool_is_asked() {
       },
       "image": {
         "topic": "egret/gate-01/cam/yard/snapshot",
-        "bytes": 41233
+        "bytes": 41233,
+        "sha256": "d31e"
       }
     }
     "#);
@@ -134,7 +138,7 @@ fn update_with_the_pools_answer_after_the_end() {
         tokens_out: Some(2),
     };
     let mut draft = Draft { step: Step::Update, state: State::Off, late: true, first: Some(local("yes", 0.62)), ..draft() };
-    draft.settled = Settled::by_pool("vlm-large", &reply);
+    draft.settled = Settled::from_pool("vlm-large", &reply);
     draft.escalation = Escalation { outcome: Outcome::Answered, attempts: 1, bytes_up: 41_300, ..draft.escalation };
     let json = draft.to_json(Origin { node: "gate-01", cam: "yard" }, &moment(), u64::MAX, 1);
     insta::assert_snapshot!(shown(&json), @r#"
@@ -176,17 +180,15 @@ fn update_with_the_pools_answer_after_the_end() {
         "answer": "yes",
         "confidence": 0.62,
         "confidence_kind": "candidates",
-        "by": {
-          "where": "local",
-          "model": "nano-edge",
-          "model_sha256": "ab12",
-          "backend": "tract",
-          "ep": "tract",
-          "total_ms": 310,
-          "prefill_ms": 200,
-          "decode_ms": 40,
-          "tokens_out": 1
-        }
+        "where": "local",
+        "model": "nano-edge",
+        "model_sha256": "ab12",
+        "backend": "tract",
+        "ep": "tract",
+        "total_ms": 310,
+        "prefill_ms": 200,
+        "decode_ms": 40,
+        "tokens_out": 1
       },
       "reasons": [
         "LOW_CONFIDENCE"
@@ -203,7 +205,8 @@ fn update_with_the_pools_answer_after_the_end() {
       },
       "image": {
         "topic": "egret/gate-01/cam/yard/snapshot",
-        "bytes": 41233
+        "bytes": 41233,
+        "sha256": "d31e"
       }
     }
     "#);

@@ -34,11 +34,11 @@ pub(super) fn request(client: &[u8], form: Option<&EnumObject>, pool: &Pool) -> 
     Bytes::from(Value::Object(fields).to_string())
 }
 
-/// The pool's reply as it goes to the client: one choice, in the form asked for, under the name of who answered.
+/// A pool's reply as it goes to the client: one choice, in the form asked for, under the name of who answered: the reply's, else `model`.
 ///
 /// # Errors
 /// In words, when it has no content or none of the form's answers.
-pub(super) fn reply(mut completion: Completion, form: Option<&EnumObject>, pool: &Pool) -> Result<Completion, String> {
+pub(super) fn reply(mut completion: Completion, form: Option<&EnumObject>, model: &str) -> Result<Completion, String> {
     let content = question::content(&completion)?;
     if let Some(form) = form {
         let answer = reading::read_property(content, &form.property, &form.answers);
@@ -47,7 +47,7 @@ pub(super) fn reply(mut completion: Completion, form: Option<&EnumObject>, pool:
         completion.choices[0].message.content = Some(object);
     }
     if completion.model.is_empty() {
-        completion.model.clone_from(&pool.model);
+        completion.model = model.to_owned();
     }
     completion.choices.truncate(1);
     completion.object = "chat.completion".into();
@@ -110,12 +110,12 @@ mod tests {
         let said = |content: &str| serde_json::from_value(json!({"choices": [{"message": {"content": content}}]})).unwrap();
         let form = form();
         let content = |content: &str, form: Option<&EnumObject>| {
-            reply(said(content), form, &pool(ClosedForm::Text)).map(|reply| reply.choices[0].message.content.clone().unwrap())
+            reply(said(content), form, "some-vlm").map(|reply| reply.choices[0].message.content.clone().unwrap())
         };
         assert_eq!(content("Yes, it is.", Some(&form)), Ok(r#"{"verdict":"yes"}"#.to_owned()));
         assert_eq!(content(r#"{"verdict": "no", "why": "yes"}"#, Some(&form)), Ok(r#"{"verdict":"no"}"#.to_owned()));
         assert_eq!(content("perhaps", Some(&form)), Err(r#"expected one of yes, no, got "perhaps""#.to_owned()));
         assert_eq!(content("a dog", None), Ok("a dog".to_owned()));
-        assert_eq!(reply(said("a dog"), None, &pool(ClosedForm::Text)).unwrap().model, "some-vlm");
+        assert_eq!(reply(said("a dog"), None, "some-vlm").unwrap().model, "some-vlm");
     }
 }

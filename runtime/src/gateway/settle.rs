@@ -13,7 +13,7 @@ use vlm::answer::Token;
 use super::routing::{Attempt, Routing, Settled};
 use super::target::Target;
 use super::{Parts, relay};
-use crate::budget::{Cost, micro_usd};
+use crate::call::{Call, Called, NoAnswer};
 use crate::chat::Asked;
 use crate::chat::completion;
 use crate::infer::AskError;
@@ -87,25 +87,19 @@ struct Decision<'a> {
     attempts: Vec<Attempt>,
 }
 
-/// Why a pool gave no answer: the code for programs, and words for people.
-struct NotAnswered {
-    reason: Reason,
-    detail: String,
-}
-
 impl Decision<'_> {
     async fn ask(&mut self, target: &Target) -> Result<Outcome, ApiError> {
         let kill_switch = self.parts.in_force.kill_switch();
         match target {
             Target::Pool(_) if kill_switch == KillSwitch::LocalOnly => {
-                let message = "the kill switch is on local-only: nothing leaves this box; ask for auto or local";
+                let message = "the kill switch is on local-only: no pool is asked; ask for auto or local";
                 Err(ApiError::server(503, Reason::KillSwitch.as_str(), message))
             }
             Target::Pool(id) => {
                 let pool = self.parts.pools.get(id);
                 match self.escalate(pool).await {
                     Ok(completion) => Ok(self.by_pool(completion, id, vec![Reason::Pin], None)),
-                    Err(NotAnswered { reason, detail }) => Err(pool_error(reason, detail)),
+                    Err(NoAnswer { reason, detail }) => Err(pool_error(reason, detail)),
                 }
             }
             Target::Local if kill_switch != KillSwitch::PoolOnly && self.asked.stream && self.asked.form.is_none() => self.write().await,
@@ -124,13 +118,13 @@ impl Decision<'_> {
         let threshold = (mode == RouteMode::Auto).then_some(terms.threshold);
         let mut route = router::route(answer.confidence.p, terms, kill_switch);
         if route.target == router::Target::Escalate {
-            let pool = self.parts.pools.iter().find(|pool| pool.images || self.asked.pictures == 0);
+            let pool = self.parts.pools.capable(self.asked.pictures > 0);
             match self.escalate(pool).await {
                 Ok(completion) => {
                     let id = pool.map(|pool| pool.id.clone()).unwrap_or_default();
                     return Ok(self.by_pool(completion, &id, route.reasons, Some((&answer, threshold))));
                 }
-                Err(NotAnswered { reason, .. }) => route = route.kept_local(reason),
+                Err(NoAnswer { reason, .. }) => route = route.kept_local(reason),
             }
         }
         let Route { reasons, .. } = route;
@@ -160,35 +154,21 @@ impl Decision<'_> {
     }
 
     /// Asks a pool, if there is one, it is well, and the policy allows it.
-    async fn escalate(&mut self, pool: Option<&Pool>) -> Result<Completion, NotAnswered> {
-        let denied = |reason, detail: &str| NotAnswered { reason, detail: detail.to_owned() };
-        let pool = pool.ok_or_else(|| denied(Reason::NoCapableModel, "no pool is configured that takes this request"))?;
-        if self.asked.pictures > 0 && !pool.images {
-            return Err(denied(Reason::NoCapableModel, &format!("pool {} takes no pictures", pool.id)));
-        }
-        if self.parts.pools.breaker_open(&pool.id) {
-            return Err(denied(Reason::BreakerOpen, &format!("pool {} failed too often; it is tried again after a while", pool.id)));
-        }
-        let request = relay::request(self.body, self.asked.form.as_ref(), pool);
-        let usd = pool.usd_per_call.map_or(0, micro_usd);
-        let worst = Cost { bytes: request.len() as u64 * u64::from(pool.attempts), micro_usd: usd };
-        let permit = self.parts.in_force.permit(worst).map_err(|reason| denied(reason, "the policy's limit is reached"))?;
-        let began = Instant::now();
-        let outcome = self.parts.pools.complete(&pool.id, *self.id.as_bytes(), request).await;
-        let (tries, bytes_up) = match &outcome {
-            Ok(completed) => (completed.attempts, completed.bytes_up),
-            Err(error) => error.spent(),
-        };
-        permit.settle(Cost { bytes: bytes_up, micro_usd: if tries > 0 { usd } else { 0 } });
-        let replied = match outcome {
-            Ok(completed) => relay::reply(completed.completion, self.asked.form.as_ref(), pool)
-                .map_err(|detail| NotAnswered { reason: Reason::InvalidFormat, detail: format!("pool {}: {detail}", pool.id) }),
-            Err(error) => Err(NotAnswered { reason: Reason::from(&error), detail: error.to_string() }),
-        };
+    async fn escalate(&mut self, pool: Option<&Pool>) -> Result<Completion, NoAnswer> {
+        let (parts, form, body) = (self.parts, self.asked.form.as_ref(), self.body);
+        let call = Call::prepare((&parts.pools, &parts.in_force), pool, self.asked.pictures > 0, *self.id.as_bytes(), |pool| {
+            relay::request(body, form, pool)
+        })?;
+        let Called { pool, result, spent, latency, .. } = call.make(std::future::pending()).await;
+        let model = parts.pools.get(&pool).map_or_else(String::new, |pool| pool.model.clone());
+        let replied = result.and_then(|completion| {
+            relay::reply(completion, form, &model)
+                .map_err(|detail| NoAnswer { reason: Reason::InvalidFormat, detail: format!("pool {pool}: {detail}") })
+        });
         let error = replied.as_ref().err().map(|failed| failed.detail.clone());
         let status = if error.is_none() { "ok" } else { "failed" };
-        let latency_ms = began.elapsed().as_millis() as u64;
-        self.attempts.push(Attempt { model: pool.id.clone(), status, error, latency_ms, tries, bytes_up });
+        let latency_ms = latency.as_millis() as u64;
+        self.attempts.push(Attempt { model: pool, status, error, latency_ms, tries: spent.attempts, bytes_up: spent.bytes_up });
         replied
     }
 

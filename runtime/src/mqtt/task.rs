@@ -154,15 +154,18 @@ impl LinkTask {
                 }
             };
             match event {
+                // Told to stop, it makes no difference how.
+                Err(_) | Ok(Err(_)) if goodbye.is_some() => return Ended::Stopped,
                 Err(_) => return Ended::Failed(format!("silent for {patience:.0?}")),
-                Ok(Err(_)) if goodbye.is_some() => return Ended::Stopped,
                 Ok(Err(ConnectionError::MqttState(StateError::ServerDisconnect {
                     reason_code: DisconnectReasonCode::SessionTakenOver,
                     ..
                 }))) => return Ended::TakenOver,
                 Ok(Err(error)) => return Ended::Failed(error.to_string()),
                 Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => {
-                    let keep_alive = connack.properties.as_ref().and_then(|p| p.server_keep_alive).map(|s| Duration::from_secs(s.into()));
+                    // A broker that wants none at all says 0.
+                    let keep_alive = connack.properties.as_ref().and_then(|p| p.server_keep_alive).filter(|secs| *secs > 0);
+                    let keep_alive = keep_alive.map(|secs| Duration::from_secs(secs.into()));
                     // Pings make an event every keep-alive at the latest: a poll without any is a stuck connection.
                     patience = keep_alive.unwrap_or(KEEP_ALIVE) * 2;
                     self.connected(&mut connection, &connack);
@@ -197,12 +200,12 @@ impl LinkTask {
     }
 
     fn subscribed(&mut self, connection: &mut Connection, suback: &SubAck) {
-        for ((path, _), code) in self.options.subscriptions.iter().zip(&suback.return_codes) {
-            if !matches!(code, SubscribeReasonCode::Success(_)) {
-                error!("the broker refused our subscription to {path}: {code:?}; check its access rules");
-            }
+        let refused = |code: &SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+        for ((path, _), code) in self.options.subscriptions.iter().zip(&suback.return_codes).filter(|(_, code)| refused(code)) {
+            error!("the broker refused our subscription to {path}: {code:?}; check its access rules");
         }
-        self.subscribed = true;
+        // What was refused is asked for again on the next connection: the rules may have been mended by then.
+        self.subscribed = !suback.return_codes.iter().any(refused);
         self.up(connection);
     }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn push(outbox: &mut Outbox) -> u64 {
-    outbox.push("t".into(), |epoch, seq| Bytes::from(format!("{epoch}/{seq}")))
+    outbox.push("t".into(), Duration::ZERO, |epoch, seq| Bytes::from(format!("{epoch}/{seq}")))
 }
 
 /// Sends everything there is to send; the seqs in order.
@@ -24,6 +24,17 @@ fn leaves_only_when_acknowledged() {
     outbox.acked(1, Duration::ZERO);
     outbox.acked(1, Duration::ZERO);
     assert_eq!(outbox.counts(), Counts { produced: 2, published: 1, ..Counts::default() });
+}
+
+#[test]
+fn says_how_much_waits_and_for_how_long() {
+    let mut outbox = Outbox::new(7, 10);
+    assert_eq!((outbox.queued_bytes(), outbox.oldest_age(Duration::ZERO)), (0, None));
+    outbox.push("t".into(), Duration::from_secs(3), |_, _| "12345".into());
+    outbox.push("t".into(), Duration::from_secs(8), |_, _| "123".into());
+    assert_eq!((outbox.queued_bytes(), outbox.oldest_age(Duration::from_secs(9))), (8, Some(Duration::from_secs(6))));
+    outbox.acked(1, Duration::from_secs(9));
+    assert_eq!((outbox.queued_bytes(), outbox.oldest_age(Duration::from_secs(9))), (3, Some(Duration::from_secs(1))));
 }
 
 #[test]

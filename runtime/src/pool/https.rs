@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
 use super::question::start_of;
-use super::retry::Failure;
+use super::retry::{Class, Failure};
 use super::{PoolsError, REPLY_BYTES_MAX};
 use crate::openai::error::ErrorBody;
 
@@ -47,7 +47,7 @@ impl Https {
         if let Some(file) = &self.api_key_file {
             request = request.header(AUTHORIZATION, bearer(file).await?);
         }
-        let mut response = request.body(body).send().await.map_err(|error| Failure::unwell(causes(&error)))?;
+        let mut response = request.body(body).send().await.map_err(|error| unsent(&error))?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let reply = collect(&mut response).await?;
@@ -58,9 +58,17 @@ impl Https {
     }
 }
 
+/// A request that got no reply.
+fn unsent(error: &reqwest::Error) -> Failure {
+    match error.is_connect() || error.is_builder() {
+        true => Failure::unreachable(Class::Unwell { wait: None }, causes(error)),
+        false => Failure::unwell(causes(error)),
+    }
+}
+
 /// The `Authorization` header. Read for every attempt, so that a key can be rotated under a running agent.
 async fn bearer(file: &Path) -> Result<HeaderValue, Failure> {
-    let unusable = |what: String| Failure::refused(format!("api-key-file {}: {what}", file.display()));
+    let unusable = |what: String| Failure::unreachable(Class::Refused, format!("api-key-file {}: {what}", file.display()));
     let key = tokio::fs::read_to_string(file).await.map_err(|error| unusable(error.to_string()))?;
     let mut value = HeaderValue::try_from(format!("Bearer {}", key.trim_end()))
         .map_err(|_| unusable("expected one line of printable text".to_owned()))?;
@@ -72,7 +80,7 @@ async fn collect(response: &mut reqwest::Response) -> Result<Bytes, Failure> {
     let mut body = BytesMut::new();
     while let Some(piece) = response.chunk().await.map_err(|error| Failure::unwell(format!("reply cut short: {}", causes(&error))))? {
         if body.len() + piece.len() > REPLY_BYTES_MAX {
-            return Err(Failure::refused(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
+            return Err(Failure::useless(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
         }
         body.extend_from_slice(&piece);
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tracing::debug;
 
 use super::https::message;
 use super::retry::{Class, Failure};
 use super::{QuestionId, REPLY_BYTES_MAX, Spent};
-use crate::mqtt::{Link, LinkError, Publication, Qos};
+use crate::mqtt::{Link, LinkError, LinkState, Publication, Qos};
 
 /// Where requests to a pool go.
 pub fn request_topic(pool: &str) -> String {
@@ -44,6 +45,11 @@ impl Mqtt {
         Mqtt { link, pool, replies }
     }
 
+    /// Whether there is a broker session to ask over.
+    pub(super) fn is_up(&self) -> bool {
+        self.link.state() == LinkState::Up
+    }
+
     /// Publishes `body` and waits for its reply; the broker forgets the request after `remaining`.
     ///
     /// Where `again` allows it, a request without a reply by half of that time is published once more: a worker may have died over it,
@@ -64,14 +70,17 @@ impl Mqtt {
                 Ok(reply) => reply,
                 Err(_) => {
                     spent.sent(&body);
-                    self.publish(id, body, remaining / 2).await?;
+                    // The broker has the first request, and the session keeps its reply for us: it may come though this one does not.
+                    if let Err(failure) = self.publish(id, body, remaining / 2).await {
+                        debug!(pool = self.pool, "not sent once more: {}", failure.detail);
+                    }
                     waiter.reply().await
                 }
             },
         };
-        let reply = reply.ok_or_else(|| Failure::refused("another request with the same id took its place"))?;
+        let reply = reply.ok_or_else(|| Failure::useless("another request with the same id took its place"))?;
         if reply.payload.len() > REPLY_BYTES_MAX {
-            return Err(Failure::refused(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
+            return Err(Failure::useless(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
         }
         match status(&reply) {
             None | Some(200..=299) => Ok(reply.payload),
@@ -91,8 +100,8 @@ impl Mqtt {
             ..Publication::default()
         };
         self.link.publish(request).await.map_err(|error| match error {
-            LinkError::Down(_) => Failure { class: Class::LinkDown, detail: error.to_string() },
-            _ => Failure::refused(error.to_string()),
+            LinkError::Down(_) => Failure::unreachable(Class::LinkDown, error.to_string()),
+            _ => Failure::unreachable(Class::Refused, error.to_string()),
         })
     }
 }

@@ -3,15 +3,15 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use firmware_config::agent::ClosedForm;
+use firmware_config::agent::{ClosedForm, Pool};
 use serde_json::{Value, json};
 
 use super::{PoolQuestion, reading};
 use crate::openai::Completion;
 
-/// The chat-completion request that puts `question` to `model`: picture first, then text.
-pub fn body(question: &PoolQuestion, model: &str, closed: ClosedForm) -> Bytes {
-    let text = match closed {
+/// The chat-completion request that puts `question` to `pool`: picture first, then text.
+pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
+    let text = match pool.closed {
         ClosedForm::Text if !question.answers.is_empty() => {
             format!("{} Answer with one of: {}.", question.question, question.answers.join(", "))
         }
@@ -24,12 +24,12 @@ pub fn body(question: &PoolQuestion, model: &str, closed: ClosedForm) -> Bytes {
     }
     content.push(json!({"type": "text", "text": text}));
     let mut request = json!({
-        "model": model,
+        "model": pool.model,
         "messages": [{"role": "user", "content": content}],
         "max_tokens": question.max_tokens,
         "temperature": 0,
     });
-    if closed == ClosedForm::Schema && !question.answers.is_empty() {
+    if pool.closed == ClosedForm::Schema && !question.answers.is_empty() {
         request["response_format"] = schema(&question.answers);
     }
     Bytes::from(request.to_string())
@@ -119,6 +119,10 @@ pub(crate) fn start_of(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::time::Duration;
+
+    use firmware_config::agent::PoolTransport;
+
     use super::*;
 
     fn question(answers: &[&str]) -> PoolQuestion {
@@ -131,19 +135,32 @@ mod tests {
         }
     }
 
+    fn pool(closed: ClosedForm) -> Pool {
+        Pool {
+            id: "big".into(),
+            transport: PoolTransport::Mqtt,
+            model: "some-vlm".into(),
+            deadline: Duration::from_secs(8),
+            closed,
+            images: true,
+            attempts: 3,
+            usd_per_call: None,
+        }
+    }
+
     fn reply(value: Value) -> Completion {
         serde_json::from_value(value).unwrap()
     }
 
     #[test]
     fn a_question_with_answers_travels_as_a_schema() {
-        let body = body(&question(&["yes", "no"]), "some-vlm", ClosedForm::Schema);
+        let body = body(&question(&["yes", "no"]), &pool(ClosedForm::Schema));
         insta::assert_snapshot!(std::str::from_utf8(&body).unwrap(), @r#"{"model":"some-vlm","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,/9j/"}},{"type":"text","text":"Is there a person?"}]}],"max_tokens":16,"temperature":0,"response_format":{"type":"json_schema","json_schema":{"name":"answer","strict":true,"schema":{"type":"object","properties":{"answer":{"type":"string","enum":["yes","no"]}},"required":["answer"],"additionalProperties":false}}}}"#);
     }
 
     #[test]
     fn a_question_with_answers_travels_as_text_where_schemas_are_not_taken() {
-        let body = body(&PoolQuestion { jpeg: None, ..question(&["yes", "no"]) }, "some-vlm", ClosedForm::Text);
+        let body = body(&PoolQuestion { jpeg: None, ..question(&["yes", "no"]) }, &pool(ClosedForm::Text));
         insta::assert_snapshot!(std::str::from_utf8(&body).unwrap(), @r#"{"model":"some-vlm","messages":[{"role":"user","content":[{"type":"text","text":"Is there a person? Answer with one of: yes, no."}]}],"max_tokens":16,"temperature":0}"#);
     }
 

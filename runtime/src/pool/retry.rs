@@ -9,6 +9,8 @@ pub struct Failure {
     pub class: Class,
     /// What happened, in words.
     pub detail: String,
+    /// Whether the pool may charge for it all the same: it may have answered, and the answer was lost.
+    pub charged: bool,
 }
 
 /// What a failed attempt says about the pool.
@@ -26,14 +28,19 @@ pub enum Class {
 }
 
 impl Failure {
-    /// No connection, or it broke, or the reply was cut short.
-    pub fn unwell(detail: impl Into<String>) -> Self {
-        Failure { class: Class::Unwell { wait: None }, detail: detail.into() }
+    /// No connection: the pool never saw the request.
+    pub fn unreachable(class: Class, detail: impl Into<String>) -> Self {
+        Failure { class, detail: detail.into(), charged: false }
     }
 
-    /// A request that must not be sent again.
-    pub fn refused(detail: impl Into<String>) -> Self {
-        Failure { class: Class::Refused, detail: detail.into() }
+    /// The connection broke, or the reply was cut short.
+    pub fn unwell(detail: impl Into<String>) -> Self {
+        Failure { class: Class::Unwell { wait: None }, detail: detail.into(), charged: true }
+    }
+
+    /// A reply of no use, to a request that must not be sent again.
+    pub fn useless(detail: impl Into<String>) -> Self {
+        Failure { class: Class::Refused, detail: detail.into(), charged: true }
     }
 
     /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is not.
@@ -43,7 +50,7 @@ impl Failure {
             _ => Class::Refused,
         };
         let detail = if message.is_empty() { format!("status {status}") } else { format!("status {status}: {message}") };
-        Failure { class, detail }
+        Failure { class, detail, charged: false }
     }
 }
 

@@ -8,23 +8,38 @@ fn spans(must_escalate: bool) -> Spans {
     Spans::new(Subject { rule: "person".into(), question: "Is there a person?".into(), alert: vec!["yes".into()], must_escalate })
 }
 
-fn seen(answer: &str, outcome: Outcome) -> Observation {
+/// A local answer about frame `number`.
+fn seen_on(number: u64, answer: &str, outcome: Outcome) -> Observation {
     let reasons = match outcome {
         Outcome::None => vec![Reason::Confident],
         Outcome::Denied => vec![Reason::LinkDown, Reason::LowConfidence],
         _ => vec![Reason::LowConfidence],
     };
-    let escalation = Escalation { outcome, reasons, threshold: 0.9, attempts: 0, bytes_up: 0, deadline: None };
-    Observation { answer: local(answer, 0.5), frame: frame(), escalation }
+    let escalation = Escalation { outcome, reasons, threshold: 0.9, attempts: 0, bytes_up: 0, cost_usd: None, deadline: None };
+    let confidence = if outcome == Outcome::None { 0.95 } else { 0.5 };
+    Observation { number, answer: local(answer, confidence), frame: FrameInfo { sha256: format!("f{number}"), ..frame() }, escalation }
+}
+
+fn seen(answer: &str, outcome: Outcome) -> Observation {
+    seen_on(1, answer, outcome)
+}
+
+/// What a pool says to `asked`.
+fn says(asked: Observation, answer: &str) -> PoolOutcome {
+    let by = By { place: Place::Pool, pool: Some("big".into()), ..local(answer, 0.9).by };
+    PoolOutcome { asked, result: Ok(Settled { by, ..local(answer, 0.9) }), attempts: 1, bytes_up: 10, cost_usd: None }
+}
+
+fn fails(asked: Observation, reason: Reason) -> PoolOutcome {
+    PoolOutcome { asked, result: Err(reason), attempts: 2, bytes_up: 20, cost_usd: None }
 }
 
 fn pool(answer: &str) -> PoolOutcome {
-    let by = By { place: Place::Pool, pool: Some("big".into()), ..local(answer, 0.9).by };
-    PoolOutcome { result: Ok(Settled { by, ..local(answer, 0.9) }), attempts: 1, bytes_up: 10 }
+    says(seen("yes", Outcome::Pending), answer)
 }
 
 fn failed(reason: Reason) -> PoolOutcome {
-    PoolOutcome { result: Err(reason), attempts: 2, bytes_up: 20 }
+    fails(seen("yes", Outcome::Pending), reason)
 }
 
 /// One line per draft: step, id, answer in force, state, outcome, first reason, marks.
@@ -97,6 +112,40 @@ fn must_escalate_is_unknown_until_a_pool_answers() {
     assert_eq!(told(spans.pool_outcome("a", pool("yes"))), "Update a yes ON Answered LOW_CONFIDENCE");
 }
 
+#[test]
+fn an_update_tells_of_the_frame_that_the_pool_judged() {
+    let mut spans = spans(false);
+    observe(&mut spans, "a", seen_on(1, "yes", Outcome::None));
+    let unsure = seen_on(2, "yes", Outcome::Pending);
+    assert_eq!(observe(&mut spans, "b", unsure.clone()), "");
+    let update = spans.pool_outcome("a", says(unsure, "no")).expect("news");
+    assert_eq!((update.opened_on.sha256.as_str(), update.frame.sha256.as_str()), ("f1", "f2"));
+    assert_eq!(update.first.as_ref().and_then(|first| first.confidence), Some(0.5), "the answer that was not sure enough");
+    // A pool was asked because of it, and not because the answer that opened the event was sure.
+    assert_eq!(told([update]), "Update a no OFF Answered LOW_CONFIDENCE");
+}
+
+#[test]
+fn a_failure_tells_of_the_wish_behind_it() {
+    let mut spans = spans(false);
+    observe(&mut spans, "a", seen_on(1, "yes", Outcome::None));
+    let unsure = seen_on(2, "yes", Outcome::Pending);
+    observe(&mut spans, "b", unsure.clone());
+    assert_eq!(told(spans.pool_outcome("a", fails(unsure, Reason::Deadline))), "Update a yes ON Expired DEADLINE+LOW_CONFIDENCE");
+}
+
+#[test]
+fn the_newest_frame_settles_whatever_comes_last() {
+    let mut spans = spans(false);
+    let asked: Vec<_> = (1..=3).map(|number| seen_on(number, "yes", Outcome::Pending)).collect();
+    for observation in &asked {
+        observe(&mut spans, "a", observation.clone());
+    }
+    assert_eq!(told(spans.pool_outcome("a", says(asked[2].clone(), "no"))), "Update a no OFF Answered LOW_CONFIDENCE");
+    assert_eq!(told(spans.pool_outcome("a", says(asked[0].clone(), "yes"))), "", "older than what is known");
+    assert_eq!(told(spans.pool_outcome("a", fails(asked[1].clone(), Reason::Deadline))), "");
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     See { answer: u8, outcome: u8 },
@@ -114,12 +163,16 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+fn number(frame: &FrameInfo) -> u64 {
+    frame.sha256[1..].parse().expect("as `seen_on` names it")
+}
+
 proptest! {
     /// The promises a subscriber relies on, checked over what is published.
     #[test]
     fn every_event_is_told_in_order(acts in prop::collection::vec(act(), 1..80)) {
         let mut spans = spans(false);
-        let (mut ids, mut waiting) = (0, Vec::new());
+        let (mut ids, mut frames, mut waiting) = (0, 1, Vec::new());
         let mut log: Vec<Draft> = Vec::new();
         let mut opened_by: Option<String> = None;
         for act in acts {
@@ -127,21 +180,23 @@ proptest! {
                 Act::See { answer, outcome } => {
                     let outcome = [Outcome::None, Outcome::Pending, Outcome::Denied][outcome as usize];
                     let answer = answer.to_string();
-                    let (drafts, id) = spans.observe(seen(&answer, outcome), || { ids += 1; ids.to_string() });
+                    let observation = seen_on(frames, &answer, outcome);
+                    frames += 1;
+                    let (drafts, id) = spans.observe(observation.clone(), || { ids += 1; ids.to_string() });
                     // A new event exactly when the answer differs from the one that opened the last.
                     let is_new = drafts.iter().any(|draft| draft.step == Step::New);
                     prop_assert_eq!(is_new, opened_by.as_ref() != Some(&answer));
                     opened_by = Some(answer);
-                    if outcome == Outcome::Pending { waiting.push(id); }
+                    if outcome == Outcome::Pending { waiting.push((id, observation)); }
                     log.extend(drafts);
                 }
                 Act::Reply { which, answer } if !waiting.is_empty() => {
-                    let id = waiting.remove(which.index(waiting.len()));
-                    log.extend(spans.pool_outcome(&id, pool(&answer.to_string())));
+                    let (id, asked) = waiting.remove(which.index(waiting.len()));
+                    log.extend(spans.pool_outcome(&id, says(asked, &answer.to_string())));
                 }
                 Act::Fail { which, deadline } if !waiting.is_empty() => {
-                    let id = waiting.remove(which.index(waiting.len()));
-                    log.extend(spans.pool_outcome(&id, failed(if deadline { Reason::Deadline } else { Reason::Fallback })));
+                    let (id, asked) = waiting.remove(which.index(waiting.len()));
+                    log.extend(spans.pool_outcome(&id, fails(asked, if deadline { Reason::Deadline } else { Reason::Fallback })));
                 }
                 Act::End => { log.extend(spans.end()); opened_by = None; }
                 _ => {}
@@ -159,6 +214,12 @@ proptest! {
                 Step::Update => {
                     prop_assert_eq!(draft.late, open.as_ref() != Some(&draft.id));
                     let before = &last[&draft.id];
+                    if draft.escalation.outcome == Outcome::Answered {
+                        prop_assert_eq!(&draft.escalation.reasons, &[Reason::LowConfidence]);
+                        if before.escalation.outcome == Outcome::Answered {
+                            prop_assert!(number(&before.frame) <= number(&draft.frame), "an older frame settled it");
+                        }
+                    }
                     prop_assert!(before.settled.text != draft.settled.text || before.escalation.outcome != draft.escalation.outcome, "an update without news");
                 }
                 Step::End => prop_assert_eq!(open.take(), Some(draft.id.clone())),
