@@ -33,7 +33,7 @@ fn gate(c: &mut Criterion) {
     let thumbnail = || Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels()).unwrap();
     c.bench_function("gate/thumbnail 480x270", |b| b.iter(thumbnail));
     c.bench_function("gate/decide", |b| {
-        let mut gate = Gate::new(GateSettings { motion: 0.01, max_age: Duration::from_secs(30) });
+        let gate = Gate::new(GateSettings { motion: 0.01, max_age: Duration::from_secs(30) });
         b.iter_batched(thumbnail, |thumbnail| gate.decide(&thumbnail, Duration::ZERO), BatchSize::SmallInput);
     });
 }

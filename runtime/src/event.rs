@@ -1,4 +1,4 @@
-//! What is published: the event's JSON, its topics, and the small retained states beside it. Pure.
+//! What is published: the event's JSON, and the small retained states beside it. Pure.
 //!
 //! An event is one rule's local answer over time, told in steps of one id: `new`, any number of `update`, `end` (see `span`).
 
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use crate::router::Reason;
+use crate::topics::Topics;
 
 /// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
 const VERSION: u32 = 1;
@@ -350,98 +351,6 @@ impl Draft {
 /// An epoch as it is published: 16 hex digits, since JSON readers lose integers above 2^53.
 pub fn epoch_hex(epoch: u64) -> String {
     format!("{epoch:016x}")
-}
-
-/// A stretch of events that will never be published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gap {
-    /// First of them.
-    pub from_seq: u64,
-    /// Last of them.
-    pub to_seq: u64,
-    /// How many they are.
-    pub count: u64,
-    /// Why: `size` (the queue was full) or `refused` (the broker does not take them).
-    pub reason: &'static str,
-}
-
-impl Gap {
-    /// The gap's JSON.
-    pub fn to_json(&self, epoch: u64) -> Vec<u8> {
-        let Gap { from_seq, to_seq, count, reason } = self;
-        let epoch = epoch_hex(epoch);
-        serde_json::json!({ "epoch": epoch, "from_seq": from_seq, "to_seq": to_seq, "reason": reason, "count": count })
-            .to_string()
-            .into_bytes()
-    }
-}
-
-/// The topic tree of one box.
-#[derive(Debug, Clone)]
-pub struct Topics {
-    root: String,
-}
-
-impl Topics {
-    /// `egret/<node>/…`
-    pub fn new(node: &str) -> Self {
-        Topics { root: format!("egret/{node}") }
-    }
-
-    /// Whether the box is there.
-    pub fn status(&self) -> String {
-        format!("{}/status", self.root)
-    }
-
-    /// What the box is.
-    pub fn info(&self) -> String {
-        format!("{}/info", self.root)
-    }
-
-    /// How the box is.
-    pub fn health(&self) -> String {
-        format!("{}/health", self.root)
-    }
-
-    /// Events that will never come.
-    pub fn gap(&self) -> String {
-        format!("{}/gap", self.root)
-    }
-
-    /// Sets the kill switch.
-    pub fn kill_switch_set(&self) -> String {
-        format!("{}/kill-switch/set", self.root)
-    }
-
-    /// The kill switch in force.
-    pub fn kill_switch_state(&self) -> String {
-        format!("{}/kill-switch/state", self.root)
-    }
-
-    /// Whether a camera delivers.
-    pub fn camera_status(&self, cam: &str) -> String {
-        format!("{}/cam/{cam}/status", self.root)
-    }
-
-    /// A camera's events.
-    pub fn event(&self, cam: &str) -> String {
-        format!("{}/cam/{cam}/event", self.root)
-    }
-
-    /// A camera's last picture with an event.
-    pub fn snapshot(&self, cam: &str) -> String {
-        format!("{}/cam/{cam}/snapshot", self.root)
-    }
-
-    /// A rule's short state.
-    pub fn rule_state(&self, cam: &str, rule: &str) -> String {
-        format!("{}/cam/{cam}/rule/{rule}/state", self.root)
-    }
-
-    /// A rule's answer in full.
-    pub fn rule_attributes(&self, cam: &str, rule: &str) -> String {
-        format!("{}/cam/{cam}/rule/{rule}/attributes", self.root)
-    }
 }
 
 fn is_false(value: &bool) -> bool {

@@ -6,12 +6,12 @@ use firmware_config::agent::KillSwitch;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::event::Topics;
 use crate::metrics::Metrics;
 use crate::mqtt::{Deliveries, Publication};
 use crate::policy::{InForce, kill_switch_name, parse_kill_switch};
 use crate::pool::Pools;
 use crate::publisher::{Kind, Post};
+use crate::topics::Topics;
 
 /// Hands deliveries to whom they concern.
 pub struct Inbox {

@@ -23,7 +23,7 @@
 //! | makes one escalation: what is in its way, what it may cost | [`call`] | |
 //! | holds escalations to budgets and the kill switch | [`policy`], [`budget`] | the ledger |
 //! | asks a bigger model | [`pool`] | breaker, retry, question, reading |
-//! | turns an answer, or a pool's later one, into events | [`span`], [`event`] | yes |
+//! | turns an answer, or a pool's later one, into events | [`span`], [`event`], [`topics`] | yes |
 //! | keeps events until they are acknowledged | [`outbox`] | yes |
 //! | sends, and sends again when the broker was gone | [`publisher`], [`mqtt`] | |
 //!
@@ -65,4 +65,5 @@ pub mod scene;
 pub mod serve;
 pub mod server;
 pub mod span;
+pub mod topics;
 pub mod worker;

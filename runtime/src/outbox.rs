@@ -9,12 +9,14 @@
 //!
 //! Memory only: a box that loses power loses what its broker had not yet. A store on disk takes this module's place in the queue.
 
+mod gap;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::event::Gap;
+pub use gap::Gap;
 
 /// How far behind its acknowledgements a broker may be with saving. Mosquitto saves every second when told to.
 const SAVED_AFTER: Duration = Duration::from_secs(5);

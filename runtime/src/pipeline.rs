@@ -38,7 +38,6 @@ use vlm::{Options, Vlm, VlmError};
 
 use crate::capture::{self, CameraStatus, Capture};
 use crate::clock::Clock;
-use crate::event::Topics;
 use crate::gateway;
 use crate::handoff;
 use crate::inbox::Inbox;
@@ -52,6 +51,7 @@ use crate::pool::{Pools, PoolsError};
 use crate::publisher::{self, Kind, Post, Publisher};
 use crate::record::{Record, Watcher};
 use crate::scene::{Scene, Surroundings};
+use crate::topics::Topics;
 
 /// Posts on their way to the publisher.
 const POSTS: usize = 64;

@@ -17,11 +17,12 @@ use tokio::time::{Instant, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::clock::Clock;
-use crate::event::{Draft, Gap, Origin, Step, Topics, epoch_hex};
+use crate::event::{Draft, Origin, Step, epoch_hex};
 use crate::metrics::Metrics;
 use crate::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication, Qos};
-use crate::outbox::{Next, Outbox};
+use crate::outbox::{Gap, Next, Outbox};
 use crate::record::{Record, Watcher};
+use crate::topics::Topics;
 
 /// Publications on their way at one time.
 const IN_FLIGHT_MAX: usize = 32;

@@ -23,7 +23,7 @@ use vlm::{Answer, Content, Picture, Request, Role, Split, Turn, VlmError};
 use crate::call::{Call, Called, NoAnswer};
 use crate::capture::{CameraState, CameraStatus};
 use crate::clock::Clock;
-use crate::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, State, Step, Topics};
+use crate::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, State, Step};
 use crate::handoff;
 use crate::infer::{Answers, Handle};
 use crate::metrics::Metrics;
@@ -33,6 +33,7 @@ use crate::publisher::{Kind, Post};
 use crate::record::{LocalAnswer, Record, Watcher};
 use crate::router::{Reason, Route, Target, Terms, route};
 use crate::span::{Observation, PoolOutcome, Spans, Subject};
+use crate::topics::Topics;
 
 /// An admitted frame.
 #[derive(Debug, Clone)]

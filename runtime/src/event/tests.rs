@@ -235,12 +235,6 @@ fn update_with_the_pools_answer_after_the_end() {
 }
 
 #[test]
-fn a_gap() {
-    let gap = Gap { from_seq: 3, to_seq: 9, count: 7, reason: "size" };
-    insta::assert_snapshot!(String::from_utf8(gap.to_json(255)).expect("json"), @r#"{"epoch":"00000000000000ff","from_seq":3,"to_seq":9,"reason":"size","count":7}"#);
-}
-
-#[test]
 fn states() {
     let alert = ["yes".to_owned()];
     assert_eq!([State::of("yes", &alert), State::of("no", &alert), State::of("yes", &[])].map(State::as_str), ["ON", "OFF", "unknown"]);
