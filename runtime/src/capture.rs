@@ -26,7 +26,7 @@ use crate::gate::{Decision, Gate, Thumbnail, ThumbnailError};
 use crate::handoff::{self, Handed};
 use crate::metrics::Metrics;
 use crate::record::{Record, Watcher};
-use crate::scene::Sighting;
+use crate::sighting::Sighting;
 
 /// First and longest wait before a camera is opened again.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));

@@ -64,6 +64,7 @@ pub mod run;
 pub mod scene;
 pub mod serve;
 pub mod server;
+pub mod sighting;
 pub mod span;
 pub mod topics;
 pub mod worker;

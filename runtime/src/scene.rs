@@ -13,7 +13,6 @@ use firmware_config::agent::{self, RouteMode};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -32,25 +31,9 @@ use crate::pool::{PoolQuestion, PoolReply, Pools, question};
 use crate::publisher::{Kind, Post};
 use crate::record::{LocalAnswer, Record, Watcher};
 use crate::router::{Reason, Route, Target, Terms, route};
+use crate::sighting::Sighting;
 use crate::span::{Observation, PoolOutcome, Spans, Subject};
 use crate::topics::Topics;
-
-/// An admitted frame.
-#[derive(Debug, Clone)]
-pub struct Sighting {
-    /// Its number, from 1, within the camera.
-    pub number: u64,
-    /// When it was captured.
-    pub time: Timestamp,
-    /// The file it came from, for sources that have one.
-    pub name: Option<String>,
-    /// What is seen.
-    pub picture: Picture,
-    /// The same, as it is published and sent to pools.
-    pub jpeg: Bytes,
-    /// Hex sha256 of `jpeg`.
-    pub sha256: String,
-}
 
 /// What all scenes share.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use firmware_config::agent::AgentConfig;
+use jiff::Timestamp;
 
 use super::*;
 use crate::event::Draft;
