@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, ConnectReturnCode, DisconnectReasonCode, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode,
+};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -129,8 +131,14 @@ impl LinkTask {
         self.tried += 1;
         let room = WINDOW + usize::from(self.options.receive_max) + 8;
         let (client, mut events) = AsyncClient::new(options, room);
-        let mut connection =
-            Connection { client, packet_bytes_max: usize::MAX, unsent: VecDeque::new(), unacked: HashMap::new(), up: false };
+        let mut connection = Connection {
+            client,
+            packet_bytes_max: usize::MAX,
+            unsent: VecDeque::new(),
+            unacked: HashMap::new(),
+            accepted: false,
+            up: false,
+        };
         let opened = Instant::now();
         let mut patience = CONNECT_TIMEOUT * 2;
         // When the last bytes must be out, once we are told to stop.
@@ -161,7 +169,7 @@ impl LinkTask {
                     reason_code: DisconnectReasonCode::SessionTakenOver,
                     ..
                 }))) => return Ended::TakenOver,
-                Ok(Err(error)) => return Ended::Failed(error.to_string()),
+                Ok(Err(error)) => return Ended::Failed(why(&error, connection.accepted)),
                 Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => {
                     // A broker that wants none at all says 0.
                     let keep_alive = connack.properties.as_ref().and_then(|p| p.server_keep_alive).filter(|secs| *secs > 0);
@@ -184,6 +192,7 @@ impl LinkTask {
     }
 
     fn connected(&mut self, connection: &mut Connection, connack: &ConnAck) {
+        connection.accepted = true;
         if let Some(limit) = connack.properties.as_ref().and_then(|p| p.max_packet_size) {
             connection.packet_bytes_max = limit as usize;
         }
@@ -233,6 +242,22 @@ impl LinkTask {
     }
 }
 
+/// What ended a connection, with the cure where it is known.
+fn why(error: &ConnectionError, accepted: bool) -> String {
+    let cure = match error {
+        ConnectionError::ConnectionRefused(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) => {
+            "; see username-file and password-file, and the broker's own accounts"
+        }
+        ConnectionError::ConnectionRefused(ConnectReturnCode::UnsupportedProtocolVersion | ConnectReturnCode::RefusedProtocolVersion) => {
+            "; the broker has to speak MQTT 5"
+        }
+        // So do brokers that know older versions alone, and whatever else listens on a wrong port.
+        ConnectionError::MqttState(_) if !accepted => " before it accepted us; is it a broker that speaks MQTT 5?",
+        _ => "",
+    };
+    format!("{error}{cure}")
+}
+
 fn refuse(command: Command, why: &str) {
     // A caller that gave up is not waiting for its reply.
     let _ = command.reply.send(Err(LinkError::Down(why.to_owned())));
@@ -246,6 +271,8 @@ struct Connection {
     unsent: VecDeque<(Qos, String, Reply)>,
     /// Written with QoS 1, by packet id.
     unacked: HashMap<u16, (String, Reply)>,
+    /// The broker's CONNACK was there.
+    accepted: bool,
     up: bool,
 }
 
@@ -309,5 +336,28 @@ impl Connection {
         if self.client.try_ack(&publish).is_err() {
             warn!("no room to acknowledge delivery {pkid}; the broker will deliver it again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_a_connection_comes_with_its_cure() {
+        let refused = |code| why(&ConnectionError::ConnectionRefused(code), false);
+        let closed = |accepted| why(&ConnectionError::MqttState(StateError::ConnectionAborted), accepted);
+        let told = [
+            refused(ConnectReturnCode::NotAuthorized),
+            refused(ConnectReturnCode::UnsupportedProtocolVersion),
+            closed(false),
+            closed(true),
+        ];
+        insta::assert_snapshot!(told.join("\n"), @"
+        Connection refused, return code: `NotAuthorized`; see username-file and password-file, and the broker's own accounts
+        Connection refused, return code: `UnsupportedProtocolVersion`; the broker has to speak MQTT 5
+        Mqtt state: Connection closed by peer abruptly before it accepted us; is it a broker that speaks MQTT 5?
+        Mqtt state: Connection closed by peer abruptly
+        ");
     }
 }
