@@ -43,7 +43,7 @@ use crate::handoff;
 use crate::inbox::Inbox;
 use crate::infer::{self, Answerer, Handle};
 use crate::metrics::{Metrics, Totals};
-use crate::mqtt::{LastWill, Link, LinkOptions, LinkState, Publication, Qos};
+use crate::mqtt::{Deliveries, LastWill, Link, LinkOptions, LinkState, LinkTask, Publication, Qos};
 use crate::outbox::Outbox;
 use crate::policy::InForce;
 use crate::pool::mqtt::reply_topic;
@@ -209,37 +209,8 @@ impl Running {
 
         let (posts, posted) = mpsc::channel(POSTS);
         let (publisher_patience, patience) = watch::channel(PUBLISHER_PATIENCE_AT_END);
-        let (publisher, inbox, link_task) = match broker {
-            Some((outbox_events_max, (link, link_task, deliveries))) => {
-                let outbox = Outbox::new(epoch, outbox_events_max);
-                let publisher =
-                    Publisher::new(&config.node.id, outbox, link, Arc::clone(&clock), Arc::clone(&metrics), Arc::clone(&watcher));
-                let inbox = Inbox {
-                    topics: topics.clone(),
-                    pools: pools.clone(),
-                    in_force: in_force.clone(),
-                    posts: posts.clone(),
-                    metrics: Arc::clone(&metrics),
-                };
-                let publisher = tokio::spawn(publisher.run(posted, patience));
-                (publisher, Some(tokio::spawn(inbox.run(deliveries))), Some(Stoppable::spawn(|stopped| link_task.run(stopped))))
-            }
-            None => (tokio::spawn(without_broker(posted, Arc::clone(&watcher))), None, None),
-        };
-        let gateway = listener.map(|listener| {
-            let name = model.identity().name.clone();
-            let parts = gateway::Parts { local: model.clone(), name, pools: pools.clone(), in_force: in_force.clone() };
-            Stoppable::spawn(|stopped| serve(parts, listener, stopped))
-        });
-
-        tell_info(&posts, &topics, &config, &model).await;
-        if let Some(link) = &link {
-            // A broker that is not there yet is not waited for: events queue, and questions are settled on the box.
-            let _ = timeout(BROKER_PATIENCE, link.status().wait_for(|status| status.state == LinkState::Up)).await;
-        }
-        let (scenes_deadline, deadline) = watch::channel(None);
         let around = Surroundings {
-            node: config.node.id,
+            node: config.node.id.clone(),
             model: model.clone(),
             pools,
             in_force,
@@ -248,6 +219,14 @@ impl Running {
             metrics: Arc::clone(&metrics),
             watcher,
         };
+        tell_info(&around, &topics, &config).await;
+        let (publisher, inbox, link_task) = start_broker_side(broker, &around, epoch, posted, patience);
+        let gateway = listener.map(|listener| start_gateway(listener, &around));
+        if let Some(link) = &link {
+            // A broker that is not there yet is not waited for: events queue, and questions are settled on the box.
+            let _ = timeout(BROKER_PATIENCE, link.status().wait_for(|status| status.state == LinkState::Up)).await;
+        }
+        let (scenes_deadline, deadline) = watch::channel(None);
         let mut scenes = JoinSet::new();
         let mut cameras = Vec::new();
         for camera in config.cameras {
@@ -394,6 +373,40 @@ pub fn spawn_inference(model: impl Answerer + 'static) -> io::Result<(Handle, th
     Ok((handle, thread))
 }
 
+/// A connection to a broker that is not made yet, and how many events wait for it at most.
+type Broker = (usize, (Link, LinkTask, Deliveries));
+
+/// Starts what publishes and what listens, where there is a broker; else what only shows.
+fn start_broker_side(
+    broker: Option<Broker>,
+    around: &Surroundings,
+    epoch: u64,
+    posted: mpsc::Receiver<Post>,
+    patience: watch::Receiver<Duration>,
+) -> (JoinHandle<()>, Option<JoinHandle<()>>, Option<Stoppable>) {
+    let watcher = Arc::clone(&around.watcher);
+    let Some((outbox_events_max, (link, link_task, deliveries))) = broker else {
+        return (tokio::spawn(without_broker(posted, watcher)), None, None);
+    };
+    let outbox = Outbox::new(epoch, outbox_events_max);
+    let publisher = Publisher::new(&around.node, outbox, link, Arc::clone(&around.clock), Arc::clone(&around.metrics), watcher);
+    let inbox = Inbox {
+        topics: Topics::new(&around.node),
+        pools: around.pools.clone(),
+        in_force: around.in_force.clone(),
+        posts: around.posts.clone(),
+        metrics: Arc::clone(&around.metrics),
+    };
+    let publisher = tokio::spawn(publisher.run(posted, patience));
+    (publisher, Some(tokio::spawn(inbox.run(deliveries))), Some(Stoppable::spawn(|stopped| link_task.run(stopped))))
+}
+
+fn start_gateway(listener: TcpListener, around: &Surroundings) -> Stoppable {
+    let Surroundings { model, pools, in_force, .. } = around.clone();
+    let parts = gateway::Parts { name: model.identity().name.clone(), local: model, pools, in_force };
+    Stoppable::spawn(|stopped| serve(parts, listener, stopped))
+}
+
 fn start_camera(
     scenes: &mut JoinSet<usize>,
     place: usize,
@@ -451,8 +464,8 @@ fn link_options(config: &AgentConfig, mqtt: &Mqtt, topics: &Topics, epoch: u64, 
 }
 
 /// Tells what this box is.
-async fn tell_info(posts: &mpsc::Sender<Post>, topics: &Topics, config: &AgentConfig, model: &Handle) {
-    let identity = model.identity();
+async fn tell_info(around: &Surroundings, topics: &Topics, config: &AgentConfig) {
+    let identity = around.model.identity();
     let info = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": config.node.id,
@@ -466,8 +479,8 @@ async fn tell_info(posts: &mpsc::Sender<Post>, topics: &Topics, config: &AgentCo
         "cameras": config.cameras.iter().map(|camera| &camera.id).collect::<Vec<_>>(),
         "pools": config.pools.iter().map(|pool| &pool.id).collect::<Vec<_>>(),
     });
-    // The publisher has just been started and takes posts.
-    let _ = posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into(), kind: Kind::Json }).await;
+    // The first post, and so there is room for it.
+    let _ = around.posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into(), kind: Kind::Json }).await;
 }
 
 /// Stands in for the publisher of a box without a broker: events are only shown.
