@@ -26,10 +26,7 @@ pub trait Camera: Send {
     /// on with the frame after; otherwise drop the camera and open another.
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
 
-    /// Whether frames are lost when nobody asks for them.
-    fn is_live(&self) -> bool;
-
-    /// Frames overwritten by newer ones before anyone asked, since it was opened. Always 0 unless it is live.
+    /// Frames overwritten by newer ones before anyone asked, since it was opened. Always 0 for a folder or a file.
     fn superseded(&self) -> u64 {
         0
     }
@@ -103,7 +100,7 @@ pub enum CaptureError {
         program: String,
     },
     /// `ffmpeg` is there but does not start.
-    #[error("{camera}: ffmpeg does not start: {error}")]
+    #[error("{camera}: ffmpeg does not start: {error}; check that this user may run it, and may start more processes")]
     Spawn {
         /// The source.
         camera: String,
@@ -111,7 +108,7 @@ pub enum CaptureError {
         error: io::Error,
     },
     /// `ffmpeg` was started, and the system does not tell what became of it.
-    #[error("{camera}: ffmpeg is lost: {error}")]
+    #[error("{camera}: ffmpeg is lost: {error}; start egret without SIGCHLD ignored, which hides how children end")]
     Lost {
         /// The source.
         camera: String,

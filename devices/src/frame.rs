@@ -7,8 +7,6 @@ use bytes::Bytes;
 /// One image of a camera, and its time. Cheap to clone: pixels are shared.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// Place in the sequence of this opened camera, from 0. A frame that could not be read leaves its number out.
-    pub number: u64,
     /// When it was captured: for a replayed source, when it was handed out.
     pub captured_at: SystemTime,
     /// File name inside a folder source, such as `035000.jpg`.

@@ -72,11 +72,10 @@ fn a_folder_is_shown_once_in_name_order_and_not_faster_than_its_rate() {
     }
     let started = Instant::now();
     let mut camera = open(Source::Folder(folder.path().into()), PERIOD, &Stop::new()).unwrap();
-    assert!(!camera.is_live());
     let frames = all(&mut *camera).unwrap();
     assert!(started.elapsed() >= PERIOD * 2, "two periods lie between three frames");
-    let names: Vec<_> = frames.iter().map(|frame| (frame.number, frame.name.as_deref().unwrap())).collect();
-    assert_eq!(names, [(0, "000100.JPG"), (1, "000200.png"), (2, "000300.jpg")]);
+    let names: Vec<_> = frames.iter().map(|frame| frame.name.as_deref().unwrap()).collect();
+    assert_eq!(names, ["000100.JPG", "000200.png", "000300.jpg"]);
     assert!(matches!(&frames[0].image, FrameImage::Encoded(bytes) if bytes == "000100.JPG"));
     assert!(frames.is_sorted_by_key(|frame| frame.captured_at));
 }
@@ -111,8 +110,8 @@ fn a_clip_is_decoded_to_its_end_and_no_frame_is_lost() {
     let frames = all(&mut *camera).unwrap();
     // One second at ten a second; where the clip is cut decides about the last.
     assert!((10..=12).contains(&frames.len()), "{} frames", frames.len());
-    assert!(frames.iter().enumerate().all(|(index, frame)| frame.number == index as u64 && size(frame) == (640, 360)));
-    assert!(!camera.is_live() && camera.superseded() == 0);
+    assert!(frames.iter().all(|frame| size(frame) == (640, 360)));
+    assert_eq!(camera.superseded(), 0);
 }
 
 #[test]
@@ -140,12 +139,13 @@ fn what_is_no_video_is_told_in_ffmpegs_words() {
 fn rtsp_shows_the_newest_frame_and_counts_the_others() {
     let server = RtspServer::with_password("me", "secret");
     let mut camera = open(Source::Rtsp(server.url("me:secret@")), PERIOD, &Stop::new()).unwrap();
-    assert!(camera.is_live());
-    assert_eq!(size(&camera.next_frame().unwrap().unwrap()), (320, 240));
+    let first = camera.next_frame().unwrap().unwrap();
+    assert_eq!(size(&first), (320, 240));
     while camera.superseded() == 0 {
         thread::yield_now();
     }
-    assert_eq!(camera.next_frame().unwrap().unwrap().number, 1);
+    let newest = camera.next_frame().unwrap().unwrap();
+    assert!(newest.captured_at > first.captured_at);
 }
 
 #[test]

@@ -37,7 +37,8 @@ pub(super) struct Ffmpeg {
     live: bool,
     stall_after: Duration,
     schedule: Schedule,
-    number: u64,
+    /// A picture was handed out.
+    begun: bool,
     /// User information of the source's URL, hidden wherever ffmpeg repeats it.
     secret: Option<String>,
     stop: Stop,
@@ -77,7 +78,7 @@ impl Ffmpeg {
             live,
             stall_after,
             schedule: Schedule::new(pace),
-            number: 0,
+            begun: false,
             secret: user_information(source),
             stop: stop.clone(),
             slot,
@@ -90,10 +91,9 @@ impl Ffmpeg {
     /// The picture that is handed out now.
     fn frame(&mut self, Arrived { picture: Picture { width, height, data }, at }: Arrived) -> Frame {
         self.schedule.advance(Instant::now());
-        let number = self.number;
-        self.number += 1;
+        self.begun = true;
         let captured_at = if self.live { at } else { SystemTime::now() };
-        Frame { number, captured_at, name: None, image: FrameImage::Rgb { width, height, data: data.into() } }
+        Frame { captured_at, name: None, image: FrameImage::Rgb { width, height, data: data.into() } }
     }
 
     /// What the end of the stream means.
@@ -115,7 +115,7 @@ impl Ffmpeg {
         match cut {
             _ if self.live || !status.success() => Err(CaptureError::Exited { camera, status, stderr }),
             Some(error) => Err(CaptureError::Stream { camera, error }),
-            None if self.number == 0 => Err(CaptureError::NoPicture { camera, stderr }),
+            None if !self.begun => Err(CaptureError::NoPicture { camera, stderr }),
             None => {
                 if !self.child.said().is_empty() {
                     tracing::warn!(camera, stderr, "shown to its end, but ffmpeg found errors");
@@ -154,7 +154,7 @@ impl Camera for Ffmpeg {
                 return self.ended(how);
             }
             // A file is not late: its decoder waits for us, or needs its time.
-            let (silent, limit) = (self.slot.silent(), if self.number == 0 { self.stall_after.max(CONNECT) } else { self.stall_after });
+            let (silent, limit) = (self.slot.silent(), if self.begun { self.stall_after } else { self.stall_after.max(CONNECT) });
             if self.live && silent >= limit {
                 self.over = true;
                 self.child.kill();
@@ -166,10 +166,6 @@ impl Camera for Ffmpeg {
                 let _ = self.stop.wait(early.min(POLL));
             }
         }
-    }
-
-    fn is_live(&self) -> bool {
-        self.live
     }
 
     fn superseded(&self) -> u64 {
@@ -257,12 +253,12 @@ mod tests {
             Ffmpeg::open(&self.program, source, Duration::ZERO, AGES, stop).expect("a shell is there")
         }
 
-        /// The numbers of all frames, then how it ended.
+        /// A word for each frame, then how it ended.
         fn told(&self, source: &Source) -> String {
             let (mut camera, mut told) = (self.open(source, &Stop::new()), String::new());
             loop {
                 match camera.next_frame() {
-                    Ok(Some(frame)) => told += &format!("{}, ", frame.number),
+                    Ok(Some(_)) => told += "frame, ",
                     Ok(None) => {
                         assert!(matches!(camera.next_frame(), Ok(None)), "an end stays one");
                         return told + "end";
@@ -278,12 +274,12 @@ mod tests {
     #[test]
     fn a_decoder_is_judged_by_its_pictures_then_by_its_status() {
         for (script, expected) in [
-            ("PIXEL; PIXEL", "0, 1, end"),
-            ("PIXEL; echo 'a frame was corrupt' >&2", "0, end"),
-            ("PIXEL; exit 3", "0, file:///decoder: ffmpeg ended with exit status: 3: it wrote nothing"),
-            ("PIXEL; printf P6; echo lost >&2; exit 1", "0, file:///decoder: ffmpeg ended with exit status: 1: lost"),
-            ("PIXEL; printf P6", "0, file:///decoder: ffmpeg's output: ended inside a picture, after 0 of 0 bytes of pixels"),
-            ("PIXEL; echo text; exec sleep 3600", "0, file:///decoder: ffmpeg's output: no PPM header (P6, width, height, 255)"),
+            ("PIXEL; PIXEL", "frame, frame, end"),
+            ("PIXEL; echo 'a frame was corrupt' >&2", "frame, end"),
+            ("PIXEL; exit 3", "frame, file:///decoder: ffmpeg ended with exit status: 3: it wrote nothing"),
+            ("PIXEL; printf P6; echo lost >&2; exit 1", "frame, file:///decoder: ffmpeg ended with exit status: 1: lost"),
+            ("PIXEL; printf P6", "frame, file:///decoder: ffmpeg's output: ended inside a picture, after 0 of 0 bytes of pixels"),
+            ("PIXEL; echo text; exec sleep 3600", "frame, file:///decoder: ffmpeg's output: no PPM header (P6, width, height, 255)"),
             ("echo silence >&2", "file:///decoder: no picture in it: silence; is it a video?"),
         ] {
             let decoder = Scripted::new(&script.replace("PIXEL", PIXEL));

@@ -17,7 +17,6 @@ const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
 
 pub(super) struct Folder {
     files: std::vec::IntoIter<PathBuf>,
-    number: u64,
     schedule: Schedule,
     stop: Stop,
 }
@@ -40,7 +39,7 @@ impl Folder {
             return Err(CaptureError::EmptyFolder { camera: camera() });
         }
         files.sort_unstable();
-        Ok(Self { files: files.into_iter(), number: 0, schedule: Schedule::new(period), stop: stop.clone() })
+        Ok(Self { files: files.into_iter(), schedule: Schedule::new(period), stop: stop.clone() })
     }
 }
 
@@ -51,15 +50,9 @@ impl Camera for Folder {
             return Err(CaptureError::Stopped);
         }
         self.schedule.advance(Instant::now());
-        let number = self.number;
-        self.number += 1;
         let image = FrameImage::Encoded(read(&path)?.into());
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Some(Frame { number, captured_at: SystemTime::now(), name, image }))
-    }
-
-    fn is_live(&self) -> bool {
-        false
+        Ok(Some(Frame { captured_at: SystemTime::now(), name, image }))
     }
 }
 
@@ -97,7 +90,7 @@ mod tests {
         let error = folder.next_frame().expect_err("too large");
         assert!(matches!(error, CaptureError::FrameTooLarge { .. }) && error.spares_camera(), "{error}");
         let next = folder.next_frame();
-        assert!(matches!(&next, Ok(Some(frame)) if frame.number == 1 && frame.name.as_deref() == Some("b.PNG")), "{next:?}");
+        assert!(matches!(&next, Ok(Some(frame)) if frame.name.as_deref() == Some("b.PNG")), "{next:?}");
         assert!(matches!(folder.next_frame(), Ok(None)));
     }
 }
