@@ -9,31 +9,9 @@ use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
 use runtime::pipeline::{self, RunError};
 use runtime::record::Nobody;
 use tests::broker::Broker;
+use tests::config::{config, folder_camera};
 use tests::ledger::Ledger;
 use tests::scripted::{Scripted, pictures};
-
-fn camera(id: &str, folder: &Path) -> String {
-    format!(
-        r#"
-[[camera]]
-id = "{id}"
-source = "dir://{}"
-rate = "25/s"
-gate = {{ motion = 0, max-age = "30s" }}
-[[camera.rule]]
-id = "person"
-question = "Is there a person?"
-answers = ["yes", "no"]
-alert = ["yes"]
-"#,
-        folder.display()
-    )
-}
-
-fn config(broker: Option<&str>, cameras: &[String]) -> String {
-    let broker = broker.map(|url| format!("[mqtt]\nurl = \"{url}\"\n")).unwrap_or_default();
-    format!("[node]\nid = \"gate-01\"\n[model]\nbundle = \"/nowhere\"\n{broker}{}", cameras.concat())
-}
 
 fn check(text: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
@@ -44,7 +22,7 @@ fn check(text: &str) -> Output {
 
 #[test]
 fn check_tells_what_would_run() {
-    let output = check(&config(Some("mqtt://127.0.0.1:1883"), &[camera("yard", Path::new("/frames"))]));
+    let output = check(&config(Some("mqtt://127.0.0.1:1883"), &[folder_camera("yard", Path::new("/frames"))]));
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
     for expected in ["node gate-01", "broker 127.0.0.1:1883", "camera yard: folder /frames", "rule person"] {
@@ -54,7 +32,8 @@ fn check_tells_what_would_run() {
 
 #[test]
 fn check_tells_every_error_at_once() {
-    let text = config(Some("http://127.0.0.1"), &[camera("YARD", Path::new("/frames"))]).replace("rate = \"25/s\"", "rate = \"often\"");
+    let text =
+        config(Some("http://127.0.0.1"), &[folder_camera("YARD", Path::new("/frames"))]).replace("rate = \"25/s\"", "rate = \"often\"");
     let output = check(&text);
     assert_eq!(output.status.code(), Some(64));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -67,7 +46,7 @@ fn check_tells_every_error_at_once() {
 fn a_missing_bundle_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("egret.toml");
-    std::fs::write(&file, config(None, &[camera("yard", folder.path())])).unwrap();
+    std::fs::write(&file, config(None, &[folder_camera("yard", folder.path())])).unwrap();
     let output = Command::new(tests::program("egret")).args(["run", "--config"]).arg(file).output().unwrap();
     assert_eq!(output.status.code(), Some(74));
     assert!(String::from_utf8(output.stderr).unwrap().contains("/nowhere"));
@@ -75,7 +54,7 @@ fn a_missing_bundle_is_an_error_that_names_it() {
 
 #[test]
 fn check_tells_what_is_named_and_not_there() {
-    let output = check(&config(None, &[camera("yard", Path::new("/no/frames"))]));
+    let output = check(&config(None, &[folder_camera("yard", Path::new("/no/frames"))]));
     assert!(output.status.success(), "it may come later: {output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     for expected in ["camera yard: /no/frames: No such file", "model: ", "/nowhere"] {
@@ -93,7 +72,7 @@ fn nothing_to_run_is_an_error() {
 
 #[test]
 fn a_source_that_cannot_be_read_is_not_done() {
-    let output = run_on_the_demo_bundle(&config(None, &[camera("yard", Path::new("/no/frames"))]), |_| {});
+    let output = run_on_the_demo_bundle(&config(None, &[folder_camera("yard", Path::new("/no/frames"))]), |_| {});
     assert_eq!(output.status.code(), Some(74));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("/no/frames") && said.contains("1 of the cameras' folders or files"), "{said}");
@@ -105,7 +84,7 @@ async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
     pictures(frames.path(), 1000);
     let broker = Broker::start();
     let ledger = Ledger::keep(&broker.url()).await;
-    let config = AgentConfig::parse(&config(Some(&broker.url()), &[camera("yard", frames.path())]), "egret.toml").unwrap();
+    let config = AgentConfig::parse(&config(Some(&broker.url()), &[folder_camera("yard", frames.path())]), "egret.toml").unwrap();
     let mut left = 5;
     let model = Scripted::new(move |_| {
         left -= 1;
@@ -128,7 +107,11 @@ async fn a_camera_that_fails_does_not_touch_the_others() {
     std::fs::write(garbage.path().join("00002.jpg"), b"\xff\xd8\xff").unwrap();
     let broker = Broker::start();
     let ledger = Ledger::keep(&broker.url()).await;
-    let cameras = [camera("yard", frames.path()), camera("garbage", garbage.path()), camera("gone", Path::new("/nowhere/at/all"))];
+    let cameras = [
+        folder_camera("yard", frames.path()),
+        folder_camera("garbage", garbage.path()),
+        folder_camera("gone", Path::new("/nowhere/at/all")),
+    ];
     let config = AgentConfig::parse(&config(Some(&broker.url()), &cameras), "egret.toml").unwrap();
     let totals = pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Nobody), std::future::pending()).await.unwrap();
     assert_eq!((totals.answers, totals.frames_bad, totals.sources_failed), (21, 2, 1));
@@ -146,7 +129,7 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     let broker = Broker::start();
     let ledger = Ledger::keep(&broker.url()).await;
     let pool = "[[pool]]\nid = \"big\"\nurl = \"http://127.0.0.1:9/v1\"\nmodel = \"m\"\n".to_owned();
-    let text = config(Some(&broker.url()), &[camera("yard", frames.path()), pool]);
+    let text = config(Some(&broker.url()), &[folder_camera("yard", frames.path()), pool]);
     let config = AgentConfig::parse(&text, "egret.toml").unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let agent = tokio::spawn(async {
@@ -181,10 +164,9 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
 
 /// Runs the program on `text` with the demo's model, and `meanwhile` beside it.
 fn run_on_the_demo_bundle(text: &str, meanwhile: impl FnOnce(u32)) -> Output {
-    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/bundles/nano-edge").canonicalize().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("egret.toml");
-    std::fs::write(&file, text.replace("/nowhere", &bundle.display().to_string())).unwrap();
+    std::fs::write(&file, text.replace("/nowhere", &tests::demo("bundles/nano-edge").display().to_string())).unwrap();
     let mut agent = Command::new(tests::program("egret"));
     let agent = agent.args(["run", "--config"]).arg(file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     meanwhile(agent.id());
@@ -196,7 +178,7 @@ fn exit_code_after(signal: &str) -> Option<i32> {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 1000);
     let broker = Broker::start();
-    let text = config(Some(&broker.url()), &[camera("yard", frames.path())]);
+    let text = config(Some(&broker.url()), &[folder_camera("yard", frames.path())]);
     let output = run_on_the_demo_bundle(&text, |agent| {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let ledger = Ledger::keep(&broker.url()).await;
@@ -223,7 +205,7 @@ fn the_gateway_serves_beside_the_cameras_and_after_they_ended() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 2);
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let text = format!("{}[gateway]\nlisten = \"127.0.0.1:{port}\"\n", config(None, &[camera("yard", frames.path())]));
+    let text = format!("{}[gateway]\nlisten = \"127.0.0.1:{port}\"\n", config(None, &[folder_camera("yard", frames.path())]));
     let output = run_on_the_demo_bundle(&text, |agent| {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let url = format!("http://127.0.0.1:{port}/v1/chat/completions");

@@ -11,6 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
 use tempfile::TempDir;
 use tests::broker::Broker;
+use tests::config::mqtt;
 
 /// Long enough for a handshake on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,10 +42,6 @@ impl Certificates {
     fn lines(&self) -> String {
         format!("user root\ncertfile {}\nkeyfile {}\n", self.file("server.pem").display(), self.file("server.key").display())
     }
-}
-
-fn broker_at(url: &str) -> Mqtt {
-    Mqtt { url: url.parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 }
 }
 
 /// A listener beside the plain one: mosquitto 2.0.11 does not start with websockets alone.
@@ -89,7 +86,7 @@ async fn tls_with_an_authority_of_our_own() {
     let certificates = Certificates::new();
     let broker = Broker::with(&certificates.lines());
     let url = format!("mqtts://localhost:{}", broker.port());
-    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..broker_at(&url) }).await;
+    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..mqtt(&url) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +94,7 @@ async fn a_certificate_nobody_vouches_for_is_refused() {
     let (certificates, others) = (Certificates::new(), Certificates::new());
     let broker = Broker::with(&certificates.lines());
     let url = format!("mqtts://localhost:{}", broker.port());
-    let mqtt = Mqtt { ca_file: Some(others.file("ca.pem")), ..broker_at(&url) };
+    let mqtt = Mqtt { ca_file: Some(others.file("ca.pem")), ..mqtt(&url) };
     let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt, "box"));
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "certificate").await;
@@ -107,7 +104,7 @@ async fn a_certificate_nobody_vouches_for_is_refused() {
 async fn websockets() {
     let port = free_port();
     let _broker = Broker::with(&websocket_listener(port));
-    talks_to_itself(broker_at(&format!("ws://127.0.0.1:{port}/mqtt"))).await;
+    talks_to_itself(mqtt(&format!("ws://127.0.0.1:{port}/mqtt"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +113,7 @@ async fn websockets_over_tls() {
     let port = free_port();
     let _broker = Broker::with(&format!("{}{}", websocket_listener(port), certificates.lines()));
     let url = format!("wss://localhost:{port}/mqtt");
-    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..broker_at(&url) }).await;
+    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..mqtt(&url) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +131,7 @@ async fn user_and_password_come_from_files() {
     let with = |password: &Path| Mqtt {
         username_file: Some(file("user", "gate-01\n")),
         password_file: Some(password.to_owned()),
-        ..broker_at(&broker.url())
+        ..mqtt(&broker.url())
     };
     talks_to_itself(with(&file("right", "s3cret\n"))).await;
     let (link, task, _deliveries) = Link::open(LinkOptions::new(with(&file("wrong", "guess\n")), "box"));
@@ -158,7 +155,7 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
             stream.write_all(&[0xe0, 2, 0x8e, 0]).unwrap();
         }
     });
-    let (link, task, _deliveries) = Link::open(LinkOptions::new(broker_at(&url), "egret-gate-01"));
+    let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(&url), "egret-gate-01"));
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "another client connected with our id").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -170,7 +167,7 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
 async fn connections_that_end_again_and_again_are_explained() {
     let broker = Broker::start();
     let open = || {
-        let (link, task, deliveries) = Link::open(LinkOptions::new(broker_at(&broker.url()), "egret-gate-01"));
+        let (link, task, deliveries) = Link::open(LinkOptions::new(mqtt(&broker.url()), "egret-gate-01"));
         tokio::spawn(task.run(std::future::pending()));
         (link, deliveries)
     };

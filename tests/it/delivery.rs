@@ -13,6 +13,7 @@ use runtime::pipeline;
 use runtime::record::{Nobody, Record, Watcher};
 use tests::broker::Broker;
 use tests::bundles::bundle;
+use tests::config::folder_camera;
 use tests::ledger::Ledger;
 use tests::scripted::{Scripted, pictures};
 use tests::started::Started;
@@ -22,31 +23,9 @@ use tokio::task::JoinHandle;
 /// A broker that saves with every change, as the documentation asks for.
 const PERSISTENT: &str = "persistence true\nautosave_on_changes true\nautosave_interval 1\nuser root\n";
 
+/// One camera at `frames`, and what follows its rule.
 fn config(broker: &str, frames: &Path, more: &str) -> String {
-    format!(
-        r#"
-[node]
-id = "gate-01"
-[model]
-bundle = "/nowhere"
-backend = "tract"
-[mqtt]
-url = "{broker}"
-[[camera]]
-id = "yard"
-source = "dir://{}"
-rate = "25/s"
-gate = {{ motion = 0, max-age = "30s" }}
-[[camera.rule]]
-id = "person"
-question = "Is there a person?"
-answers = ["yes", "no"]
-alert = ["yes"]
-threshold = 0.9
-{more}
-"#,
-        frames.display()
-    )
+    tests::config::config(Some(broker), &[folder_camera("yard", frames), more.to_owned()])
 }
 
 fn start(text: &str, model: Scripted, watcher: Arc<dyn Watcher>) -> JoinHandle<Totals> {
@@ -154,12 +133,11 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo").canonicalize().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
-    let text = config(&broker.url(), &demo.join("frames/lobby"), "");
-    let text = text.replace("/nowhere", &demo.join("bundles/nano-edge").display().to_string());
+    let text = config(&broker.url(), &tests::demo("frames/lobby"), "");
+    let text = text.replace("/nowhere", &tests::demo("bundles/nano-edge").display().to_string());
     let file = folder.path().join("egret.toml");
     std::fs::write(&file, text).unwrap();
     for lives in 1..=3 {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use firmware_config::agent::{ClosedForm, Mqtt, Pool, PoolTransport};
+use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use firmware_config::manifest::Precision;
 use runtime::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
 use runtime::pool::{PoolError, PoolQuestion, Pools, mqtt};
@@ -12,6 +12,7 @@ use runtime::router::Reason;
 use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::bundles::bundle;
+use tests::config;
 use tests::started::Started;
 use tests::synth::Synthetic;
 
@@ -22,15 +23,11 @@ fn worker(broker: &Broker) -> Started {
     Started::egret(args.map(PathBuf::from).into_iter().chain([bundle]))
 }
 
-fn broker_config(broker: &Broker) -> Mqtt {
-    Mqtt { url: broker.url().parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 }
-}
-
 /// A connection that is up, with what arrives on `subscription`.
 async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link, Deliveries) {
     let options = LinkOptions {
         subscriptions: vec![(subscription.to_owned(), Qos::AtLeastOnce)],
-        ..LinkOptions::new(broker_config(broker), client_id)
+        ..LinkOptions::new(config::mqtt(&broker.url()), client_id)
     };
     let (link, task, deliveries) = Link::open(options);
     tokio::spawn(task.run(std::future::pending()));
@@ -184,7 +181,7 @@ async fn a_killed_workers_request_goes_to_another() {
         session_expiry: Duration::ZERO,
         receive_max: 1,
         manual_acks: true,
-        ..LinkOptions::new(broker_config(&broker), "doomed")
+        ..LinkOptions::new(config::mqtt(&broker.url()), "doomed")
     });
     let doomed = tokio::spawn(task.run(std::future::pending()));
     link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use firmware_config::agent::Mqtt;
 use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
 use serde_json::Value;
+
+use crate::config::mqtt;
 
 /// What a test waits for comes within this time, or never.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -38,7 +39,7 @@ impl Ledger {
             subscriptions: subscriptions.map(|filter| (filter.to_owned(), Qos::AtLeastOnce)).to_vec(),
             // An event counts as received when it is in the books, not when the library has read it.
             manual_acks: true,
-            ..LinkOptions::new(broker(url), "ledger")
+            ..LinkOptions::new(mqtt(url), "ledger")
         };
         let (link, task, mut deliveries) = Link::open(options);
         tokio::spawn(task.run(std::future::pending()));
@@ -81,7 +82,7 @@ impl Ledger {
     /// # Panics
     /// When there is no broker.
     pub async fn mark(&self, url: &str) {
-        let (link, task, _deliveries) = Link::open(LinkOptions::new(broker(url), "marker"));
+        let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(url), "marker"));
         tokio::spawn(task.run(std::future::pending()));
         link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
         let topic = "egret/marker/status".to_owned();
@@ -122,8 +123,4 @@ impl Ledger {
         let whole = |seqs: &BTreeSet<u64>| (1..).zip(seqs).take_while(|(expected, seq)| expected == *seq).count() as u64;
         books.seqs.values().map(|seqs| (whole(seqs), seqs.len() as u64)).collect()
     }
-}
-
-fn broker(url: &str) -> Mqtt {
-    Mqtt { url: url.parse().unwrap(), username_file: None, password_file: None, ca_file: None, outbox_events_max: 1 }
 }

@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod bundles;
+pub mod config;
 pub mod kept;
 pub mod ledger;
 pub mod pool_server;
@@ -16,6 +17,14 @@ pub mod transformers;
 /// A file of `tests/data`.
 pub fn data(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
+}
+
+/// A file or folder of the demo.
+///
+/// # Panics
+/// When it is not there.
+pub fn demo(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo").join(name).canonicalize().unwrap()
 }
 
 /// A program of the workspace, built in the profile of the running test.
