@@ -9,8 +9,9 @@ use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
 use runtime::pipeline::{self, RunError};
 use runtime::record::Nobody;
 use tests::broker::Broker;
-use tests::config::{config, folder_camera};
+use tests::config::{camera, config, folder_camera};
 use tests::ledger::Ledger;
+use tests::rtsp::RtspServer;
 use tests::scripted::{Scripted, pictures};
 
 fn check(text: &str) -> Output {
@@ -188,6 +189,77 @@ fn exit_code_after(signal: &str) -> Option<i32> {
         });
     });
     output.status.code()
+}
+
+/// A folder whose pictures show a person and an empty room in turn, so that every answer ends one event and begins another.
+fn comings_and_goings(folder: &Path, count: usize) {
+    let (person, nobody) = (tests::demo("frames/lobby/068500.jpg"), tests::demo("frames/lobby/072000.jpg"));
+    for i in 0..count {
+        std::os::unix::fs::symlink(if i % 2 == 0 { &person } else { &nobody }, folder.join(format!("{i:05}.jpg"))).unwrap();
+    }
+}
+
+/// What the ledger tells about camera `yard`: its status, its rule's state, and the step and id of its last event.
+fn yard(ledger: &Ledger) -> (String, String, Option<(String, String)>) {
+    let state = |topic| ledger.state(&format!("egret/gate-01/cam/yard/{topic}")).unwrap_or_default();
+    let status: serde_json::Value = serde_json::from_str(&state("status")).unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let last = ledger.events().into_iter().rfind(|event| event["cam"] == "yard");
+    (text(&status["state"]), state("rule/person/state"), last.map(|event| (text(&event["type"]), text(&event["id"]))))
+}
+
+/// Waits until camera `yard` delivers, and returns the id of the event that is open.
+async fn watched(ledger: &Ledger) -> String {
+    let open = |ledger: &Ledger| match yard(ledger) {
+        (status, state, Some((step, id))) if status == "online" && ["ON", "OFF"].contains(&&*state) && step != "end" => Some(id),
+        _ => None,
+    };
+    ledger.wait_until(|ledger| open(ledger).is_some()).await;
+    open(ledger).unwrap_or_default()
+}
+
+/// Waits until camera `yard` is told to be `status`, with no event open and its rule's state unknown, and the other camera has gone on.
+async fn unwatched(ledger: &Ledger, status: &str) {
+    let others = |ledger: &Ledger| ledger.events().iter().filter(|event| event["cam"] == "lobby").count();
+    ledger
+        .wait_until(|ledger| match yard(ledger) {
+            (found, state, Some((step, _))) => found == status && state == "unknown" && step == "end",
+            _ => false,
+        })
+        .await;
+    let before = others(ledger);
+    ledger.wait_until(|ledger| others(ledger) >= before + 4).await;
+}
+
+#[test]
+fn a_camera_that_stalls_or_vanishes_is_told_and_comes_back_while_the_other_goes_on() {
+    let frames = tempfile::tempdir().unwrap();
+    comings_and_goings(frames.path(), 4000);
+    let mut server = RtspServer::start();
+    let broker = Broker::start();
+    let yard = camera("yard", &server.url("")).replace("[[camera.rule]]", "stall-after = \"3s\"\n[[camera.rule]]");
+    let text = config(Some(&broker.url()), &[yard, folder_camera("lobby", frames.path())]).replace("25/s", "4/s");
+    let output = run_on_the_demo_bundle(&text, |agent| {
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let ledger = Ledger::keep(&broker.url()).await;
+            let first = watched(&ledger).await;
+            server.stall();
+            unwatched(&ledger, "stalled").await;
+            server.go_on();
+            let second = watched(&ledger).await;
+            server.vanish();
+            unwatched(&ledger, "offline").await;
+            server.come_back();
+            let third = watched(&ledger).await;
+            assert!(first != second && second != third, "each time a new event: {first} {second} {third}");
+            Command::new("kill").args(["-TERM", &agent.to_string()]).status().unwrap();
+            ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
+            ledger.mark(&broker.url()).await;
+            let [(whole, all)] = ledger.epochs()[..] else { panic!("one life: {:?}", ledger.epochs()) };
+            assert_eq!(whole, all, "nothing is missing");
+        });
+    });
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 #[test]

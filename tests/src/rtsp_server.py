@@ -1,6 +1,7 @@
 """An RTSP server on loopback with one stream, /cam: GStreamer's moving test pattern, 320x240, H.264, 10 frames a second.
 
-Prints its port on stdout when it listens, and serves until it is killed. With a second pair of arguments, USER PASSWORD, it asks for them.
+Listens on the port of its first argument, 0 for any; prints the port on stdout when it does, and serves until it is killed. With two more
+arguments, USER PASSWORD, it asks for them.
 """
 
 import sys
@@ -14,15 +15,15 @@ from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 Gst.init(None)
 server = GstRtspServer.RTSPServer()
 server.set_address("127.0.0.1")
-server.set_service("0")
+server.set_service(sys.argv[1])
 factory = GstRtspServer.RTSPMediaFactory()
 factory.set_launch(
     "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=320,height=240,framerate=10/1"
     " ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay name=pay0 pt=96 )"
 )
 factory.set_shared(True)
-if len(sys.argv) == 3:
-    user, password = sys.argv[1:]
+if len(sys.argv) == 4:
+    user, password = sys.argv[2:]
     auth = GstRtspServer.RTSPAuth()
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "viewer")
