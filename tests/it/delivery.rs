@@ -11,12 +11,14 @@ use firmware_config::manifest::Precision;
 use runtime::metrics::Totals;
 use runtime::pipeline;
 use runtime::record::{Nobody, Record, Watcher};
+use serde_json::Value;
 use tests::broker::Broker;
 use tests::bundles::bundle;
 use tests::config::folder_camera;
 use tests::ledger::Ledger;
 use tests::scripted::{Scripted, pictures};
 use tests::started::Started;
+use tests::subscriber::Subscriber;
 use tests::synth::Synthetic;
 use tokio::task::JoinHandle;
 
@@ -140,8 +142,9 @@ async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
     let text = text.replace("/nowhere", &tests::demo("bundles/nano-edge").display().to_string());
     let file = folder.path().join("egret.toml");
     std::fs::write(&file, text).unwrap();
+    let start = || Command::new(tests::program("egret")).arg("run").arg("--config").arg(&file).spawn().unwrap();
     for lives in 1..=3 {
-        let mut agent = Command::new(tests::program("egret")).arg("run").arg("--config").arg(&file).spawn().unwrap();
+        let mut agent = start();
         ledger.wait_until(|ledger| ledger.epochs().len() == lives && ledger.epochs().iter().all(|(_, events)| *events >= 3)).await;
         // No goodbye, as in a power cut.
         agent.kill().unwrap();
@@ -151,6 +154,20 @@ async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
     ledger.mark(&broker.url()).await;
     let epochs = ledger.epochs();
     assert!(epochs.iter().all(|(whole, all)| whole == all), "{epochs:?}");
+
+    // Nobody came back, so the broker tells the last will, in the name of the life that it belongs to.
+    let last_life = ledger.events().last().unwrap()["epoch"].clone();
+    let status = |ledger: &Ledger| -> Value { serde_json::from_str(&ledger.state("egret/gate-01/status").unwrap()).unwrap() };
+    ledger.wait_until(|ledger| status(ledger)["state"] == "offline").await;
+    assert_eq!(status(&ledger)["epoch"], last_life);
+    let late = Subscriber::open(&broker.url(), "late").await.received().await;
+    let kept = late.iter().find(|publication| publication.topic == "egret/gate-01/status").unwrap();
+    assert!(kept.retain && std::str::from_utf8(&kept.payload).unwrap().contains("offline"), "{kept:?}");
+    let mut agent = start();
+    ledger.wait_until(|ledger| status(ledger)["state"] == "online").await;
+    assert_ne!(status(&ledger)["epoch"], last_life);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
 }
 
 /// Counts the events made.

@@ -11,6 +11,7 @@ pub mod pool_server;
 pub mod rtsp;
 pub mod scripted;
 pub mod started;
+pub mod subscriber;
 pub mod synth;
 pub mod transformers;
 

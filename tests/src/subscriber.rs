@@ -1,0 +1,55 @@
+//! A subscriber that keeps whole publications: flags, expiry, properties.
+
+use std::time::Duration;
+
+use runtime::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+
+use crate::config::mqtt;
+
+/// Where a subscriber tells itself that it has seen everything.
+const MARK: &str = "egret/mark";
+
+/// Deliveries that it has room for.
+const ROOM: u16 = 1000;
+
+/// A subscriber without a session, for up to a thousand publications.
+#[derive(Debug)]
+pub struct Subscriber {
+    link: Link,
+    deliveries: Deliveries,
+}
+
+impl Subscriber {
+    /// Subscribes to everything below `egret/`, and returns when the broker has confirmed it.
+    ///
+    /// # Panics
+    /// When there is no broker.
+    pub async fn open(url: &str, client_id: &str) -> Subscriber {
+        let options = LinkOptions {
+            subscriptions: vec![("egret/#".into(), Qos::AtLeastOnce)],
+            session_expiry: Duration::ZERO,
+            receive_max: ROOM,
+            ..LinkOptions::new(mqtt(url), client_id)
+        };
+        let (link, task, deliveries) = Link::open(options);
+        tokio::spawn(task.run(std::future::pending()));
+        link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+        Subscriber { link, deliveries }
+    }
+
+    /// All that the broker has sent, or held for it, before this call.
+    ///
+    /// # Panics
+    /// When there is no broker.
+    pub async fn received(mut self) -> Vec<Publication> {
+        self.link.publish(Publication { topic: MARK.into(), ..Publication::default() }).await.unwrap();
+        let mut received = Vec::new();
+        loop {
+            let publication = self.deliveries.recv().await.unwrap().publication;
+            if publication.topic == MARK {
+                return received;
+            }
+            received.push(publication);
+        }
+    }
+}
