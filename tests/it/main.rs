@@ -12,6 +12,7 @@ mod export;
 mod gateway;
 mod pool;
 mod tidy;
+mod topics;
 mod trained;
 mod verify;
 mod worker;
