@@ -7,6 +7,7 @@ mod brokers;
 mod bundle;
 mod cameras;
 mod delivery;
+mod demo;
 mod exact;
 mod export;
 mod gateway;

@@ -23,15 +23,17 @@ pub(crate) struct Args {
 
 /// Serves MQTT v5 until standard input ends.
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
-    let config = config(args.listen);
+    let (listen, config) = (args.listen, config(args.listen));
     std::thread::Builder::new()
         .name("broker".into())
         .spawn(move || {
-            if let Err(error) = Broker::new(config).start() {
-                // Without a broker there is nothing to serve: the parent sees the process end.
-                eprintln!("egret broker: {error}");
-                std::process::exit(Exit::Io as i32);
+            // It returns when it cannot listen, logs why, and calls that a success. Without a broker there is nothing to serve: the
+            // parent sees the process end.
+            match Broker::new(config).start() {
+                Ok(()) => eprintln!("egret broker: cannot listen on {listen}; another program may"),
+                Err(error) => eprintln!("egret broker: {error}"),
             }
+            std::process::exit(Exit::Io as i32);
         })
         .or_exit(Exit::Io)?;
     let mut rest = Vec::new();
