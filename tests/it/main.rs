@@ -11,6 +11,7 @@ mod demo;
 mod exact;
 mod export;
 mod gateway;
+mod licences;
 mod pool;
 mod tidy;
 mod topics;
