@@ -1,8 +1,13 @@
 //! The invariants of `ARCHITECTURE.md`, held by reading the sources.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-const CRATES: [&str; 7] = ["firmware-config", "devices", "vlm", "runtime", "exporter", "tests", "benches"];
+use toml::{Table, Value};
+
+const CRATES: [&str; 8] = ["firmware-config", "devices", "vlm", "runtime", "exporter", "tests", "benches", "fuzz"];
+/// What runs on a box or a desk.
+const PRODUCT: [&str; 5] = ["firmware-config/src", "devices/src", "vlm/src", "runtime/src", "exporter/src"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -44,13 +49,35 @@ fn files_naming(folders: &[&str], words: &[&str]) -> Vec<String> {
 
 /// As [`files_naming`], but tests beside the code do not count.
 fn files_naming_outside_tests(folders: &[&str], words: &[&str]) -> Vec<String> {
-    let code = |text: &str| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
     folders
         .iter()
         .flat_map(|folder| sources(folder))
-        .filter(|(_, text)| code_lines(&code(text)).any(|line| words.iter().any(|word| line.contains(word))))
+        .filter(|(name, _)| !name.ends_with("/tests.rs"))
+        .filter(|(_, text)| code_lines(&without_tests(text)).any(|line| words.iter().any(|word| line.contains(word))))
         .map(|(name, _)| name)
         .collect()
+}
+
+/// The text without each item that only tests have: from `#[cfg(test)]` to the brace at its own indentation, or one line of `mod name;`.
+fn without_tests(text: &str) -> String {
+    let mut kept = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            kept.push_str(line);
+            kept.push('\n');
+        } else if lines.next().is_some_and(|item| item.ends_with('{')) {
+            let end = line.replace("#[cfg(test)]", "}");
+            lines.by_ref().find(|line| *line == end);
+        }
+    }
+    kept
+}
+
+#[test]
+fn tests_beside_the_code_do_not_count() {
+    let text = "a\n    #[cfg(test)]\n    fn x() {\n        y\n    }\nb\n#[cfg(test)]\nmod z;\nc // not #[cfg(test)]\n#[cfg(test)]\nmod tests {\n    q\n}\nd\n";
+    assert_eq!(without_tests(text), "a\nb\nc // not #[cfg(test)]\nd\n");
 }
 
 /// The workspace members that `member` depends on outside its tests.
@@ -116,16 +143,21 @@ fn the_model_crate_has_no_async() {
 
 #[test]
 fn pure_modules_are_told_the_time_and_their_luck() {
-    let pure = ["gate", "router", "budget", "span", "event", "outbox", "backoff", "pool/breaker", "pool/retry", "pool/reading"];
-    let mut pure: Vec<String> = pure.iter().map(|name| format!("runtime/src/{name}.rs")).collect();
+    let routing = ["gate", "router", "budget", "span", "event", "topics", "outbox", "outbox/gap", "backoff", "labels"];
+    let pools = ["pool/breaker", "pool/retry", "pool/question", "pool/reading"];
+    let chat = ["chat/schema", "chat/completion", "chat/data_uri", "gateway/relay", "gateway/target", "gateway/routing"];
+    let mut pure: Vec<String> = routing.iter().chain(&pools).chain(&chat).map(|name| format!("runtime/src/{name}.rs")).collect();
     pure.extend(["prompt", "confidence", "score", "resample", "tiles"].iter().map(|name| format!("vlm/src/{name}.rs")));
-    let impure =
-        files_naming_outside_tests(&["runtime/src", "vlm/src"], &["now()", "elapsed()", "rand::", "std::fs", "std::net", ".await"]);
+    for name in &pure {
+        assert!(root().join(name).is_file(), "{name} has moved");
+    }
+    // And whatever else says so of itself.
+    let says = |text: &str| text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains("Pure"));
+    pure.extend(PRODUCT.iter().flat_map(|folder| sources(folder)).filter(|(_, text)| says(text)).map(|(name, _)| name));
+    let words = ["now()", "elapsed()", "rand::", "std::fs", "std::net", "tokio", ".await"];
+    let impure = files_naming_outside_tests(&PRODUCT, &words);
     let found: Vec<_> = impure.into_iter().filter(|name| pure.contains(name)).collect();
     assert!(found.is_empty(), "{found:?}");
-    for name in pure {
-        assert!(root().join(&name).is_file(), "{name} has moved");
-    }
 }
 
 #[test]
@@ -139,11 +171,40 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
         // Children, and the threads that read what they say.
         "devices/src/camera/ffmpeg",
         "runtime/src/ask/clip.rs",
+        // Scoped: joined before the function returns.
+        "exporter/src/reference/math.rs",
     ];
-    let words = ["tokio::spawn", "thread::spawn", "thread::Builder", "JoinSet", "Command::new"];
-    let found = files_naming_outside_tests(&["runtime/src", "devices/src", "vlm/src"], &words);
-    let found: Vec<_> = found.into_iter().filter(|name| !allowed.iter().any(|place| name.starts_with(place))).collect();
+    let tasks = ["tokio::spawn", "tokio::task::spawn", "spawn_blocking", "spawn_local", "JoinSet"];
+    let threads = ["thread::spawn", "thread::scope", "thread::Builder", "rayon::", "Command::new"];
+    let found = elsewhere(&[&tasks[..], &threads].concat(), &allowed);
     assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn queues_are_made_where_the_architecture_says_and_each_has_a_bound() {
+    let allowed = [
+        "runtime/src/pipeline.rs",
+        // Queues with two ends of their own.
+        "runtime/src/mqtt.rs",
+        "runtime/src/infer.rs",
+        "runtime/src/handoff.rs",
+        // One request's tokens, on their way to its client.
+        "runtime/src/gateway/settle.rs",
+        // The latest value alone: the kill switch; that it stops; how many events came.
+        "runtime/src/policy.rs",
+        "runtime/src/serve.rs",
+        "runtime/src/demo/auditor.rs",
+    ];
+    let found = elsewhere(&["mpsc::channel", "watch::channel", "watch::Sender::new", "broadcast::", "sync_channel", "crossbeam"], &allowed);
+    assert!(found.is_empty(), "{found:?}");
+    let unbounded = elsewhere(&["unbounded", "std::sync::mpsc"], &[]);
+    assert!(unbounded.is_empty(), "{unbounded:?}");
+}
+
+/// The product's files that name one of `words` outside tests, and are not among the `allowed` places.
+fn elsewhere(words: &[&str], allowed: &[&str]) -> Vec<String> {
+    let found = files_naming_outside_tests(&PRODUCT, words);
+    found.into_iter().filter(|name| !allowed.iter().any(|place| name.starts_with(place))).collect()
 }
 
 #[test]
@@ -178,6 +239,45 @@ fn files_are_small_enough_to_know() {
     }
     let lines = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count();
     assert!(lines <= 150, "ARCHITECTURE.md has {lines} lines");
+}
+
+#[test]
+fn the_repository_is_small_enough_to_clone() {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().expect("git is installed");
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let files: Vec<_> = std::str::from_utf8(&listed.stdout).unwrap().split_terminator('\0').collect();
+    for (below, mib_max) in [("demo/bundles/", 24), ("demo/frames/", 3), ("", 40)] {
+        // A file that is deleted and not yet committed takes no room.
+        let sizes = files.iter().filter(|file| file.starts_with(below)).filter_map(|file| root().join(file).metadata().ok());
+        let bytes: u64 = sizes.map(|file| file.len()).sum();
+        assert!((1..=mib_max << 20).contains(&bytes), "{below:?}: {bytes} bytes, at most {mib_max} MiB");
+    }
+}
+
+/// cross warns about keys that it does not know, and goes on without them.
+#[test]
+fn the_cross_configuration_has_known_keys_only() {
+    let known: &[(&str, &[&str])] = &[
+        ("", &["build", "target", "env"]),
+        ("build", &["build-std", "xargo", "zig", "default-target", "pre-build", "dockerfile", "env"]),
+        ("target.*", &["build-std", "xargo", "zig", "image", "pre-build", "dockerfile", "runner", "env"]),
+        ("env", &["volumes", "passthrough"]),
+        ("build.env", &["volumes", "passthrough"]),
+        ("target.*.env", &["volumes", "passthrough"]),
+    ];
+    let config: Table = std::fs::read_to_string(root().join("cross.toml")).unwrap().parse().unwrap();
+    let mut tables = vec![(String::new(), &config)];
+    while let Some((place, table)) = tables.pop() {
+        for (key, value) in table {
+            let keys = known.iter().find(|(known, _)| *known == place).map(|(_, keys)| *keys);
+            assert!(place == "target" || keys.is_some_and(|keys| keys.contains(&key.as_str())), "[{place}] {key}: cross does not know it");
+            if let Value::Table(inner) = value {
+                let key = if place == "target" { "*" } else { key };
+                tables.push((if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") }, inner));
+            }
+        }
+    }
+    assert_eq!(config["build"]["default-target"].as_str(), Some("aarch64-unknown-linux-gnu"));
 }
 
 #[test]
