@@ -1,7 +1,7 @@
 //! The bundles of the demo have really seen pictures: on every labelled frame they answer as transformers does.
 //!
 //! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and there (from the same decoded
-//! pixels they agree to four digits). So another answer is right only where transformers holds the two for as good as equal.
+//! pixels they agree to four digits). Another answer is right only where transformers holds two for as good as equal: see [`TIES`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use vlm::{BackendChoice, Options, Picture, Request, Vlm};
 
-/// Largest difference of a candidate's probability, and of two that may change places.
+/// Largest difference of a candidate's probability.
 const TOLERANCE: f64 = 0.02;
+
+/// Bundle, frame and question where the two likeliest answers are 0.0004 apart, and may change places.
+const TIES: [(&str, &str, &str); 1] = [("nano-pool", "carpark/018400.jpg", "is there a car?")];
 
 /// What transformers says to one question about one frame.
 #[derive(Deserialize)]
@@ -52,16 +55,15 @@ fn nano_pool_on_ort() {
 }
 
 fn answers_as_transformers(name: &str, backend: BackendChoice) {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo");
-    let mut vlm = Vlm::open(&demo.join("bundles").join(name), &Options { backend, ..Options::default() }).unwrap();
-    let labels: Vec<Label> = rows(&demo.join("labels.jsonl"));
+    let mut vlm = Vlm::open(&tests::demo("bundles").join(name), &Options { backend, ..Options::default() }).unwrap();
+    let labels: Vec<Label> = rows(&tests::demo("labels.jsonl"));
     let candidates: BTreeMap<_, _> = labels.into_iter().map(|label| ((label.image, label.question), label.candidates)).collect();
     let expected: Vec<Expected> = rows(&tests::data(&format!("{name}-expected.jsonl")));
     assert!(!expected.is_empty());
 
-    let (mut largest, mut ties) = (0f64, 0);
+    let mut largest = 0f64;
     for expected in &expected {
-        let picture = Picture::decode(&fs::read(demo.join("frames").join(&expected.image)).unwrap()).unwrap();
+        let picture = Picture::decode(&fs::read(tests::demo("frames").join(&expected.image)).unwrap()).unwrap();
         let request = Request {
             candidates: candidates[&(expected.image.clone(), expected.question.clone())].clone(),
             ..Request::question(picture, &expected.question)
@@ -74,14 +76,12 @@ fn answers_as_transformers(name: &str, backend: BackendChoice) {
             let difference = (candidate.probability - probability).abs();
             assert!(difference <= TOLERANCE, "{of} {:?}: {} instead of {probability}", candidate.text, candidate.probability);
             largest = largest.max(difference);
-            let lead = expected.probabilities.iter().copied().fold(0.0, f64::max) - probability;
-            assert!(candidate.text != answer.text || lead <= TOLERANCE, "{of}: {:?} instead of {:?}", answer.text, expected.answer);
         }
-        ties += usize::from(answer.text != expected.answer);
+        let tie = TIES.contains(&(name, expected.image.to_str().unwrap(), &expected.question));
+        assert!(tie || answer.text == expected.answer, "{of}: {:?} instead of {:?}", answer.text, expected.answer);
     }
-    assert!(ties * 100 <= expected.len(), "{name}: {ties} other answers are no chance");
     let (backend, answers) = (&vlm.identity().backend, expected.len());
-    eprintln!("{name} on {backend}: {answers} answers, {ties} ties broken otherwise, largest difference of a probability {largest:.1e}");
+    eprintln!("{name} on {backend}: {answers} answers, largest difference of a probability {largest:.1e}");
 }
 
 fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
