@@ -5,7 +5,8 @@
 #   scripts/cross.sh --build    build alone
 #
 # The check: the binary needs no newer glibc than 2.35 (JetPack 6), and answers `egret ask` on the demo's bundle with the same text as
-# this machine's own build and probabilities within 1e-3. Where Debian's packages are not to be had it says SKIPPED and exits 0.
+# this machine's own build and probabilities within 1e-3. Where Debian's packages are not to be had it says `cross build: skipped: ...`
+# and exits 0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,14 +14,14 @@ target=aarch64-unknown-linux-gnu
 glibc_max=2.35
 packages=(rustc-web cargo-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross libc6:arm64 qemu-user-static binutils)
 
-skip() { echo "cross build for $target: SKIPPED, $1"; exit 0; }
+skip() { echo "cross build: skipped: $1"; exit 0; }
 
 as_root=""
 [ "$(id -u)" -eq 0 ] || as_root="sudo"
 missing() { for p in "${packages[@]}"; do dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || echo "$p"; done; }
 if [ -n "$(missing)" ]; then
   command -v apt-get >/dev/null || skip "apt-get is not here"
-  $as_root dpkg --add-architecture arm64
+  $as_root dpkg --add-architecture arm64 || skip "packages of another architecture cannot be added"
   $as_root apt-get update -q >/dev/null || skip "apt-get update failed"
   # shellcheck disable=SC2046
   DEBIAN_FRONTEND=noninteractive $as_root apt-get install -q -y --no-install-recommends $(missing) >/dev/null ||
