@@ -3,12 +3,12 @@
 //! Such a schema is a question with answers, whatever the property is called: its `enum` is scored, and the reply is the object.
 
 use serde_json::{Value, json};
+use vlm::score::CANDIDATES_MAX;
 
 use crate::openai::ApiError;
 use crate::openai::request::ResponseFormat;
 
-/// Answers a schema may offer, and their length in characters.
-const ANSWERS_MAX: usize = 256;
+/// Longest answer a schema may offer, in characters.
 const ANSWER_CHARS_MAX: usize = 1024;
 
 /// The form an answer with candidates is given in.
@@ -70,8 +70,8 @@ fn enum_object(schema: &Value) -> Result<EnumObject, String> {
     let answers = values.iter().map(answer).collect::<Option<Vec<_>>>();
     let answers =
         answers.ok_or_else(|| format!("every enum value of {property:?} has to be a string of 1 to {ANSWER_CHARS_MAX} characters"))?;
-    if answers.is_empty() || answers.len() > ANSWERS_MAX {
-        return Err(format!("property {property:?} has {} enum values, expected 1 to {ANSWERS_MAX}", answers.len()));
+    if answers.is_empty() || answers.len() > CANDIDATES_MAX {
+        return Err(format!("property {property:?} has {} enum values, expected 1 to {CANDIDATES_MAX}", answers.len()));
     }
     for (at, answer) in answers.iter().enumerate() {
         if answers[..at].iter().any(|earlier| earlier.trim() == answer.trim()) {
@@ -117,6 +117,17 @@ mod tests {
         }
     }
 
+    /// As many answers.
+    fn numbers(count: usize) -> Vec<String> {
+        (0..count).map(|number| number.to_string()).collect()
+    }
+
+    #[test]
+    fn as_many_answers_are_taken_as_are_scored() {
+        let schema = json!({"type": "object", "properties": {"a": {"enum": numbers(CANDIDATES_MAX)}}, "required": ["a"]});
+        assert_eq!(read_schema(schema).unwrap().unwrap().answers.len(), CANDIDATES_MAX);
+    }
+
     #[test]
     fn other_schemas_are_refused_by_field_and_reason() {
         let string = json!({"type": "string"});
@@ -130,6 +141,7 @@ mod tests {
             json!({"type": "object", "properties": {"a": {"enum": ["x", 2]}}, "required": ["a"]}),
             json!({"type": "object", "properties": {"a": {"enum": ["x", "x "]}}, "required": ["a"]}),
             json!({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}),
+            json!({"type": "object", "properties": {"a": {"enum": numbers(CANDIDATES_MAX + 1)}}, "required": ["a"]}),
             json!({"type": "object", "properties": {}, "required": ["a"]}),
             json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/F"}}, "required": ["a"]}),
         ]
@@ -146,7 +158,8 @@ mod tests {
         property "a" is not of type string
         every enum value of "a" has to be a string of 1 to 1024 characters
         enum value "x " of "a" is there twice
-        property "a" has 0 enum values, expected 1 to 256
+        property "a" has 0 enum values, expected 1 to 64
+        property "a" has 65 enum values, expected 1 to 64
         the required property "a" is not declared
         $ref "#/$defs/F" leads nowhere
         "##);

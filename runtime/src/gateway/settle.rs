@@ -7,8 +7,8 @@ use bytes::Bytes;
 use firmware_config::agent::{KillSwitch, Pool, RouteMode};
 use tokio::sync::mpsc;
 use uuid::Uuid;
-use vlm::Answer;
 use vlm::answer::Token;
+use vlm::{Answer, VlmError};
 
 use super::routing::{Attempt, Routing, Settled};
 use super::target::Target;
@@ -207,7 +207,10 @@ pub(crate) fn local_error(error: &AskError) -> ApiError {
     match error {
         AskError::Busy => ApiError::busy(error.to_string(), 1),
         AskError::Stopped => ApiError::server(503, "stopping", error.to_string()),
-        AskError::Model(model) if model.is_bad_request() => ApiError::bad_request("messages", error.to_string()),
+        AskError::Model(model) if model.is_bad_request() => {
+            let field = if matches!(model, VlmError::Candidates(_)) { "response_format" } else { "messages" };
+            ApiError::bad_request(field, error.to_string())
+        }
         AskError::Model(_) => ApiError::server(500, "model_failed", error.to_string()),
     }
 }
@@ -220,4 +223,30 @@ fn pool_error(reason: Reason, detail: String) -> ApiError {
         _ => 503,
     };
     ApiError::server(status, reason.as_str(), detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use vlm::prompt::PromptError;
+    use vlm::score::CandidateError;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_of_the_model_names_the_field_at_fault() {
+        for (error, status, param) in [
+            (
+                AskError::Model(VlmError::Candidates(CandidateError::TooLong { begin: "x".into(), tokens: 80 })),
+                400,
+                Some("response_format"),
+            ),
+            (AskError::Model(VlmError::Prompt(PromptError::TooLong { tokens: 9000, context: 8192 })), 400, Some("messages")),
+            (AskError::Model(VlmError::NoEndToken), 500, None),
+            (AskError::Busy, 503, None),
+            (AskError::Stopped, 503, None),
+        ] {
+            let told = local_error(&error);
+            assert_eq!((told.status, told.param.as_deref()), (status, param), "{error}");
+        }
+    }
 }
