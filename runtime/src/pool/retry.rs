@@ -13,6 +13,9 @@ pub struct Failure {
     pub charged: bool,
 }
 
+/// What a server that takes no schemas calls them.
+const NAMES_OF_SCHEMAS: [&str; 2] = ["response_format", "schema"];
+
 /// What a failed attempt says about the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -43,13 +46,17 @@ impl Failure {
         Failure { class: Class::Refused, detail: detail.into(), charged: true }
     }
 
-    /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is not.
+    /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is not. A server that takes no
+    /// schemas says so with 400 or 422, and there is a cure.
     pub fn status(status: u16, retry_after: Option<&str>, message: &str) -> Self {
         let class = match status {
             408 | 429 | 500..=599 => Class::Unwell { wait: retry_after.and_then(seconds) },
             _ => Class::Refused,
         };
-        let detail = if message.is_empty() { format!("status {status}") } else { format!("status {status}: {message}") };
+        let mut detail = if message.is_empty() { format!("status {status}") } else { format!("status {status}: {message}") };
+        if matches!(status, 400 | 422) && NAMES_OF_SCHEMAS.iter().any(|name| message.to_ascii_lowercase().contains(name)) {
+            detail.push_str("; set closed = \"text\" on this pool");
+        }
         Failure { class, detail, charged: false }
     }
 }
@@ -96,6 +103,20 @@ mod tests {
             (307, None, Class::Refused),
         ] {
             assert_eq!(Failure::status(status, retry_after, "").class, class, "{status} {retry_after:?}");
+        }
+    }
+
+    #[test]
+    fn a_pool_without_schemas_is_told_its_cure() {
+        for (status, message, detail) in [
+            (400, "", "status 400"),
+            (400, "messages is empty", "status 400: messages is empty"),
+            (400, "unknown field `response_format`", "status 400: unknown field `response_format`; set closed = \"text\" on this pool"),
+            (422, "json_schema: not here", "status 422: json_schema: not here; set closed = \"text\" on this pool"),
+            (400, "Schema unsupported", "status 400: Schema unsupported; set closed = \"text\" on this pool"),
+            (500, "the schema broke us", "status 500: the schema broke us"),
+        ] {
+            assert_eq!(Failure::status(status, None, message).detail, detail);
         }
     }
 
