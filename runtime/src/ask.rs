@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use vlm::answer::{Answer, Token};
+use vlm::answer::{Answer, Piece};
 use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
 
 use crate::exit::{Exit, Failure, OrExit};
@@ -158,19 +158,11 @@ fn read_picture(path: &Path) -> Result<Picture, Failure> {
     Picture::decode(&bytes).map_err(|error| named(error.into())).or_exit(Exit::Usage)
 }
 
-/// Asks, and prints free text token by token while it is decoded.
+/// Asks, and prints the answer piece by piece, free text while it is decoded.
 fn ask_aloud(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
-    if !request.candidates.is_empty() {
-        let answer = vlm.ask(request)?;
-        print(&answer.text)?;
-        return Ok(answer);
-    }
     let mut printed = Ok(());
-    let mut first = true;
-    let answer = vlm.ask_streaming(request, &mut |token: &Token| {
-        let text = if first { token.text.trim_start() } else { &token.text };
-        first = false;
-        printed = print(text);
+    let answer = vlm.ask_streaming(request, &mut |piece: &Piece| {
+        printed = print(&piece.text);
         if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     printed?;

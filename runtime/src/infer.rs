@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
-use vlm::answer::Token;
+use vlm::answer::Piece;
 use vlm::{Answer, Identity, Request, Vlm, VlmError};
 
 /// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and its frames with it.
@@ -19,11 +19,11 @@ pub trait Answerer: Send {
     /// Which model it is.
     fn identity(&self) -> &Identity;
 
-    /// Answers one request, token by token; `Break` ends the answer there.
+    /// Answers one request, piece by piece; `Break` ends the answer there.
     ///
     /// # Errors
     /// When the request cannot be put to the model, or the model fails.
-    fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError>;
+    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError>;
 
     /// Length of a text in tokens.
     fn token_count(&self, text: &str) -> usize;
@@ -34,8 +34,8 @@ impl Answerer for Vlm {
         Vlm::identity(self)
     }
 
-    fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
-        self.ask_streaming(request, on_token)
+    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        self.ask_streaming(request, on_piece)
     }
 
     fn token_count(&self, text: &str) -> usize {
@@ -68,8 +68,8 @@ pub struct Handle {
 #[derive(Debug)]
 struct Job {
     requests: Vec<Request>,
-    /// Where tokens go as they come.
-    tokens: Option<mpsc::Sender<Token>>,
+    /// Where pieces of the answer go as they come.
+    pieces: Option<mpsc::Sender<Piece>>,
     /// Has room for every answer; closed by an asker who lost interest.
     replies: mpsc::Sender<Result<Answer, VlmError>>,
 }
@@ -101,17 +101,17 @@ impl Handle {
         self.ask_one(request, None).await
     }
 
-    /// As [`Handle::ask`], with each token sent as soon as it is known. Dropping their receiver stops the model.
+    /// As [`Handle::ask`], with each piece of the answer sent as soon as it is known. Dropping their receiver stops the model.
     ///
     /// # Errors
     /// As [`Handle::ask`].
-    pub async fn ask_streaming(&self, request: Request, tokens: mpsc::Sender<Token>) -> Result<Answer, AskError> {
-        self.ask_one(request, Some(tokens)).await
+    pub async fn ask_streaming(&self, request: Request, pieces: mpsc::Sender<Piece>) -> Result<Answer, AskError> {
+        self.ask_one(request, Some(pieces)).await
     }
 
-    async fn ask_one(&self, request: Request, tokens: Option<mpsc::Sender<Token>>) -> Result<Answer, AskError> {
+    async fn ask_one(&self, request: Request, pieces: Option<mpsc::Sender<Piece>>) -> Result<Answer, AskError> {
         let (replies, mut answers) = mpsc::channel(1);
-        self.jobs.try_send(Job { requests: vec![request], tokens, replies }).map_err(|error| match error {
+        self.jobs.try_send(Job { requests: vec![request], pieces, replies }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => AskError::Busy,
             mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
         })?;
@@ -129,7 +129,7 @@ impl Handle {
         let jobs = self.jobs.clone();
         let queued = async move {
             // Without a thread the replies are closed at once, which says it.
-            let _ = jobs.send(Job { requests, tokens: None, replies }).await;
+            let _ = jobs.send(Job { requests, pieces: None, replies }).await;
         };
         Answers { queued: Some(queued.boxed()), answers }
     }
@@ -161,11 +161,11 @@ impl Inference {
                 if job.replies.is_closed() {
                     break;
                 }
-                let mut on_token = |token: &Token| {
-                    let taken = job.tokens.as_ref().is_none_or(|tokens| tokens.blocking_send(token.clone()).is_ok());
+                let mut on_piece = |piece: &Piece| {
+                    let taken = job.pieces.as_ref().is_none_or(|pieces| pieces.blocking_send(piece.clone()).is_ok());
                     if taken && !job.replies.is_closed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 };
-                let answer = self.model.answer(request, &mut on_token);
+                let answer = self.model.answer(request, &mut on_piece);
                 // An asker who lost interest does not stop the thread.
                 let _ = job.replies.blocking_send(answer);
             }
@@ -177,7 +177,7 @@ impl Inference {
 pub(crate) mod tests {
     use std::time::Duration;
 
-    use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Timings};
+    use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Timings, Token};
 
     use super::*;
 
@@ -208,10 +208,10 @@ pub(crate) mod tests {
             &self.identity
         }
 
-        fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
             let (text, p) = (self.script)(request);
             let token = Token { id: 1, text: text.clone(), logprob: p.ln() as f32, top: Vec::new() };
-            let _ = on_token(&token);
+            let _ = on_piece(&Piece { text: text.clone(), tokens: vec![token.clone()] });
             Ok(Answer {
                 text: text.clone(),
                 finish_reason: FinishReason::Stop,
@@ -241,9 +241,9 @@ pub(crate) mod tests {
         assert_eq!(answers.next().await.expect("first").expect("answered").text, "1");
         assert_eq!(answers.next().await.expect("second").expect("answered").text, "2");
         assert!(answers.next().await.is_none());
-        let (tokens, mut received) = mpsc::channel(4);
-        assert_eq!(handle.ask_streaming(Request::default(), tokens).await.expect("answered").text, "3");
-        assert_eq!(received.recv().await.expect("a token").text, "3");
+        let (pieces, mut received) = mpsc::channel(4);
+        assert_eq!(handle.ask_streaming(Request::default(), pieces).await.expect("answered").text, "3");
+        assert_eq!(received.recv().await.expect("a piece").text, "3");
         drop(handle);
         thread.join().expect("ends");
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use runtime::infer::Answerer;
-use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Timings, Token};
+use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Piece, Timings};
 use vlm::{Answer, Identity, Request, VlmError};
 
 /// Answers by a script instead of a graph.
@@ -45,7 +45,7 @@ impl Answerer for Scripted {
         &self.identity
     }
 
-    fn answer(&mut self, request: &Request, _: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    fn answer(&mut self, request: &Request, _: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
         let (text, p) = (self.script)(request);
         Ok(Answer {
             text: text.clone(),

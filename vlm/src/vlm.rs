@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub use firmware_config::agent::BackendChoice;
 use firmware_config::manifest::{Manifest, Precision};
 
-use crate::answer::{Answer, Candidate, FinishReason, Timings, Token, TopToken, Trace};
+use crate::answer::{Answer, Candidate, FinishReason, Piece, Timings, Token, TopToken, Trace};
 use crate::backend::{self, BackendError};
 use crate::bundle::{Bundle, BundleError};
 use crate::confidence;
@@ -119,12 +119,12 @@ impl Vlm {
         self.ask_streaming(request, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Vlm::ask`], and hands over each token as soon as it is known (with candidates, the winner's at the end); `Break` ends
-    /// the answer there.
+    /// As [`Vlm::ask`], and hands over each piece of the text as soon as it is known (with candidates, the winner at the end);
+    /// `Break` ends the answer there.
     ///
     /// # Errors
     /// As [`Vlm::ask`].
-    pub fn ask_streaming(&mut self, request: &Request, on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    pub fn ask_streaming(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
         let started = Instant::now();
         let mut timings = Timings::default();
         let task = self.task(request)?;
@@ -138,9 +138,9 @@ impl Vlm {
             trace.logits.clone_from(&decoded.logits);
         }
         let mut first_token = None;
-        let mut told = |token: &Token| {
+        let mut told = |piece: &Piece| {
             first_token.get_or_insert_with(|| started.elapsed());
-            on_token(token)
+            on_piece(piece)
         };
         let decoding = Instant::now();
         let said = match &task {
@@ -280,7 +280,7 @@ impl Vlm {
         &mut self,
         prompt: Decoded,
         request: &Request,
-        on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
         let limits = Limits {
             stop: &self.manifest.prompt.stop,
@@ -289,17 +289,20 @@ impl Vlm {
             top_logprobs: request.top_logprobs,
         };
         let mut text = TokenText::new(&self.tokenizer);
-        let mut tokens: Vec<Token> = Vec::new();
+        let mut written = Written::default();
+        let mut flow = ControlFlow::Continue(());
         let finish_reason = generate(&mut *self.model, prompt, limits, &mut |reading| {
             let token = token(&reading, &mut text);
-            let flow = on_token(&token);
-            tokens.push(token);
+            flow = on_piece(&written.piece(&token.text.clone(), vec![token]));
             flow
         })?;
-        if let Some(last) = tokens.last_mut() {
-            last.text.push_str(&text.finish());
+        let rest = text.finish();
+        if flow.is_continue() && !rest.is_empty() {
+            // There is nothing behind it to be broken off.
+            let _ = on_piece(&written.piece(&rest, Vec::new()));
         }
-        Ok(Said::new(tokens, finish_reason))
+        let Written { text, tokens, .. } = written;
+        Ok(Said { text, tokens, candidates: Vec::new(), finish_reason })
     }
 
     /// The likeliest of the candidates behind the prompt.
@@ -308,7 +311,7 @@ impl Vlm {
         prompt: &Decoded,
         request: &Request,
         sequences: &Sequences,
-        on_token: &mut dyn FnMut(&Token) -> ControlFlow<()>,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
         let readings = score::read(&mut *self.model, prompt, &sequences.tokens, request.top_logprobs)?;
         let scores = score::scores(&readings);
@@ -323,12 +326,11 @@ impl Vlm {
         let own = sequences.tokens[winner].len() - usize::from(sequences.ended);
         let mut text = TokenText::new(&self.tokenizer);
         let tokens: Vec<Token> = readings[winner][..own].iter().map(|reading| token(reading, &mut text)).collect();
-        for token in &tokens {
-            if on_token(token).is_break() {
-                break;
-            }
-        }
-        Ok(Said { text: candidates[winner].text.clone(), tokens, candidates, finish_reason: FinishReason::Stop })
+        // As it was asked: its tokens are those of a trimmed text, and leave out what the vocabulary has no token for.
+        let whole = Piece { text: candidates[winner].text.clone(), tokens };
+        // There is nothing behind it to be broken off.
+        let _ = on_piece(&whole);
+        Ok(Said { text: whole.text, tokens: whole.tokens, candidates, finish_reason: FinishReason::Stop })
     }
 }
 
@@ -360,12 +362,23 @@ struct Said {
     finish_reason: FinishReason,
 }
 
-impl Said {
-    /// Free text: the tokens', without the space that separates an answer from its prompt.
-    fn new(tokens: Vec<Token>, finish_reason: FinishReason) -> Self {
-        let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
-        let text = text.strip_prefix(' ').map(str::to_owned).unwrap_or(text);
-        Said { text, tokens, candidates: Vec::new(), finish_reason }
+/// Free text and its tokens, as far as they were handed over.
+#[derive(Default)]
+struct Written {
+    text: String,
+    tokens: Vec<Token>,
+    /// Whether the model has said anything, if only a space.
+    begun: bool,
+}
+
+impl Written {
+    /// What `said` adds: all of it, but for the space that separates an answer from its prompt.
+    fn piece(&mut self, said: &str, tokens: Vec<Token>) -> Piece {
+        let text = if self.begun { said } else { said.strip_prefix(' ').unwrap_or(said) };
+        self.begun |= !said.is_empty();
+        self.text.push_str(text);
+        self.tokens.extend_from_slice(&tokens);
+        Piece { text: text.to_owned(), tokens }
     }
 }
 

@@ -12,7 +12,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
-use vlm::answer::Token;
+use vlm::answer::Piece;
 
 use super::Gateway;
 use super::routing::Routing;
@@ -39,33 +39,27 @@ pub(super) fn respond(gateway: &Arc<Gateway>, asked: Asked, outcome: Outcome, pl
         Outcome::Local { answer, routing } => {
             gateway.metrics.used(completion::usage(&answer));
             let reply = completion::completion(head.clone(), &asked, &answer, json!(routing));
-            whole(headers, head, &asked, reply, if asked.form.is_none() { answer.tokens } else { Vec::new() }, place)
+            whole(headers, head, &asked, reply, place)
         }
         Outcome::Pool { completion, routing } => {
             let reply = Completion { id: head.id.clone(), created: head.created, routing: Some(json!(routing)), ..completion };
             gateway.metrics.used(reply.usage.unwrap_or_default());
-            whole(headers, head, &asked, reply, Vec::new(), place)
+            whole(headers, head, &asked, reply, place)
         }
     }
 }
 
-/// A reply that is all there: as it is, or as chunks for a client that wants them.
-fn whole(headers: HeaderMap, head: Head, asked: &Asked, reply: Completion, tokens: Vec<Token>, place: OwnedSemaphorePermit) -> Response {
+/// A reply that is all there: as it is, or as the chunks of a stream, its content in one of them.
+fn whole(headers: HeaderMap, head: Head, asked: &Asked, reply: Completion, place: OwnedSemaphorePermit) -> Response {
     if !asked.stream {
         return (headers, Json(reply)).into_response();
     }
-    let mut events = vec![event(&head.opening())];
     let choice = reply.choices.into_iter().next();
     let (content, logprobs, finish_reason) = match choice {
         Some(choice) => (choice.message.content.unwrap_or_default(), choice.logprobs, choice.finish_reason),
         None => (String::new(), None, None),
     };
-    if tokens.is_empty() {
-        events.push(event(&head.addition(content, logprobs)));
-    } else {
-        let mut begun = false;
-        events.extend(tokens.iter().map(|token| event(&token_chunk(&head, asked, token, &mut begun))));
-    }
+    let mut events = vec![event(&head.opening()), event(&head.addition(content, logprobs))];
     events.push(event(&head.finish(finish_reason.as_deref().unwrap_or("stop"), reply.routing)));
     events.extend(asked.include_usage.then(|| event(&head.usage(reply.usage.unwrap_or_default()))));
     events.push(done());
@@ -75,11 +69,11 @@ fn whole(headers: HeaderMap, head: Head, asked: &Asked, reply: Completion, token
 /// A reply as the model writes it.
 fn as_written(head: Head, asked: Asked, writing: Writing, routing: Routing, gateway: Arc<Gateway>) -> impl Stream<Item = Event> + Send {
     let opening = event(&head.opening());
-    let rest = stream::unfold(writing.tokens, |mut tokens| async move { tokens.recv().await.map(|token| (token, tokens)) });
+    let rest = stream::unfold(writing.pieces, |mut pieces| async move { pieces.recv().await.map(|piece| (piece, pieces)) });
     let (head, asked) = (Arc::new(head), Arc::new(asked));
     let additions = {
-        let (head, asked, mut begun) = (Arc::clone(&head), Arc::clone(&asked), false);
-        stream::iter(writing.first).chain(rest).map(move |token| event(&token_chunk(&head, &asked, &token, &mut begun)))
+        let (head, asked) = (Arc::clone(&head), Arc::clone(&asked));
+        stream::iter(writing.first).chain(rest).map(move |piece| event(&addition(&head, &asked, piece)))
     };
     let ending = stream::once(writing.answer).flat_map(move |ended| {
         stream::iter(match ended {
@@ -106,12 +100,9 @@ fn ending(head: &Head, finish_reason: &str, routing: &Routing, usage: Option<Usa
     events
 }
 
-/// One token. Free text comes without its leading space, so that the pieces add up to the whole answer.
-fn token_chunk(head: &Head, asked: &Asked, token: &Token, begun: &mut bool) -> Chunk {
-    let text = if *begun { token.text.as_str() } else { token.text.trim_start() };
-    *begun |= !text.is_empty();
-    let logprobs = asked.logprobs.then(|| completion::logprobs(std::slice::from_ref(token)));
-    head.addition(text.to_owned(), logprobs)
+fn addition(head: &Head, asked: &Asked, piece: Piece) -> Chunk {
+    let logprobs = (asked.logprobs && !piece.tokens.is_empty()).then(|| completion::logprobs(&piece.tokens));
+    head.addition(piece.text, logprobs)
 }
 
 fn event_stream(events: impl Stream<Item = Event> + Send + 'static, place: OwnedSemaphorePermit) -> Response {

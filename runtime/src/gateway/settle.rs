@@ -7,7 +7,7 @@ use bytes::Bytes;
 use firmware_config::agent::{KillSwitch, Pool, RouteMode};
 use tokio::sync::mpsc;
 use uuid::Uuid;
-use vlm::answer::Token;
+use vlm::answer::Piece;
 use vlm::{Answer, VlmError};
 
 use super::routing::{Attempt, Routing, Settled};
@@ -20,8 +20,8 @@ use crate::infer::AskError;
 use crate::openai::{ApiError, Completion};
 use crate::router::{self, Reason, Route, Terms};
 
-/// Tokens that a slow client may lag behind the model; past it the model waits.
-const TOKENS_AHEAD: usize = 64;
+/// Pieces of the answer that a slow client may lag behind the model; past it the model waits.
+const PIECES_AHEAD: usize = 64;
 
 /// An answer and how it came about.
 pub(super) enum Outcome {
@@ -41,10 +41,10 @@ impl Outcome {
     }
 }
 
-/// A local answer of which at least the first token, or the whole, is there. Dropping it stops the model.
+/// A local answer of which at least the first piece, or the whole, is there. Dropping it stops the model.
 pub(super) struct Writing {
-    pub(super) first: Option<Token>,
-    pub(super) tokens: mpsc::Receiver<Token>,
+    pub(super) first: Option<Piece>,
+    pub(super) pieces: mpsc::Receiver<Piece>,
     pub(super) answer: Pin<Box<dyn Future<Output = Result<Answer, AskError>> + Send>>,
 }
 
@@ -132,16 +132,16 @@ impl Decision<'_> {
         Ok(Outcome::Local { answer, routing })
     }
 
-    /// Starts a local answer whose tokens go out as they come.
+    /// Starts a local answer whose pieces go out as they come.
     async fn write(&mut self) -> Result<Outcome, ApiError> {
         let began = Instant::now();
-        let (sender, mut tokens) = mpsc::channel(TOKENS_AHEAD);
+        let (sender, mut pieces) = mpsc::channel(PIECES_AHEAD);
         let (local, request) = (self.parts.local.clone(), self.asked.request.clone());
         let mut answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move { local.ask_streaming(request, sender).await });
-        // An error before the first token is still an HTTP status; after it, only an event in the stream.
+        // An error before the first piece is still an HTTP status; after it, only an event in the stream.
         let first = tokio::select! {
             biased;
-            Some(first) = tokens.recv() => Some(first),
+            Some(first) = pieces.recv() => Some(first),
             ended = &mut answer => {
                 let ended = ended.map_err(|error| self.local_failed(began, &error))?;
                 answer = Box::pin(std::future::ready(Ok(ended)));
@@ -150,7 +150,7 @@ impl Decision<'_> {
         };
         self.attempts.push(self.local_ok(began));
         let routing = self.routing(Settled::Local, vec![Reason::Pin], None);
-        Ok(Outcome::Writing { writing: Writing { first, tokens, answer }, routing })
+        Ok(Outcome::Writing { writing: Writing { first, pieces, answer }, routing })
     }
 
     /// Asks a pool, if there is one, it is well, and the policy allows it.

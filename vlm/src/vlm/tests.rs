@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used)]
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use firmware_config::manifest::{FORMAT, Geometry, Graphs, Source, TextGeometry, VideoRules, VisionGeometry};
+use proptest::prelude::*;
 
 use super::*;
 use crate::answer::ConfidenceSource;
@@ -134,12 +136,12 @@ fn free_text_is_streamed_as_it_is_answered() {
 
     let mut streamed = String::new();
     let answer = vlm
-        .ask_streaming(&request, &mut |token| {
-            streamed.push_str(&token.text);
+        .ask_streaming(&request, &mut |piece| {
+            streamed.push_str(&piece.text);
             ControlFlow::Continue(())
         })
         .unwrap();
-    assert_eq!((streamed.as_str(), answer.text.as_str()), (" A door, I think.", "A door, I think."));
+    assert_eq!((streamed.as_str(), answer.text.as_str()), ("A door, I think.", "A door, I think."));
     assert_eq!(answer.finish_reason, FinishReason::Stop);
     assert_eq!(answer.tokens.len(), said.len(), "the end token is not part of it");
     assert_eq!(answer.confidence.source, ConfidenceSource::Tokens);
@@ -167,4 +169,53 @@ fn requests_at_fault_are_told_from_failures() {
     let overflowing = FakeModel { logits: Box::new(|_| vec![f32::NAN; VOCAB]), ..FakeModel::hashing(VOCAB, 4) };
     let error = vlm_of(overflowing, 8192).0.ask(&Request::question(grey(1), "What?")).unwrap_err();
     assert!(!error.is_bad_request());
+}
+
+/// What the model says token by token: blanks, characters of several tokens and the beginnings of some, special tokens, anything.
+fn script() -> impl Strategy<Value = Vec<u32>> {
+    let text = |text: &'static str| Just(reference::tokenizer().encode(text).unwrap());
+    let beginning = Just(reference::tokenizer().encode("\u{1f9a9}").unwrap()[..1].to_vec());
+    let any_token = (0..VOCAB as u32).prop_map(|id| vec![id]);
+    let said = prop_oneof![text(" "), text("\n"), text("\t"), text("  "), text(" A door"), text("é🦩"), beginning, any_token];
+    prop::collection::vec(said, 0..6).prop_map(|said| said.concat())
+}
+
+#[test]
+fn the_pieces_add_up_to_the_answer() {
+    let vlm = RefCell::new(hashing().0);
+    proptest!(ProptestConfig::with_cases(64), |(script in script(), break_at in 1_usize..12, candidate in prop::option::of("[a-zé\u{4}]{1,9}"))| {
+        let vlm = &mut *vlm.borrow_mut();
+        let turns = vec![Turn { role: Role::User, content: vec![Content::Text("What is it?".into())] }];
+        // Candidates come as they were asked, blanks and all.
+        let candidates: Vec<String> = candidate.into_iter().flat_map(|text| [format!(" {text}a "), format!("b{text}")]).collect();
+        let request = Request { turns, candidates, max_new_tokens: 99, ..Request::default() };
+        let prompt = vlm.prompt_rules().prompt(&request.turns, false).unwrap().input_ids.len();
+        let script: Vec<u32> = script.into_iter().filter(|id| !vlm.manifest.prompt.stop.contains(id)).collect();
+        let said = vlm.tokenizer.decode(&script);
+        vlm.model = Box::new(FakeModel::scripted(VOCAB, prompt, &[&script[..], &[49279]].concat()));
+
+        let (mut pieces, mut tokens) = (String::new(), Vec::new());
+        let answer = vlm
+            .ask_streaming(&request, &mut |piece| {
+                pieces.push_str(&piece.text);
+                tokens.extend_from_slice(&piece.tokens);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        prop_assert_eq!((&pieces, &tokens), (&answer.text, &answer.tokens));
+        if request.candidates.is_empty() {
+            prop_assert_eq!(&pieces[..], said.strip_prefix(' ').unwrap_or(&said));
+        }
+
+        let (mut pieces, mut seen) = (String::new(), 0);
+        let answer = vlm
+            .ask_streaming(&request, &mut |piece| {
+                pieces.push_str(&piece.text);
+                seen += 1;
+                if seen == break_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .unwrap();
+        prop_assert_eq!(pieces, answer.text, "broken off");
+        prop_assert!(seen <= break_at);
+    });
 }
