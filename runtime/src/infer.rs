@@ -2,6 +2,10 @@
 //!
 //! The model is busy for long and needs `&mut`, so it has a thread of its own; everyone else holds a [`Handle`]. A camera asks all
 //! its rules about one frame in one job, so that they share the frame's prefix in the model's cache.
+//!
+//! The thread never waits for an asker: answers and their pieces go into queues with room for all of them, which is what one answer
+//! holds at most (`max_new_tokens`, and the model's context). A client that reads slowly, or not at all, costs that memory and stops
+//! nobody.
 
 use std::ops::ControlFlow;
 
@@ -69,7 +73,7 @@ pub struct Handle {
 struct Job {
     requests: Vec<Request>,
     /// Where pieces of the answer go as they come.
-    pieces: Option<mpsc::Sender<Piece>>,
+    pieces: Option<mpsc::UnboundedSender<Piece>>,
     /// Has room for every answer; closed by an asker who lost interest.
     replies: mpsc::Sender<Result<Answer, VlmError>>,
 }
@@ -101,15 +105,16 @@ impl Handle {
         self.ask_one(request, None).await
     }
 
-    /// As [`Handle::ask`], with each piece of the answer sent as soon as it is known. Dropping their receiver stops the model.
+    /// As [`Handle::ask`], with each piece of the answer sent as soon as it is known. Dropping their receiver stops the model; not
+    /// reading from it does not.
     ///
     /// # Errors
     /// As [`Handle::ask`].
-    pub async fn ask_streaming(&self, request: Request, pieces: mpsc::Sender<Piece>) -> Result<Answer, AskError> {
+    pub async fn ask_streaming(&self, request: Request, pieces: mpsc::UnboundedSender<Piece>) -> Result<Answer, AskError> {
         self.ask_one(request, Some(pieces)).await
     }
 
-    async fn ask_one(&self, request: Request, pieces: Option<mpsc::Sender<Piece>>) -> Result<Answer, AskError> {
+    async fn ask_one(&self, request: Request, pieces: Option<mpsc::UnboundedSender<Piece>>) -> Result<Answer, AskError> {
         let (replies, mut answers) = mpsc::channel(1);
         self.jobs.try_send(Job { requests: vec![request], pieces, replies }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => AskError::Busy,
@@ -162,12 +167,12 @@ impl Inference {
                     break;
                 }
                 let mut on_piece = |piece: &Piece| {
-                    let taken = job.pieces.as_ref().is_none_or(|pieces| pieces.blocking_send(piece.clone()).is_ok());
+                    let taken = job.pieces.as_ref().is_none_or(|pieces| pieces.send(piece.clone()).is_ok());
                     if taken && !job.replies.is_closed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 };
                 let answer = self.model.answer(request, &mut on_piece);
-                // An asker who lost interest does not stop the thread.
-                let _ = job.replies.blocking_send(answer);
+                // An asker who lost interest does not stop the thread, and there is room for every answer.
+                let _ = job.replies.try_send(answer);
             }
         }
     }
@@ -241,9 +246,49 @@ pub(crate) mod tests {
         assert_eq!(answers.next().await.expect("first").expect("answered").text, "1");
         assert_eq!(answers.next().await.expect("second").expect("answered").text, "2");
         assert!(answers.next().await.is_none());
-        let (pieces, mut received) = mpsc::channel(4);
+        let (pieces, mut received) = mpsc::unbounded_channel();
         assert_eq!(handle.ask_streaming(Request::default(), pieces).await.expect("answered").text, "3");
         assert_eq!(received.recv().await.expect("a piece").text, "3");
+        drop(handle);
+        thread.join().expect("ends");
+    }
+
+    /// Says the same word as often as it may.
+    struct Talker(Scripted);
+
+    impl Answerer for Talker {
+        fn identity(&self) -> &Identity {
+            self.0.identity()
+        }
+
+        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+            let piece = Piece { text: "word ".into(), tokens: Vec::new() };
+            for _ in 1..request.max_new_tokens {
+                if on_piece(&piece).is_break() {
+                    break;
+                }
+            }
+            self.0.answer(request, on_piece)
+        }
+
+        fn token_count(&self, text: &str) -> usize {
+            self.0.token_count(text)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_asker_who_does_not_read_stops_nobody() {
+        let (handle, inference) = channel(Talker(Scripted::new(|_| ("end".into(), 0.5))));
+        let thread = std::thread::spawn(move || inference.run());
+        let (pieces, mut unread) = mpsc::unbounded_channel();
+        let long = Request { max_new_tokens: 10_000, ..Request::default() };
+        assert_eq!(handle.ask_streaming(long, pieces).await.expect("answered, with no piece read").text, "end");
+        assert_eq!(handle.ask(Request::default()).await.expect("the next one too").text, "end");
+        let mut read = 0;
+        while unread.recv().await.is_some() {
+            read += 1;
+        }
+        assert_eq!(read, 10_000, "and nothing is lost to whoever reads late");
         drop(handle);
         thread.join().expect("ends");
     }
