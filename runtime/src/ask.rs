@@ -161,8 +161,8 @@ fn read_picture(path: &Path) -> Result<Picture, Failure> {
 /// Asks, and prints the answer piece by piece, free text while it is decoded.
 fn ask_aloud(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
     let mut printed = Ok(());
-    let answer = vlm.ask_streaming(request, &mut |piece: &Piece| {
-        printed = print(&piece.text);
+    let answer = vlm.ask_streaming(request, &mut |piece: Option<&Piece>| {
+        printed = piece.map_or(Ok(()), |piece| print(&piece.text));
         if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     printed?;

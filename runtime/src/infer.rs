@@ -23,11 +23,11 @@ pub trait Answerer: Send {
     /// Which model it is.
     fn identity(&self) -> &Identity;
 
-    /// Answers one request, piece by piece; `Break` ends the answer there.
+    /// Answers one request, piece by piece; `Break` ends the answer there. `None` only asks whether to go on.
     ///
     /// # Errors
     /// When the request cannot be put to the model, or the model fails.
-    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError>;
+    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError>;
 
     /// Length of a text in tokens.
     fn token_count(&self, text: &str) -> usize;
@@ -38,7 +38,7 @@ impl Answerer for Vlm {
         Vlm::identity(self)
     }
 
-    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
         self.ask_streaming(request, on_piece)
     }
 
@@ -97,7 +97,7 @@ impl Handle {
         &self.identity
     }
 
-    /// Asks one request; dropping the future stops the model at its next token.
+    /// Asks one request; dropping the future stops the model before its next picture, candidate or token.
     ///
     /// # Errors
     /// When the queue is full, the thread ended, or the model does not answer.
@@ -166,9 +166,13 @@ impl Inference {
                 if job.replies.is_closed() {
                     break;
                 }
-                let mut on_piece = |piece: &Piece| {
-                    let taken = job.pieces.as_ref().is_none_or(|pieces| pieces.send(piece.clone()).is_ok());
-                    if taken && !job.replies.is_closed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                let mut on_piece = |piece: Option<&Piece>| {
+                    if let (Some(piece), Some(pieces)) = (piece, &job.pieces) {
+                        // A receiver that is gone is seen below.
+                        let _ = pieces.send(piece.clone());
+                    }
+                    let left = job.replies.is_closed() || job.pieces.as_ref().is_some_and(mpsc::UnboundedSender::is_closed);
+                    if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
                 };
                 let answer = self.model.answer(request, &mut on_piece);
                 // An asker who lost interest does not stop the thread, and there is room for every answer.
@@ -213,10 +217,10 @@ pub(crate) mod tests {
             &self.identity
         }
 
-        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
             let (text, p) = (self.script)(request);
             let token = Token { id: 1, text: text.clone(), logprob: p.ln() as f32, top: Vec::new() };
-            let _ = on_piece(&Piece { text: text.clone(), tokens: vec![token.clone()] });
+            let _ = on_piece(Some(&Piece { text: text.clone(), tokens: vec![token.clone()] }));
             Ok(Answer {
                 text: text.clone(),
                 finish_reason: FinishReason::Stop,
@@ -261,10 +265,10 @@ pub(crate) mod tests {
             self.0.identity()
         }
 
-        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
             let piece = Piece { text: "word ".into(), tokens: Vec::new() };
             for _ in 1..request.max_new_tokens {
-                if on_piece(&piece).is_break() {
+                if on_piece(Some(&piece)).is_break() {
                     break;
                 }
             }

@@ -45,7 +45,7 @@ impl Answerer for Scripted {
         &self.identity
     }
 
-    fn answer(&mut self, request: &Request, _: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    fn answer(&mut self, request: &Request, _: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
         let (text, p) = (self.script)(request);
         Ok(Answer {
             text: text.clone(),

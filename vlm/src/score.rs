@@ -3,6 +3,8 @@
 //! The prompt is run once; a candidate of one token is read off its last position, a longer one costs one decoder run of its
 //! tokens behind the shared cache.
 
+use std::ops::ControlFlow;
+
 use crate::logits::{LogitsRow, Reading};
 use crate::model::{Decoded, Logits, Model, ModelError};
 use crate::tokenizer::TokenizerError;
@@ -90,12 +92,22 @@ pub(crate) fn sequences(
     Ok(Sequences { tokens, ended })
 }
 
-/// Reads each token of each sequence, given the prompt and the tokens before it, with the `top` likeliest beside it.
-pub(crate) fn read(model: &mut dyn Model, prompt: &Decoded, sequences: &[Vec<u32>], top: usize) -> Result<Vec<Vec<Reading>>, ModelError> {
+/// Reads each token of each sequence, given the prompt and the tokens before it, with the `top` likeliest beside it. `None` when
+/// `look`, which is called before each sequence, says to break off.
+pub(crate) fn read(
+    model: &mut dyn Model,
+    prompt: &Decoded,
+    sequences: &[Vec<u32>],
+    top: usize,
+    look: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Option<Vec<Vec<Reading>>>, ModelError> {
     let first = LogitsRow::new(&prompt.logits)?;
     let vocab_size = prompt.logits.len();
     let mut scored = Vec::with_capacity(sequences.len());
     for ids in sequences {
+        if look().is_break() {
+            return Ok(None);
+        }
         let mut readings = vec![first.read(ids[0], top)?];
         // The last token is only predicted, never fed.
         let fed = &ids[..ids.len() - 1];
@@ -108,7 +120,7 @@ pub(crate) fn read(model: &mut dyn Model, prompt: &Decoded, sequences: &[Vec<u32
         }
         scored.push(readings);
     }
-    Ok(scored)
+    Ok(Some(scored))
 }
 
 /// Each candidate's score: the natural-log probability of all its tokens, which is the sum of theirs.
@@ -185,7 +197,7 @@ mod tests {
         let mut model = FakeModel::hashing(20, 1);
         let prompt = prefill(&mut model, &FakeModel::embedded(&prompt_ids), HIDDEN, &KvCache::empty()).unwrap();
         let sequences = [vec![4], vec![5, 6, 7], vec![5, 8]];
-        let scored = read(&mut model, &prompt, &sequences, 1).unwrap();
+        let scored = read(&mut model, &prompt, &sequences, 1, &mut || ControlFlow::Continue(())).unwrap().unwrap();
         for (ids, scored) in sequences.iter().zip(&scored) {
             for (at, (&id, scored)) in ids.iter().zip(scored).enumerate() {
                 let seen = [&prompt_ids, &ids[..at]].concat();

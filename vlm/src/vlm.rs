@@ -120,11 +120,16 @@ impl Vlm {
     }
 
     /// As [`Vlm::ask`], and hands over each piece of the text as soon as it is known (with candidates, the winner at the end);
-    /// `Break` ends the answer there.
+    /// `Break` ends the answer there. Before each picture and each candidate `on_piece` is called with `None`, only to learn whether
+    /// to go on: these take long, and nothing is known after one of them.
     ///
     /// # Errors
-    /// As [`Vlm::ask`].
-    pub fn ask_streaming(&mut self, request: &Request, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    /// As [`Vlm::ask`]; [`VlmError::BrokenOff`] at a `Break` before there is any answer.
+    pub fn ask_streaming(
+        &mut self,
+        request: &Request,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+    ) -> Result<Answer, VlmError> {
         let started = Instant::now();
         let mut timings = Timings::default();
         let task = self.task(request)?;
@@ -133,13 +138,15 @@ impl Vlm {
         let tiles = tiles_of_turns(&request.turns, &self.manifest.image, request.split == Split::On);
         timings.preprocess = started.elapsed();
 
-        let (decoded, mut trace) = self.prefill(&prompt, &tiles, request.trace, &mut timings)?;
+        let (decoded, mut trace) = self.prefill(&prompt, &tiles, request.trace, &mut timings, on_piece)?;
         if let Some(trace) = &mut trace {
             trace.logits.clone_from(&decoded.logits);
         }
         let mut first_token = None;
-        let mut told = |piece: &Piece| {
-            first_token.get_or_insert_with(|| started.elapsed());
+        let mut told = |piece: Option<&Piece>| {
+            if piece.is_some() {
+                first_token.get_or_insert_with(|| started.elapsed());
+            }
             on_piece(piece)
         };
         let decoding = Instant::now();
@@ -206,6 +213,7 @@ impl Vlm {
         tiles: &[Tiles],
         trace: bool,
         timings: &mut Timings,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
     ) -> Result<(Decoded, Option<Trace>), VlmError> {
         let hidden = self.manifest.geometry.text.hidden_size;
         let (prefix_ids, rest) = prompt.input_ids.split_at(prompt.prefix_len);
@@ -220,7 +228,7 @@ impl Vlm {
                     Some(cache) => cache,
                     None => {
                         self.prefixes.make_room();
-                        let features = self.encode(tiles, timings)?;
+                        let features = self.encode(tiles, timings, on_piece)?;
                         let prefilling = Instant::now();
                         let inputs_embeds = self.embed_with_features(prefix_ids, &prompt.image_positions, &features)?;
                         let cache = prefill(&mut *self.model, &inputs_embeds, hidden, &KvCache::empty())?.cache;
@@ -248,9 +256,17 @@ impl Vlm {
     }
 
     /// Image features of every tile, in prompt order: [frames · S, H].
-    fn encode(&mut self, tiles: &[Tiles], timings: &mut Timings) -> Result<Vec<f32>, VlmError> {
+    fn encode(
+        &mut self,
+        tiles: &[Tiles],
+        timings: &mut Timings,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>, VlmError> {
         let mut features = Vec::new();
         for tiles in tiles {
+            if on_piece(None).is_break() {
+                return Err(VlmError::BrokenOff);
+            }
             let preprocessing = Instant::now();
             let pixels = pixel_values(tiles, &self.manifest.image);
             timings.preprocess += preprocessing.elapsed();
@@ -280,7 +296,7 @@ impl Vlm {
         &mut self,
         prompt: Decoded,
         request: &Request,
-        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
         let limits = Limits {
             stop: &self.manifest.prompt.stop,
@@ -293,13 +309,13 @@ impl Vlm {
         let mut flow = ControlFlow::Continue(());
         let finish_reason = generate(&mut *self.model, prompt, limits, &mut |reading| {
             let token = token(&reading, &mut text);
-            flow = on_piece(&written.piece(&token.text.clone(), vec![token]));
+            flow = on_piece(Some(&written.piece(&token.text.clone(), vec![token])));
             flow
         })?;
         let rest = text.finish();
         if flow.is_continue() && !rest.is_empty() {
             // There is nothing behind it to be broken off.
-            let _ = on_piece(&written.piece(&rest, Vec::new()));
+            let _ = on_piece(Some(&written.piece(&rest, Vec::new())));
         }
         let Written { text, tokens, .. } = written;
         Ok(Said { text, tokens, candidates: Vec::new(), finish_reason })
@@ -311,9 +327,11 @@ impl Vlm {
         prompt: &Decoded,
         request: &Request,
         sequences: &Sequences,
-        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
-        let readings = score::read(&mut *self.model, prompt, &sequences.tokens, request.top_logprobs)?;
+        let mut look = || on_piece(None);
+        let readings = score::read(&mut *self.model, prompt, &sequences.tokens, request.top_logprobs, &mut look)?;
+        let readings = readings.ok_or(VlmError::BrokenOff)?;
         let scores = score::scores(&readings);
         let candidates: Vec<Candidate> = request
             .candidates
@@ -329,7 +347,7 @@ impl Vlm {
         // As it was asked: its tokens are those of a trimmed text, and leave out what the vocabulary has no token for.
         let whole = Piece { text: candidates[winner].text.clone(), tokens };
         // There is nothing behind it to be broken off.
-        let _ = on_piece(&whole);
+        let _ = on_piece(Some(&whole));
         Ok(Said { text: whole.text, tokens: whole.tokens, candidates, finish_reason: FinishReason::Stop })
     }
 }
@@ -409,6 +427,9 @@ pub enum VlmError {
     /// The conversation cannot be put to the model.
     #[error(transparent)]
     Prompt(#[from] PromptError),
+    /// Whoever asked does not want the answer any more.
+    #[error("the question was broken off before there was an answer; ask it again")]
+    BrokenOff,
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -429,6 +450,7 @@ impl VlmError {
             | VlmError::Tokenizer(_)
             | VlmError::Template(_)
             | VlmError::NoEndToken
+            | VlmError::BrokenOff
             | VlmError::Model(_) => false,
         }
     }

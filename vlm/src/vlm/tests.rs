@@ -137,7 +137,7 @@ fn free_text_is_streamed_as_it_is_answered() {
     let mut streamed = String::new();
     let answer = vlm
         .ask_streaming(&request, &mut |piece| {
-            streamed.push_str(&piece.text);
+            streamed.push_str(piece.map_or("", |piece| &piece.text));
             ControlFlow::Continue(())
         })
         .unwrap();
@@ -147,8 +147,31 @@ fn free_text_is_streamed_as_it_is_answered() {
     assert_eq!(answer.confidence.source, ConfidenceSource::Tokens);
     assert!((answer.confidence.p - 0.5).abs() < 1e-6);
 
-    let stopped = vlm.ask_streaming(&request, &mut |_| ControlFlow::Break(())).unwrap();
+    let mut at_a_piece = |piece: Option<&Piece>| if piece.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let stopped = vlm.ask_streaming(&request, &mut at_a_piece).unwrap();
     assert_eq!(stopped.text, "A");
+}
+
+#[test]
+fn an_answer_nobody_waits_for_is_not_worked_out() {
+    let pictures = |count: u8| {
+        let shown = (0..count).map(|level| Content::Picture(grey(level)));
+        vec![Turn { role: Role::User, content: shown.chain([Content::Text("Which?".into())]).collect() }]
+    };
+    // Of several tokens each, so that each costs a run of the decoder.
+    let candidates: Vec<String> = (10..20).map(|number| number.to_string()).collect();
+    for (looks, encoded, decoded) in [(0, 0, 0), (2, 2, 0), (3, 3, 2), (5, 3, 4), (99, 3, 12)] {
+        let (mut vlm, runs) = hashing();
+        let request = Request { turns: pictures(3), candidates: candidates.clone(), ..Request::default() };
+        let mut left = looks;
+        let outcome = vlm.ask_streaming(&request, &mut |_| {
+            left -= 1;
+            if left < 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(matches!(outcome, Err(VlmError::BrokenOff)), looks < 99, "{looks}: {outcome:?}");
+        // The prompt is two runs: up to its last image token, and the rest.
+        assert_eq!((runs.encode.load(Ordering::Relaxed), runs.decode.load(Ordering::Relaxed)), (encoded, decoded), "{looks}");
+    }
 }
 
 #[test]
@@ -197,8 +220,10 @@ fn the_pieces_add_up_to_the_answer() {
         let (mut pieces, mut tokens) = (String::new(), Vec::new());
         let answer = vlm
             .ask_streaming(&request, &mut |piece| {
-                pieces.push_str(&piece.text);
-                tokens.extend_from_slice(&piece.tokens);
+                if let Some(piece) = piece {
+                    pieces.push_str(&piece.text);
+                    tokens.extend_from_slice(&piece.tokens);
+                }
                 ControlFlow::Continue(())
             })
             .unwrap();
@@ -210,6 +235,7 @@ fn the_pieces_add_up_to_the_answer() {
         let (mut pieces, mut seen) = (String::new(), 0);
         let answer = vlm
             .ask_streaming(&request, &mut |piece| {
+                let Some(piece) = piece else { return ControlFlow::Continue(()) };
                 pieces.push_str(&piece.text);
                 seen += 1;
                 if seen == break_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
