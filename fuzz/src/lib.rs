@@ -110,7 +110,10 @@ pub fn encode(text: &str) {
 /// The body of a chat-completion request: refused with a status of the client's fault, or understood within the limits.
 pub fn chat_request(body: &[u8]) {
     match runtime::chat::read(body) {
-        Ok(asked) => assert!(asked.request.top_logprobs <= 20 && asked.request.max_new_tokens >= 1),
+        Ok(asked) => {
+            assert!(asked.request.top_logprobs <= 20 && asked.request.max_new_tokens >= 1);
+            assert!(asked.picture_bytes() <= 3 * 64_000_000);
+        }
         Err(error) => assert!((400..500).contains(&error.status) && !error.message.is_empty(), "{error:?}"),
     }
 }

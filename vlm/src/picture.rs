@@ -43,26 +43,23 @@ impl Picture {
     /// # Errors
     /// When the bytes are none of these, are cut short or damaged, or the header tells of more than [`PIXELS_MAX`] pixels.
     pub fn decode(bytes: &[u8]) -> Result<Self, PictureError> {
-        if bytes.is_empty() {
-            return Err(PictureError::Empty);
-        }
-        let format = image::guess_format(bytes).map_err(|_| PictureError::unknown(bytes))?;
-        let failed = |error| PictureError::from_image(error, format, bytes.len());
-        if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
-            return Err(PictureError::Truncated { format: name(format), bytes: bytes.len() });
-        }
-        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-        let mut limits = Limits::no_limits();
-        limits.max_alloc = Some(DECODER_BYTES_MAX);
-        reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(failed)?;
-        let (width, height) = decoder.dimensions();
-        check_size(width, height)?;
+        let (mut decoder, format) = decoder(bytes)?;
         // Damaged metadata is no reason to lose the picture.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let mut decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+        let decoded = DynamicImage::from_decoder(decoder);
+        let mut decoded = decoded.map_err(|error| PictureError::from_image(error, format, bytes.len()))?;
         decoded.apply_orientation(orientation);
         Picture::from_rgb(decoded.width(), decoded.height(), rgb(decoded))
+    }
+
+    /// The pixels that [`Picture::decode`] would give, width times height, by the header alone.
+    ///
+    /// # Errors
+    /// As [`Picture::decode`], as far as the header shows it.
+    pub fn pixels_of(bytes: &[u8]) -> Result<u64, PictureError> {
+        let (decoder, _) = decoder(bytes)?;
+        let (width, height) = decoder.dimensions();
+        Ok(u64::from(width) * u64::from(height))
     }
 
     /// Pixels from left to right, 1 or more.
@@ -85,6 +82,25 @@ impl std::fmt::Debug for Picture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Picture({}x{})", self.width, self.height)
     }
+}
+
+/// What decodes a picture file, its header read and found small enough.
+fn decoder(bytes: &[u8]) -> Result<(impl ImageDecoder, ImageFormat), PictureError> {
+    if bytes.is_empty() {
+        return Err(PictureError::Empty);
+    }
+    let format = image::guess_format(bytes).map_err(|_| PictureError::unknown(bytes))?;
+    if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
+        return Err(PictureError::Truncated { format: name(format), bytes: bytes.len() });
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(DECODER_BYTES_MAX);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|error| PictureError::from_image(error, format, bytes.len()))?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    Ok((decoder, format))
 }
 
 fn check_size(width: u32, height: u32) -> Result<(), PictureError> {

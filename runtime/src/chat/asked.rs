@@ -1,12 +1,13 @@
 //! A chat request, checked and turned into a question to the model.
 
 use serde_json::Value;
+use vlm::picture::PIXELS_MAX;
 use vlm::{Content, Picture, Request, Role, Split, Turn};
 
 use super::data_uri;
 use super::schema::{self, EnumObject};
 use crate::openai::ApiError;
-use crate::openai::request::{ChatRequest, ImageUrl, Message, MessageContent, Part};
+use crate::openai::request::{self, ChatRequest, ImageUrl, Message, MessageContent};
 
 /// The largest request body that is read, in bytes: pictures travel inside.
 pub const BODY_BYTES_MAX: usize = 32 << 20;
@@ -57,10 +58,18 @@ pub struct Asked {
     pub pictures: usize,
 }
 
+impl Asked {
+    /// What its decoded pictures take, in bytes.
+    pub fn picture_bytes(&self) -> usize {
+        let content = self.request.turns.iter().flat_map(|turn| &turn.content);
+        content.map(|content| if let Content::Picture(picture) = content { picture.pixels().len() } else { 0 }).sum()
+    }
+}
+
 /// Reads and checks a request's body. Decodes its pictures, so it belongs on a thread that may block.
 ///
 /// # Errors
-/// 400 with the field at fault.
+/// 400 with the field at fault. Pictures of more than [`PIXELS_MAX`] pixels together are refused before one of them is decoded.
 pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let chat = ChatRequest::from_json(body)?;
     refuse_unsupported(&chat)?;
@@ -68,6 +77,7 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let form = schema::read(chat.response_format.as_ref())?;
     let mut conversation = Conversation::default();
     let turns = conversation.turns(&chat.messages)?;
+    let turns = turns.into_iter().map(Spoken::decode).collect::<Result<Vec<_>, _>>()?;
     Ok(Asked {
         request: Request {
             turns,
@@ -145,28 +155,56 @@ fn max_new_tokens(chat: &ChatRequest) -> Result<usize, ApiError> {
     Ok(asked.min(MAX_TOKENS_MAX) as usize)
 }
 
+/// A message whose pictures are still files.
+struct Spoken {
+    role: Role,
+    content: Vec<Part>,
+}
+
+/// A part of a message.
+enum Part {
+    Text(String),
+    /// A picture file, and the field it came in.
+    File(String, Vec<u8>),
+}
+
+impl Spoken {
+    fn decode(self) -> Result<Turn, ApiError> {
+        let content = self.content.into_iter().map(|part| match part {
+            Part::Text(text) => Ok(Content::Text(text)),
+            Part::File(field, bytes) => Picture::decode(&bytes).map(Content::Picture).map_err(|error| unusable(&field, error)),
+        });
+        Ok(Turn { role: self.role, content: content.collect::<Result<_, _>>()? })
+    }
+}
+
+fn unusable(field: &str, what: impl ToString) -> ApiError {
+    ApiError::bad_request(field, what.to_string())
+}
+
 /// What the messages have used up of the limits so far.
 #[derive(Debug, Default)]
 struct Conversation {
     pictures: usize,
+    pixels: u64,
     text_bytes: usize,
     high_detail: bool,
 }
 
 impl Conversation {
-    fn turns(&mut self, messages: &[Message]) -> Result<Vec<Turn>, ApiError> {
+    fn turns(&mut self, messages: &[Message]) -> Result<Vec<Spoken>, ApiError> {
         if messages.len() > MESSAGES_MAX {
             return Err(ApiError::bad_request("messages", format!("{} messages, expected at most {MESSAGES_MAX}", messages.len())));
         }
         let turns = messages.iter().enumerate().map(|(at, message)| self.turn(at, message)).collect::<Result<Vec<_>, _>>()?;
         match turns.last() {
-            Some(Turn { role: Role::User, .. }) => Ok(turns),
+            Some(Spoken { role: Role::User, .. }) => Ok(turns),
             Some(_) => Err(ApiError::bad_request("messages", "the last message has to be the user's")),
             None => Err(ApiError::bad_request("messages", "messages is missing or empty; expected at least one message of the user")),
         }
     }
 
-    fn turn(&mut self, at: usize, message: &Message) -> Result<Turn, ApiError> {
+    fn turn(&mut self, at: usize, message: &Message) -> Result<Spoken, ApiError> {
         let role = match message.role.as_str() {
             "system" | "developer" => Role::System,
             "user" => Role::User,
@@ -185,10 +223,10 @@ impl Conversation {
                 parts.iter().enumerate().map(|(part_at, part)| self.part(&format!("{field}[{part_at}]"), part)).collect::<Result<_, _>>()?
             }
         };
-        Ok(Turn { role, content })
+        Ok(Spoken { role, content })
     }
 
-    fn part(&mut self, field: &str, part: &Part) -> Result<Content, ApiError> {
+    fn part(&mut self, field: &str, part: &request::Part) -> Result<Part, ApiError> {
         match (part.kind.as_str(), &part.text, &part.image_url) {
             ("text", Some(text), _) => self.text(&format!("{field}.text"), text),
             ("image_url", _, Some(image)) => self.picture(&format!("{field}.image_url"), image),
@@ -199,15 +237,15 @@ impl Conversation {
         }
     }
 
-    fn text(&mut self, field: &str, text: &str) -> Result<Content, ApiError> {
+    fn text(&mut self, field: &str, text: &str) -> Result<Part, ApiError> {
         self.text_bytes += text.len();
         if self.text_bytes > TEXT_BYTES_MAX {
             return Err(ApiError::bad_request(field, format!("the messages' text is over {TEXT_BYTES_MAX} bytes")));
         }
-        Ok(Content::Text(text.to_owned()))
+        Ok(Part::Text(text.to_owned()))
     }
 
-    fn picture(&mut self, field: &str, image: &ImageUrl) -> Result<Content, ApiError> {
+    fn picture(&mut self, field: &str, image: &ImageUrl) -> Result<Part, ApiError> {
         self.pictures += 1;
         if self.pictures > PICTURES_MAX {
             return Err(ApiError::bad_request(field, format!("more than {PICTURES_MAX} pictures")));
@@ -219,9 +257,15 @@ impl Conversation {
                 return Err(ApiError::bad_request(format!("{field}.detail"), format!("{other:?}, expected auto, low or high")));
             }
         }
-        let unusable = |what: String| ApiError::bad_request(format!("{field}.url"), what);
-        let bytes = data_uri::picture_bytes(&image.url).map_err(unusable)?;
-        Picture::decode(&bytes).map(Content::Picture).map_err(|error| unusable(error.to_string()))
+        let field = format!("{field}.url");
+        let bytes = data_uri::picture_bytes(&image.url).map_err(|what| unusable(&field, what))?;
+        self.pixels += Picture::pixels_of(&bytes).map_err(|error| unusable(&field, error))?;
+        if self.pixels > PIXELS_MAX {
+            let message =
+                format!("with this one the pictures have {} pixels together, expected at most {PIXELS_MAX}; scale them first", self.pixels);
+            return Err(ApiError::bad_request(field, message));
+        }
+        Ok(Part::File(field, bytes))
     }
 }
 
@@ -229,6 +273,8 @@ impl Conversation {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -255,6 +301,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!((asked.pictures, asked.request.split, asked.request.max_new_tokens), (1, Split::On, 9));
+        assert_eq!(asked.picture_bytes(), 3);
         insta::assert_snapshot!(format!("{:?}", asked.request.turns), @r#"[Turn { role: System, content: [Text("Be brief.")] }, Turn { role: User, content: [Picture(Picture(1x1)), Text("What is it?")] }]"#);
     }
 
@@ -329,6 +376,33 @@ mod tests {
         let pictures: Vec<_> = (0..17).map(|_| json!({"type": "image_url", "image_url": {"url": PIXEL}})).collect();
         let error = read_json(json!({"messages": [{"role": "user", "content": pictures}]})).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("messages[0].content[16].image_url"));
+    }
+
+    /// A BMP file of which only the header is there.
+    fn header(width: u32, height: u32) -> String {
+        let mut file = b"BM".to_vec();
+        // Length, reserved, offset of the pixels; length of the second header, sides, planes and bits per pixel; six fields of nothing.
+        for field in [54, 0, 54, 40, width, height, 1 | 24 << 16, 0, 0, 0, 0, 0, 0] {
+            file.extend(field.to_le_bytes());
+        }
+        format!("data:image/bmp;base64,{}", STANDARD.encode(file))
+    }
+
+    #[test]
+    fn all_pictures_together_are_weighed_before_one_is_decoded() {
+        let refused = |urls: &[&str]| {
+            let parts: Vec<_> = urls.iter().map(|url| json!({"type": "image_url", "image_url": {"url": url}})).collect();
+            let error =
+                read_json(json!({"messages": [{"role": "system", "content": parts}, {"role": "user", "content": "?"}]})).unwrap_err();
+            format!("{}: {}", error.param.unwrap(), error.message)
+        };
+        let half = header(8000, 4000);
+        assert!(
+            refused(&[&half, &half]).starts_with("messages[0].content[0].image_url.url: picture: bmp file ends"),
+            "they may be as large"
+        );
+        insta::assert_snapshot!(refused(&[&half, PIXEL, &half]), @"messages[0].content[2].image_url.url: with this one the pictures have 64000001 pixels together, expected at most 64000000; scale them first");
+        insta::assert_snapshot!(refused(&[&header(8000, 8001)]), @"messages[0].content[0].image_url.url: picture of 8000x8001: expected sides of 1 or more and at most 64000000 pixels; scale it first");
     }
 
     #[test]

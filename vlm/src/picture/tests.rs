@@ -122,6 +122,16 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
+fn a_header_alone_tells_how_many_pixels_there_would_be() {
+    assert_eq!(Picture::pixels_of(&png_header(8_000, 8_000)).expect("as many as may be"), 64_000_000);
+    assert!(matches!(Picture::pixels_of(&png_header(8_000, 8_001)), Err(PictureError::Size { .. })));
+    for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP, ImageFormat::Jpeg] {
+        assert_eq!(Picture::pixels_of(&encoded(noise(), format)).expect("a header"), 40 * 30, "{format:?}");
+    }
+    assert_eq!(Picture::pixels_of(&reference::picture_file("exif_rotated.jpg")).expect("a header"), 16 * 24);
+}
+
+#[test]
 fn errors_name_what_was_found_and_what_was_expected() {
     let jpeg = encoded(noise(), ImageFormat::Jpeg);
     let mut bad = png(noise());
