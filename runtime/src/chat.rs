@@ -10,6 +10,8 @@
 pub mod asked;
 pub mod completion;
 pub mod data_uri;
+pub mod reader;
 pub mod schema;
 
 pub use asked::{Asked, BODY_BYTES_MAX, read};
+pub use reader::Reader;

@@ -10,21 +10,24 @@
 mod metrics;
 mod relay;
 mod respond;
+mod room;
 mod routing;
 mod settle;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::chat::{self, BODY_BYTES_MAX};
 use crate::infer;
@@ -33,10 +36,9 @@ use crate::openai::{ApiError, ModelEntry, ModelList};
 use crate::policy::InForce;
 use crate::pool::Pools;
 use metrics::Metrics;
+use room::Room;
 pub(crate) use settle::local_error;
 
-/// Requests that are read or answered at one time. Each may hold a body of [`BODY_BYTES_MAX`].
-const REQUESTS_MAX: usize = 32;
 /// A client that has not sent its body by then is turned away.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 /// Replies under way may end in this time when the gateway stops.
@@ -60,7 +62,8 @@ pub struct Parts {
 struct Gateway {
     parts: Parts,
     metrics: Metrics,
-    places: Arc<Semaphore>,
+    room: Room,
+    reader: chat::Reader,
     started: u64,
 }
 
@@ -69,8 +72,8 @@ struct Gateway {
 /// # Errors
 /// When the listener fails.
 pub async fn serve(parts: Parts, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
-    let gateway =
-        Gateway { parts, metrics: Metrics::default(), places: Arc::new(Semaphore::new(REQUESTS_MAX)), started: respond::unix_time() };
+    let (metrics, started) = (Metrics::default(), respond::unix_time());
+    let gateway = Gateway { parts, metrics, room: Room::default(), reader: chat::Reader::default(), started };
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/models", get(models))
@@ -109,14 +112,14 @@ async fn chat_completions(State(gateway): State<Arc<Gateway>>, request: Request)
 }
 
 async fn answer(gateway: &Arc<Gateway>, request: Request) -> Result<Response, ApiError> {
-    let busy = |_| ApiError::busy(format!("{REQUESTS_MAX} requests are being answered already; try again later"), 1);
-    let place = Arc::clone(&gateway.places).try_acquire_owned().map_err(busy)?;
+    // A length that is not told may be any.
+    let told = request.body().size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
+    let mut place = gateway.room.enter(told.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX))?;
     let began = Instant::now();
     let body = read_body(request).await?;
-    let unread = body.clone();
-    // Pictures are decoded there: tens of milliseconds that would hold up every other connection.
-    let asked = tokio::task::spawn_blocking(move || chat::read(&unread)).await;
-    let asked = asked.map_err(|_| ApiError::server(500, "internal", "reading the request failed; please report it with the request"))??;
+    place.hold(body.len())?;
+    let asked = gateway.reader.read(body.clone()).await?;
+    place.hold(body.len() + asked.picture_bytes())?;
     let pools: Vec<String> = gateway.parts.pools.iter().map(|pool| pool.id.clone()).collect();
     let targets = target::targets(asked.model.as_deref(), &asked.models, &gateway.parts.name, &pools)?;
     let settled = settle::settle(&gateway.parts, &asked, &body, targets).await?;

@@ -4,7 +4,9 @@
 //! that a worker died over to another one, and for the others the node sends it once more (see `pool::mqtt`). What comes back is an
 //! OpenAI chat completion, or an error object with User Property `status`.
 
+use std::collections::VecDeque;
 use std::io;
+use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -16,17 +18,19 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::chat::completion::{self, Head};
-use crate::chat::{self, BODY_BYTES_MAX};
+use crate::chat::{BODY_BYTES_MAX, Reader};
 use crate::exit::{Exit, Failure};
 use crate::gateway::local_error;
 use crate::infer::Handle;
-use crate::mqtt::{Deliveries, Link, LinkError, LinkOptions, LinkState, Publication, Qos};
+use crate::mqtt::{Deliveries, Delivery, Link, LinkError, LinkOptions, LinkState, Publication, Qos};
 use crate::openai::{ApiError, Completion};
 use crate::pool::mqtt::{STATUS, shared_subscription};
 use crate::server::{self, ModelArgs};
 
 /// Request topics and properties, on top of the body.
 const PACKET_OVERHEAD: u32 = 64 << 10;
+/// Bytes of requests that wait: two of the largest. Each counts as having the largest of topics and properties.
+const WAITING_BYTES_MAX: usize = 2 * (BODY_BYTES_MAX + PACKET_OVERHEAD as usize);
 
 /// Arguments of `egret worker`.
 #[derive(Debug, clap::Args)]
@@ -118,16 +122,60 @@ async fn stdin_ended() {
 
 /// Answers one request after another.
 async fn work(link: &Link, mut deliveries: Deliveries, model: &Handle) {
-    while let Some(delivery) = deliveries.recv().await {
-        let done = serve_one(link, delivery.publication, model).await;
-        if let (true, Some(ack)) = (done, delivery.ack) {
+    let reader = Reader::default();
+    let mut waiting = Waiting::default();
+    loop {
+        let next = match waiting.take() {
+            Some(next) => Some(next),
+            None => deliveries.recv().await,
+        };
+        let Some(Delivery { publication, ack }) = next else { return };
+        let mut serving = pin!(serve_one(link, publication, model, &reader));
+        let done = loop {
+            tokio::select! {
+                done = &mut serving => break done,
+                // One at a time is what was subscribed for, but that holds for QoS 1 alone, and not with every broker.
+                Some(delivery) = deliveries.recv() => waiting.put(delivery),
+            }
+        };
+        if let (true, Some(ack)) = (done, ack) {
             ack.send();
         }
     }
 }
 
+/// Requests that came while another was answered, in their order.
+#[derive(Default)]
+struct Waiting {
+    queue: VecDeque<Delivery>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Keeps a request, if there is room for it; else it is left to its sender to send again.
+    fn put(&mut self, delivery: Delivery) {
+        let bytes = self.bytes + Self::bytes_of(&delivery);
+        if bytes > WAITING_BYTES_MAX {
+            warn!("a request was dropped: those that wait have {} bytes, and there is room for {WAITING_BYTES_MAX}", self.bytes);
+            return;
+        }
+        self.bytes = bytes;
+        self.queue.push_back(delivery);
+    }
+
+    fn take(&mut self) -> Option<Delivery> {
+        let delivery = self.queue.pop_front()?;
+        self.bytes -= Self::bytes_of(&delivery);
+        Some(delivery)
+    }
+
+    fn bytes_of(delivery: &Delivery) -> usize {
+        delivery.publication.payload.len() + PACKET_OVERHEAD as usize
+    }
+}
+
 /// Answers one request. False when it should go to another worker.
-async fn serve_one(link: &Link, request: Publication, model: &Handle) -> bool {
+async fn serve_one(link: &Link, request: Publication, model: &Handle, reader: &Reader) -> bool {
     let Some(topic) = request.response_topic.filter(|_| !request.retain) else {
         warn!(topic = request.topic, "a request without Response Topic, or a retained one: ignored");
         return true;
@@ -135,7 +183,7 @@ async fn serve_one(link: &Link, request: Publication, model: &Handle) -> bool {
     let began = Instant::now();
     // Nobody waits for the answer of an expired request, so the model is stopped when it expires.
     let expiry = request.expiry.unwrap_or(Duration::from_secs(3600));
-    let Ok(answered) = tokio::time::timeout(expiry, answer(request.payload, model)).await else {
+    let Ok(answered) = tokio::time::timeout(expiry, answer(request.payload, model, reader)).await else {
         info!(after = ?began.elapsed(), "a request expired");
         return true;
     };
@@ -173,9 +221,8 @@ fn reply(answered: &Result<Completion, ApiError>) -> Publication {
     }
 }
 
-async fn answer(body: Bytes, model: &Handle) -> Result<Completion, ApiError> {
-    let internal = |_| ApiError::server(500, "internal", "reading the request failed; please report it with the request");
-    let asked = tokio::task::spawn_blocking(move || chat::read(&body)).await.map_err(internal)??;
+async fn answer(body: Bytes, model: &Handle, reader: &Reader) -> Result<Completion, ApiError> {
+    let asked = reader.read(body).await?;
     let answer = model.ask(asked.request.clone()).await.map_err(|error| local_error(&error))?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     // Whatever model was asked for, this one answered; the request's is between the node and the pool.
@@ -200,6 +247,24 @@ mod tests {
         insta::assert_snapshot!(String::from_utf8_lossy(&refused.payload), @r#"{"error":{"message":"n is not supported","type":"invalid_request_error","param":"n","code":null}}"#);
         let busy = reply(&Err(ApiError::busy("later", 2)));
         assert_eq!(busy.user_properties[1], ("retry-after".to_owned(), "2".to_owned()));
+    }
+
+    #[test]
+    fn requests_wait_in_order_and_within_a_limit() {
+        let request = |name: u8, bytes: usize| Delivery {
+            publication: Publication { topic: name.to_string(), payload: vec![name; bytes].into(), ..Publication::default() },
+            ack: None,
+        };
+        let mut waiting = Waiting::default();
+        for (name, bytes) in [(1, BODY_BYTES_MAX), (2, 3), (3, BODY_BYTES_MAX), (4, 5)] {
+            waiting.put(request(name, bytes));
+        }
+        let kept: Vec<_> = std::iter::from_fn(|| waiting.take()).map(|delivery| delivery.publication.topic).collect();
+        assert_eq!(kept, ["1", "2", "4"], "the third was too much");
+        for _ in 0..2000 {
+            waiting.put(request(5, 0));
+        }
+        assert!((1000..1100).contains(&waiting.queue.len()), "{} that are nearly nothing, with the room given back", waiting.queue.len());
     }
 
     #[test]

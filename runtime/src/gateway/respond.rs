@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use vlm::answer::Piece;
 
 use super::Gateway;
+use super::room::Place;
 use super::routing::Routing;
 use super::settle::{Outcome, Writing, local_error};
 use crate::chat::Asked;
@@ -23,7 +23,7 @@ use crate::openai::reply::{Chunk, Usage};
 use crate::openai::{ApiError, Completion};
 
 /// The response to `asked`. `place` is the request's place in the gateway, given back at the end of the response.
-pub(super) fn respond(gateway: &Arc<Gateway>, asked: Asked, outcome: Outcome, place: OwnedSemaphorePermit) -> Response {
+pub(super) fn respond(gateway: &Arc<Gateway>, asked: Asked, outcome: Outcome, place: Place) -> Response {
     let routing = outcome.routing();
     let model = match &outcome {
         Outcome::Pool { completion, .. } => completion.model.clone(),
@@ -50,7 +50,7 @@ pub(super) fn respond(gateway: &Arc<Gateway>, asked: Asked, outcome: Outcome, pl
 }
 
 /// A reply that is all there: as it is, or as the chunks of a stream, its content in one of them.
-fn whole(headers: HeaderMap, head: Head, asked: &Asked, reply: Completion, place: OwnedSemaphorePermit) -> Response {
+fn whole(headers: HeaderMap, head: Head, asked: &Asked, reply: Completion, place: Place) -> Response {
     if !asked.stream {
         return (headers, Json(reply)).into_response();
     }
@@ -105,7 +105,7 @@ fn addition(head: &Head, asked: &Asked, piece: Piece) -> Chunk {
     head.addition(piece.text, logprobs)
 }
 
-fn event_stream(events: impl Stream<Item = Event> + Send + 'static, place: OwnedSemaphorePermit) -> Response {
+fn event_stream(events: impl Stream<Item = Event> + Send + 'static, place: Place) -> Response {
     let events = events.map(move |event| {
         // Held by the stream, so that its place is taken until the client has all of it or goes.
         let _ = &place;
