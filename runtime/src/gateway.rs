@@ -7,6 +7,7 @@
 //!
 //! The body's `model` is always who answered. Every refusal is an OpenAI error object that names the field.
 
+mod connections;
 mod metrics;
 mod relay;
 mod respond;
@@ -27,7 +28,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use crate::chat::{self, BODY_BYTES_MAX};
 use crate::infer;
@@ -67,12 +67,13 @@ struct Gateway {
     started: u64,
 }
 
-/// Serves until `shutdown` resolves; replies under way then have [`DRAIN`] to end.
+/// Serves until `shutdown` resolves; replies under way then have [`DRAIN`] to end, and are cut off.
 ///
 /// # Errors
-/// When the listener fails.
+/// When `listener` does not listen.
 pub async fn serve(parts: Parts, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
     let (metrics, started) = (Metrics::default(), respond::unix_time());
+    let cut = Arc::clone(&metrics.connections_cut);
     let gateway = Gateway { parts, metrics, room: Room::default(), reader: chat::Reader::default(), started };
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
@@ -83,22 +84,7 @@ pub async fn serve(parts: Parts, listener: TcpListener, shutdown: impl Future<Ou
         .method_not_allowed_fallback(another_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::new(gateway));
-    let (stopping, stopped) = oneshot::channel();
-    let served = axum::serve(listener, routes).with_graceful_shutdown(async move {
-        shutdown.await;
-        // Nobody listens when serving ended by itself.
-        let _ = stopping.send(());
-    });
-    let drained = async move {
-        match stopped.await {
-            Ok(()) => tokio::time::sleep(DRAIN).await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        ended = served.into_future() => ended,
-        () = drained => Ok(()),
-    }
+    connections::serve(listener, routes, shutdown, DRAIN, &cut).await
 }
 
 async fn chat_completions(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::routing::Routing;
@@ -13,6 +14,8 @@ use crate::openai::reply::Usage;
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
     counts: Mutex<Counts>,
+    /// Clients that took nothing of what they were sent.
+    pub(super) connections_cut: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +76,11 @@ impl Metrics {
             ("egret_gateway_completion_tokens_total", "Tokens written.", counts.completion_tokens.to_string()),
             ("egret_gateway_bytes_up_total", "Request bytes sent to pools.", counts.bytes_up.to_string()),
             ("egret_gateway_seconds_total", "Time from a request to its decision.", counts.seconds.to_string()),
+            (
+                "egret_gateway_connections_cut_total",
+                "Connections cut off because their clients took nothing.",
+                self.connections_cut.load(Ordering::Relaxed).to_string(),
+            ),
         ] {
             family(name, help, vec![(String::new(), value)]);
         }
@@ -125,6 +133,9 @@ mod tests {
         # HELP egret_gateway_seconds_total Time from a request to its decision.
         # TYPE egret_gateway_seconds_total counter
         egret_gateway_seconds_total 0.5
+        # HELP egret_gateway_connections_cut_total Connections cut off because their clients took nothing.
+        # TYPE egret_gateway_connections_cut_total counter
+        egret_gateway_connections_cut_total 0
         "#);
     }
 }
