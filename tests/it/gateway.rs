@@ -1,18 +1,30 @@
 //! `egret serve`, as applications see it.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use firmware_config::agent::{KillSwitch, Policy};
 use firmware_config::manifest::Precision;
 use reqwest::{Client, Response};
+use runtime::gateway::{self, Parts};
+use runtime::infer::Answerer;
+use runtime::pipeline;
+use runtime::policy::InForce;
+use runtime::pool::Pools;
 use serde_json::{Value, json};
 use tests::bundles::bundle;
 use tests::pool_server::{Act, PoolServer};
+use tests::scripted::Scripted;
 use tests::started::Started;
 use tests::synth::Synthetic;
+use tokio::net::TcpListener;
+use vlm::answer::Piece;
+use vlm::{Answer, Identity, Request, VlmError};
 
 fn micro() -> PathBuf {
     bundle(&Synthetic::micro(), Precision::Fp32)
@@ -178,14 +190,48 @@ async fn the_kill_switch_keeps_everything_on_the_box() {
     assert!(big.seen().is_empty());
 }
 
+/// A model that has no end: it talks until nobody listens, or for far longer than a test takes.
+struct Talker(Scripted);
+
+impl Answerer for Talker {
+    fn identity(&self) -> &Identity {
+        self.0.identity()
+    }
+
+    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        let piece = Piece { text: "word ".into(), tokens: Vec::new() };
+        for _ in 1..request.max_new_tokens {
+            if on_piece(Some(&piece)).is_break() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.0.answer(request, on_piece)
+    }
+
+    fn token_count(&self, text: &str) -> usize {
+        self.0.token_count(text)
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_frees_the_model() {
-    let gateway = alone("edge");
-    let mut response = ask(&gateway, said("local", json!({"max_tokens": 4000, "stream": true}))).await;
+    let (local, _thread) = pipeline::spawn_inference(Talker(Scripted::new(|_| ("end".into(), 0.5)))).unwrap();
+    let policy =
+        Policy { kill_switch: KillSwitch::Off, calls_per_minute: None, in_flight_max: 1, bytes_per_minute: None, usd_per_day: None };
+    let parts = Parts { local, name: "edge".into(), pools: Pools::new(&[], None, "here").unwrap(), in_force: InForce::new(&policy) };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1/chat/completions", listener.local_addr().unwrap());
+    tokio::spawn(gateway::serve(parts, listener, std::future::pending()));
+    let ask = |fields: Value| http().post(&url).body(said("local", fields).to_string()).send();
+
+    // Nearly an hour of words.
+    let mut response = ask(json!({"max_tokens": 32000, "stream": true})).await.unwrap();
     assert!(response.chunk().await.unwrap().is_some(), "the stream has begun");
     drop(response);
-    // The queue is first come, first served: this one is answered only after the first was given up.
-    assert_eq!(ask(&gateway, said("local", json!({"max_tokens": 1}))).await.status(), 200);
+    // First come, first served: it is answered only when the first was given up.
+    let next = tokio::time::timeout(Duration::from_secs(60), ask(json!({"max_tokens": 1}))).await;
+    assert_eq!(next.expect("the model is free").unwrap().status(), 200);
 }
 
 #[tokio::test]
