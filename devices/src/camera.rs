@@ -1,6 +1,6 @@
 //! Capture sources, one `match` over the configured kinds.
 
-mod ffmpeg;
+pub mod ffmpeg;
 mod folder;
 pub mod ppm;
 mod schedule;

@@ -21,7 +21,7 @@ use super::schedule::Schedule;
 use super::slot::{Arrived, Slot, WhenFull};
 use super::{Camera, CaptureError};
 use crate::{Frame, FrameImage, Stop};
-use child::Child;
+pub use child::Child;
 
 /// Longest time until a thrown [`Stop`] is noticed.
 const POLL: Duration = Duration::from_millis(50);
@@ -185,7 +185,10 @@ impl Drop for Ffmpeg {
 }
 
 /// Whether a video file is there and may be read.
-fn readable(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// When it may not, or is something else: what ffmpeg itself says of that is poor.
+pub fn readable(path: &Path) -> io::Result<()> {
     // A pipe of this name would block for ever.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("is no file"));

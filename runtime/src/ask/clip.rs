@@ -1,11 +1,16 @@
 //! Video files to clips, through `ffprobe` and `ffmpeg` children: only the sampled frames are handed over.
 
-use std::io::{self, BufReader, Read};
+use std::ffi::OsString;
+use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::ChildStdout;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
+use devices::camera::ffmpeg::{Child, readable};
+use devices::camera::ppm::Pictures;
 use firmware_config::manifest::VideoRules;
 use serde::Deserialize;
 use vlm::Picture;
@@ -16,17 +21,16 @@ use crate::exit::{Exit, Failure, OrExit};
 /// Most bytes of decoded frames: 64 frames of 2560 x 1440 are 700 MB.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
-/// Most of a child's complaints that is kept, in bytes.
-const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
+/// Most bytes of ffprobe's JSON, which has a few hundred.
+const PROBE_BYTES_MAX: u64 = 1 << 20;
 
-/// Longest header of a decoded frame: `P6\n65536 65536\n255\n`.
-const HEADER_BYTES_MAX: usize = 32;
+/// A child that is not done by then is ended: an hour of video takes a small box some ten minutes.
+const CHILD_TIME_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Reads the frames of a video file that `rules` sample.
 pub(super) fn read(path: &Path, rules: &VideoRules) -> Result<Clip, Failure> {
     let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
-    // The children's words on a missing file are poor; ours name it.
-    std::fs::File::open(path).map_err(|error| named(anyhow!("{error}; name a video file that can be read"))).or_exit(Exit::Io)?;
+    readable(path).map_err(|error| named(anyhow!("{error}; name a video file that can be read"))).or_exit(Exit::Io)?;
     clip(path, rules).map_err(|error| {
         // A file that is no video is a wrong argument: reading it again will not help.
         let exit = if error.downcast_ref::<io::Error>().is_some() { Exit::Io } else { Exit::Usage };
@@ -57,15 +61,14 @@ struct Stream {
 }
 
 fn probe(path: &Path) -> anyhow::Result<Stream> {
-    let output = Command::new("ffprobe")
-        .args(["-v", "error", "-select_streams", "v:0", "-count_packets", "-of", "json"])
-        .args(["-show_entries", "stream=nb_read_packets,avg_frame_rate,duration:format=duration", "-i"])
-        .arg(local(path))
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start ffprobe; install ffmpeg")?;
-    ensure!(output.status.success(), "no video that ffprobe can read ({}); convert it first", last_line(&output.stderr, path));
-    parse(&output.stdout)
+    let entries = "stream=nb_read_packets,avg_frame_rate,duration:format=duration";
+    let wanted = ["-select_streams", "v:0", "-count_packets", "-of", "json", "-show_entries", entries];
+    let json = run("ffprobe", &arguments(path, &wanted), path, CHILD_TIME_MAX, |stdout| {
+        let mut json = Vec::new();
+        stdout.take(PROBE_BYTES_MAX).read_to_end(&mut json).context("ffprobe's output")?;
+        Ok(json)
+    });
+    parse(&json?)
 }
 
 /// Reads ffprobe's JSON.
@@ -100,92 +103,70 @@ fn parse(json: &[u8]) -> anyhow::Result<Stream> {
 
 /// Decodes the frames at `indices`, upright as the file's rotation says.
 fn decode(path: &Path, indices: &[usize]) -> anyhow::Result<Vec<Picture>> {
-    let wanted: Vec<String> = indices.iter().map(|index| format!("eq(n\\,{index})")).collect();
-    let mut child = Command::new("ffmpeg")
-        .args(["-v", "error", "-nostdin", "-i"])
-        .arg(local(path))
-        .args(["-map", "0:v:0", "-vf", &format!("select={}", wanted.join("+")), "-fps_mode", "passthrough"])
-        // PPM says its own size, so a rotated or changing picture needs no guessing.
-        .args(["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-frames:v", &indices.len().to_string(), "-"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start ffmpeg; install it")?;
-    let mut complaints = child.stderr.take().context("ffmpeg has no stderr")?;
-    // Read beside the frames: a child that cannot complain stops working.
-    let complaints = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        // What is past the limit is read and forgotten; a pipe that fails has ended.
-        let _ = complaints.by_ref().take(COMPLAINT_BYTES_MAX).read_to_end(&mut text);
-        let _ = io::copy(&mut complaints, &mut io::sink());
-        text
-    });
-    let mut frames = BufReader::new(child.stdout.take().context("ffmpeg has no output")?);
-    let pictures = read_frames(&mut frames, indices.len());
-    if pictures.is_err() {
-        // It would wait for ever for somebody to read the rest; that it may be gone already is fine.
-        let _ = child.kill();
-    }
-    let status = child.wait().context("ffmpeg was lost")?;
-    let pictures = pictures?;
-    let complaints = complaints.join().unwrap_or_default();
-    ensure!(status.success(), "no video that ffmpeg can decode ({}); convert it first", last_line(&complaints, path));
-    Ok(pictures)
+    let numbers: Vec<String> = indices.iter().map(|index| format!("eq(n\\,{index})")).collect();
+    let (select, most) = (format!("select={}", numbers.join("+")), indices.len());
+    let frames = most.to_string();
+    let wanted = ["-map", "0:v:0", "-vf", &select, "-fps_mode", "passthrough", "-frames:v", &frames];
+    // PPM says its own size, so a rotated or changing picture needs no guessing.
+    let form = ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"];
+    let arguments = arguments(path, &[&wanted[..], &form].concat());
+    run("ffmpeg", &arguments, path, CHILD_TIME_MAX, move |stdout| read_frames(stdout, most, FRAME_BYTES_MAX))
 }
 
-/// Reads at most `most` PPM pictures.
-fn read_frames(frames: &mut impl Read, most: usize) -> anyhow::Result<Vec<Picture>> {
+/// What ffmpeg and ffprobe are told: the file, never as a flag, nor another protocol, not even by a playlist with a video's name.
+fn arguments(path: &Path, wanted: &[&str]) -> Vec<OsString> {
+    let mut file = OsString::from("file:");
+    file.push(path);
+    let before = ["-v", "error", "-protocol_whitelist", "file", "-i"].map(OsString::from);
+    before.into_iter().chain([file]).chain(wanted.iter().map(OsString::from)).collect()
+}
+
+/// Starts `program` on the file at `path` and reads what it writes, on a thread: a read cannot be given a limit, but the child can.
+fn run<T: Send + 'static>(
+    program: &str,
+    arguments: &[OsString],
+    path: &Path,
+    limit: Duration,
+    read: impl FnOnce(ChildStdout) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let (mut child, stdout) = Child::start(program, arguments).with_context(|| format!("cannot start {program}; install ffmpeg"))?;
+    let (sender, output) = mpsc::channel();
+    // It ends with the child, and then nobody may be there to take what was read.
+    thread::spawn(move || sender.send(read(stdout)));
+    match output.recv_timeout(limit) {
+        Ok(Ok(read)) => {
+            let status = child.end().with_context(|| format!("{program} was lost"))?;
+            ensure!(status.success(), "no video that {program} can read ({}); convert it first", last_words(child.said(), path));
+            Ok(read)
+        }
+        Ok(Err(error)) => {
+            // It would wait for ever for somebody to read the rest.
+            child.kill();
+            Err(if child.said().is_empty() { error } else { error.context(format!("{program}: {}", last_words(child.said(), path))) })
+        }
+        Err(_) => Err(anyhow!("{program} was not done after {limit:?}; cut the clip, or scale it down first")),
+    }
+}
+
+/// Reads at most `most` frames, and `bytes_max` of pixels.
+fn read_frames(stream: impl Read, most: usize, bytes_max: usize) -> anyhow::Result<Vec<Picture>> {
+    let mut frames = Pictures::new(stream);
     let mut pictures = Vec::new();
-    let mut left = FRAME_BYTES_MAX;
+    let mut left = bytes_max;
     while pictures.len() < most {
-        let Some((width, height)) = read_header(frames)? else { break };
-        let bytes = width as usize * height as usize * 3;
-        ensure!(bytes <= left, "its sampled frames are over {FRAME_BYTES_MAX} bytes; scale it down first");
-        left -= bytes;
-        let mut pixels = vec![0; bytes];
-        frames.read_exact(&mut pixels).context("ffmpeg stopped inside a frame")?;
-        pictures.push(Picture::from_rgb(width, height, pixels)?);
+        let Some(frame) = frames.next_picture().context("ffmpeg's output")? else { break };
+        let too_large = || format!("its sampled frames are over {bytes_max} bytes; scale it down first");
+        left = left.checked_sub(frame.data.len()).with_context(too_large)?;
+        pictures.push(Picture::from_rgb(frame.width, frame.height, frame.data)?);
     }
     Ok(pictures)
-}
-
-/// Reads `P6 WIDTH HEIGHT 255` and the one blank behind it; `None` at the end of the stream. Sides are at most 16 bits.
-fn read_header(frames: &mut impl Read) -> anyhow::Result<Option<(u32, u32)>> {
-    let mut header = Vec::new();
-    let mut byte = [0];
-    while header.iter().filter(|byte: &&u8| byte.is_ascii_whitespace()).count() < 4 {
-        ensure!(header.len() < HEADER_BYTES_MAX, "ffmpeg's frame header is too long");
-        if frames.read(&mut byte).context("ffmpeg's output")? == 0 {
-            ensure!(header.is_empty(), "ffmpeg stopped inside a frame header");
-            return Ok(None);
-        }
-        header.push(byte[0]);
-    }
-    let header = String::from_utf8_lossy(&header);
-    let fields: Vec<&str> = header.split_ascii_whitespace().collect();
-    match fields[..] {
-        ["P6", width, height, "255"] => {
-            let side = |text: &str| text.parse::<u16>().map(u32::from).with_context(|| format!("frame side {text:?} is none"));
-            Ok(Some((side(width)?, side(height)?)))
-        }
-        _ => anyhow::bail!("ffmpeg's frame header is {header:?}: expected P6"),
-    }
 }
 
 /// The last thing a child said, without the file's name: that is told already.
-fn last_line(stderr: &[u8], path: &Path) -> String {
-    let text = String::from_utf8_lossy(stderr);
-    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why");
+fn last_words(said: &str, path: &Path) -> String {
+    let last = said.rsplit("; ").find(|line| !line.is_empty()).unwrap_or("it does not say why");
     let file = format!("file:{}: ", path.display());
-    line.trim_start_matches(&file).chars().take(200).collect()
-}
-
-/// The file as ffmpeg takes it: never a flag, never another protocol.
-fn local(path: &Path) -> std::ffi::OsString {
-    let mut url = std::ffi::OsString::from("file:");
-    url.push(path);
-    url
+    last.trim_start_matches(&file).chars().take(200).collect()
 }
 
 #[cfg(test)]
@@ -213,7 +194,7 @@ mod tests {
     #[test]
     fn frames_of_different_sizes_are_read_one_after_another() {
         let mut stream: &[u8] = b"P6\n1 2\n255\nabcdefP6\n1 1\n255\nxyz";
-        let pictures = read_frames(&mut stream, 9).unwrap();
+        let pictures = read_frames(&mut stream, 9, 99).unwrap();
         assert_eq!(
             pictures.iter().map(|picture| (picture.height(), picture.pixels())).collect::<Vec<_>>(),
             [(2, &b"abcdef"[..]), (1, b"xyz")]
@@ -221,12 +202,47 @@ mod tests {
     }
 
     #[test]
-    fn broken_streams_are_told() {
-        let refuse = |mut bytes: &[u8]| read_frames(&mut bytes, 9).unwrap_err().to_string();
-        insta::assert_snapshot!(refuse(b"P6\n1 2\n255\nabc"), @"ffmpeg stopped inside a frame");
-        insta::assert_snapshot!(refuse(b"P6\n1 2"), @"ffmpeg stopped inside a frame header");
-        insta::assert_snapshot!(refuse(b"P5\n1 2\n255\nabc"), @r#"ffmpeg's frame header is "P5\n1 2\n255\n": expected P6"#);
-        insta::assert_snapshot!(refuse(&[b'x'; 99]), @"ffmpeg's frame header is too long");
-        insta::assert_snapshot!(refuse(b"P6\n65535 65535\n255\n"), @"its sampled frames are over 1073741824 bytes; scale it down first");
+    fn frames_are_weighed_together() {
+        let stream: &[u8] = b"P6\n1 2\n255\nabcdefP6\n1 1\n255\nxyz";
+        assert_eq!(read_frames(stream, 9, 9).unwrap().len(), 2);
+        assert_eq!(read_frames(stream, 1, 8).unwrap().len(), 1);
+        insta::assert_snapshot!(read_frames(stream, 9, 8).unwrap_err(), @"its sampled frames are over 8 bytes; scale it down first");
+    }
+
+    #[test]
+    fn children_are_read_and_judged_and_ended() {
+        let told = |script: &str, limit: Duration| {
+            let arguments = ["-c", script].map(OsString::from);
+            let read = run("sh", &arguments, Path::new("/a.mp4"), limit, |stdout| Ok(read_frames(stdout, 9, 99)?.len()));
+            read.map_or_else(|error| format!("{error:#}"), |frames| format!("{frames} frames"))
+        };
+        let long = Duration::from_secs(60);
+        let told: Vec<_> = [
+            "printf 'P6\n1 1\n255\nrgb'",
+            "echo 'file:/a.mp4: no video' >&2; exit 3",
+            "printf 'P6\n1 1\n255\nr'; echo lost >&2",
+            "printf P5; exec sleep 3600",
+        ]
+        .map(|script| told(script, long))
+        .into_iter()
+        .chain([told("exec sleep 3600", Duration::from_millis(50))])
+        .collect();
+        insta::assert_snapshot!(told.join("\n"), @"
+        1 frames
+        no video that sh can read (no video); convert it first
+        sh: lost: ffmpeg's output: ended inside a picture, after 1 of 3 bytes of pixels
+        ffmpeg's output: no PPM header (P6, width, height, 255)
+        sh was not done after 50ms; cut the clip, or scale it down first
+        ");
+    }
+
+    #[test]
+    fn a_pipe_is_no_video_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("clip.mp4");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let error = read(&pipe, &VideoRules { frames_per_second: 1.0, frames_max: 4 }).unwrap_err();
+        assert_eq!(error.exit, Exit::Io);
+        assert!(format!("{:#}", error.error).ends_with("is no file; name a video file that can be read"), "{:#}", error.error);
     }
 }

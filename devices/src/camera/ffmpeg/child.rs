@@ -17,7 +17,7 @@ const EXIT_MAX: Duration = Duration::from_secs(2);
 const EXIT_LOOK: Duration = Duration::from_millis(5);
 
 /// A running program, killed and reaped when dropped.
-pub(super) struct Child {
+pub struct Child {
     process: process::Child,
     /// Collects stderr while the child lives, so that it never waits for us to read it.
     listener: Option<JoinHandle<String>>,
@@ -26,7 +26,10 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts `program`; its stdout is the caller's to read.
-    pub(super) fn start(program: &str, arguments: &[OsString]) -> io::Result<(Self, ChildStdout)> {
+    ///
+    /// # Errors
+    /// When there is no such program, or it does not start.
+    pub fn start(program: &str, arguments: &[OsString]) -> io::Result<(Self, ChildStdout)> {
         let mut process = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -42,12 +45,16 @@ impl Child {
         Ok((Self { process, listener: Some(listener), said: String::new() }, stdout))
     }
 
-    pub(super) fn id(&self) -> u32 {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
         self.process.id()
     }
 
     /// How it ended, once its stdout has; one that does not exit is killed.
-    pub(super) fn end(&mut self) -> io::Result<ExitStatus> {
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn end(&mut self) -> io::Result<ExitStatus> {
         let begun = Instant::now();
         while self.process.try_wait()?.is_none() && begun.elapsed() < EXIT_MAX {
             thread::sleep(EXIT_LOOK);
@@ -57,12 +64,12 @@ impl Child {
     }
 
     /// The end of what it wrote to stderr, once it has ended: one line, 2 KiB at most, without user and password of URLs.
-    pub(super) fn said(&self) -> &str {
+    pub fn said(&self) -> &str {
         &self.said
     }
 
     /// Kills it if it still runs, and reaps it.
-    pub(super) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         // Either fails only when it has been reaped before.
         let _ = self.process.kill();
         let _ = self.process.wait();
