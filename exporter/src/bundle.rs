@@ -14,9 +14,8 @@ use std::path::{Path, PathBuf};
 use firmware_config::manifest::{FileEntry, Manifest};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-
-/// The file that makes a folder a bundle.
-pub const MANIFEST: &str = "manifest.json";
+use vlm::bundle::MANIFEST;
+use vlm::hash::hex;
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
@@ -206,11 +205,6 @@ pub(crate) fn pretty(value: &impl serde::Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("only strings are keys");
     text.push(b'\n');
     text
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

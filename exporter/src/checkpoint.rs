@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
+use vlm::hash::hex;
 use vlm::mapped::MappedFile;
 
 pub use config::Config;
@@ -251,7 +252,7 @@ impl Checkpoint {
         for file in &self.files {
             hash.update(file.map.as_bytes());
         }
-        crate::bundle::hex(&hash.finalize())
+        hex(&hash.finalize())
     }
 
     /// The error for a tensor that should be there.

@@ -13,7 +13,7 @@ use crate::arch::ArchError;
 use crate::bundle::BundleError;
 use crate::checkpoint::CheckpointError;
 use crate::graph::onnx::OnnxError;
-use crate::inspect::{inspect, megabytes, precision_name};
+use crate::inspect::{inspect, megabytes};
 use crate::report::Verdict;
 use crate::verify::{self, VerifyError};
 use crate::{ExportError, Options, export_verified};
@@ -186,7 +186,7 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
 /// What was made, for people.
 fn table(manifest: &Manifest, out: &Path) -> String {
     let graphs = &manifest.graphs;
-    let mut text = format!("{} ({}) in {}\n", manifest.name, precision_name(manifest.precision), out.display());
+    let mut text = format!("{} ({}) in {}\n", manifest.name, manifest.precision.as_str(), out.display());
     for graph in [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged] {
         let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
         text += &format!("  {graph:<40} {:>10}\n", megabytes(size(graph) + size(&format!("{graph}_data"))));

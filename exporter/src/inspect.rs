@@ -6,11 +6,10 @@ use std::path::Path;
 
 use firmware_config::manifest::{Geometry, Precision};
 use serde::Serialize;
-use vlm::bundle::Bundle;
+use vlm::bundle::{Bundle, MANIFEST};
 
 use crate::ExportError;
 use crate::arch::smolvlm::{self, SmolVlm};
-use crate::bundle::MANIFEST;
 use crate::checkpoint::Checkpoint;
 use crate::graph::ValueInfo;
 use crate::graph::onnx::GraphFile;
@@ -202,7 +201,7 @@ impl fmt::Display for CheckpointSummary {
 
 impl fmt::Display for BundleSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let precision = precision_name(self.precision);
+        let precision = self.precision.as_str();
         writeln!(f, "bundle {} ({}, {precision} from {})", self.name, self.architecture, self.source)?;
         write_geometry(f, &self.geometry, self.tokens_per_tile)?;
         let worst = self.quantization_error_relative_max;
@@ -237,15 +236,6 @@ fn write_geometry(f: &mut fmt::Formatter<'_>, geometry: &Geometry, tokens_per_ti
     let (heads, kv_heads, head_dim) = (text.heads, text.kv_heads, text.head_dim);
     writeln!(f, "  text     {} layers of {}, {heads} heads of {head_dim} over {kv_heads}", text.layers, text.hidden_size)?;
     writeln!(f, "  context  {} tokens, vocabulary of {}", text.context_length, text.vocab_size)
-}
-
-/// `fp32`, `fp16` or `int8`.
-pub fn precision_name(precision: Precision) -> &'static str {
-    match precision {
-        Precision::Fp32 => "fp32",
-        Precision::Fp16 => "fp16",
-        Precision::Int8 => "int8",
-    }
 }
 
 /// Decimal megabytes, as file managers and download pages count.

@@ -9,7 +9,8 @@
 //! | verify | [`verify::verify`] | a [`VerificationReport`]: the bundle against an independent [`reference`](mod@reference) |
 //! | judge | [`VerificationReport::verdict`] | exit code 0 or 1; `report.json` is kept in the bundle |
 //!
-//! Where a tensor name becomes a graph input: [`arch::smolvlm`]'s two files name it, [`graph::builder`] makes it an initializer. What ONNX looks like on disk: [`graph::onnx`], and nowhere else.
+//! Where a tensor name becomes an initializer: [`arch::smolvlm`] and its two files name it, [`graph::builder`] makes it one. What ONNX
+//! looks like on disk: [`graph::onnx`], and nowhere else.
 #![forbid(unsafe_code)]
 
 pub mod arch;

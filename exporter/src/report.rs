@@ -8,9 +8,6 @@ use std::fmt;
 use firmware_config::manifest::Precision;
 use serde::Serialize;
 
-use crate::inspect::precision_name;
-use crate::verify::Distance;
-
 /// How close a bundle is to its checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VerificationReport {
@@ -92,6 +89,21 @@ pub struct Graphs {
     pub embed_tokens: Distance,
     /// Logits of every position.
     pub decoder_model_merged: Distance,
+}
+
+/// Distance of a bundle's tensor from the reference's, over everything measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Distance {
+    /// Values compared.
+    pub values: usize,
+    /// Largest absolute difference.
+    pub error_max: f64,
+    /// Mean absolute difference.
+    pub error_mean: f64,
+    /// Largest absolute difference over the reference's largest absolute value.
+    pub error_relative: f64,
+    /// Cosine of the angle between the two, 1 where they point the same way.
+    pub cosine: f64,
 }
 
 /// Next-token distributions along the answers.
@@ -276,7 +288,7 @@ const SHOWN: usize = 10;
 impl fmt::Display for VerificationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Backend { name: backend, execution_provider } = &self.backend;
-        writeln!(f, "{} ({}) on {backend} ({execution_provider})", self.name, precision_name(self.precision))?;
+        writeln!(f, "{} ({}) on {backend} ({execution_provider})", self.name, self.precision.as_str())?;
         if !self.source_is_the_same {
             writeln!(f, "the checkpoint's weight files are not the ones the bundle was made from")?;
         }

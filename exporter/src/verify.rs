@@ -30,7 +30,6 @@ use crate::graph::onnx::OnnxError;
 use crate::reference::{Past, Reference, ReferenceError};
 use crate::report::{Answer, Answers, Backend, Graphs, Steps, VerificationReport};
 
-pub use measure::Distance;
 use measure::{Sums, divergence, top};
 use probe::Probe;
 

@@ -121,6 +121,17 @@ pub enum Precision {
     Int8,
 }
 
+impl Precision {
+    /// As it is written: `fp32`, `fp16` or `int8`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
 /// Sizes of the model's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

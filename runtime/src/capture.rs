@@ -172,7 +172,7 @@ impl Capture {
         }
         let jpeg = own_or_encoded(&picture, own)?;
         view.gate.admitted(thumbnail, now);
-        let sha256 = Sha256::digest(&jpeg).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = vlm::hash::hex(&Sha256::digest(&jpeg));
         // A box whose clock is before 1970 or after 9999 has other worries; its events say `unsynced`.
         let time = Timestamp::try_from(captured_at).unwrap_or(Timestamp::UNIX_EPOCH);
         match self.frames.hand_over(Sighting { number, time, name, picture, jpeg, sha256 }) {

@@ -7,12 +7,24 @@ pub use tract::LOG_FILTER;
 
 use std::path::{Path, PathBuf};
 
-use firmware_config::agent::BackendChoice;
+pub use firmware_config::agent::BackendChoice;
 use firmware_config::manifest::{Manifest, Precision};
 
 use crate::bundle::Bundle;
 use crate::model::{Model, ModelError};
-use crate::vlm::Options;
+
+/// How a bundle is run.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which inference engine runs it.
+    pub backend: BackendChoice,
+    /// Inference threads; `None` leaves the choice to the engine: a thread for each core.
+    pub threads: Option<usize>,
+    /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
+    pub ort_library: Option<PathBuf>,
+    /// Opening fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`, `tract`).
+    pub require_execution_provider: Option<String>,
+}
 
 /// Loads the bundle's graphs with the engine that `options` ask for.
 pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use firmware_config::manifest::{FileEntry, Manifest, ManifestError};
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::mapped::MappedFile;
 
 /// The manifest's file name.
@@ -95,10 +96,6 @@ fn check(path: &Path, entry: &FileEntry) -> Result<(), BundleError> {
         return Err(BundleError::Sha256 { path: path.to_owned(), expected: entry.sha256.clone(), got: sha256 });
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl BundleError {

@@ -18,6 +18,7 @@ mod confidence;
 #[cfg(test)]
 mod fake;
 mod generate;
+pub mod hash;
 pub mod logits;
 pub mod mapped;
 pub mod model;
@@ -36,6 +37,7 @@ pub mod video;
 mod vlm;
 
 pub use answer::Answer;
+pub use backend::{BackendChoice, Options};
 pub use picture::Picture;
 pub use request::{Content, Request, Role, Split, Turn};
-pub use vlm::{BackendChoice, Identity, Options, Vlm, VlmError};
+pub use vlm::{Identity, Vlm, VlmError};

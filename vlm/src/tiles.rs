@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use firmware_config::manifest::ImageRules;
 
+use crate::hash::hex;
 use crate::picture::Picture;
 use crate::request::{Content, Turn};
 use crate::resample::{Size, lanczos};
@@ -122,7 +123,7 @@ pub fn u8_sha256(tiles: &[Tiles]) -> String {
     for tiles in tiles {
         hash.update(&tiles.pixels);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 fn size(width: u32, height: u32) -> Size {

@@ -1,14 +1,13 @@
 //! The facade: a bundle, opened, that answers.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use firmware_config::agent::BackendChoice;
-use firmware_config::manifest::{Manifest, Precision};
+use firmware_config::manifest::Manifest;
 
 use crate::answer::{Answer, Candidate, FinishReason, Piece, Timings, Token, TopToken, Trace};
-use crate::backend::{self, BackendError};
+use crate::backend::{self, BackendError, Options};
 use crate::bundle::{Bundle, BundleError};
 use crate::confidence;
 use crate::generate::{Limits, generate, prefill};
@@ -21,19 +20,6 @@ use crate::score::{self, CandidateError, Sequences};
 use crate::template::{Template, TemplateError};
 use crate::tiles::{Tiles, pixel_values, tiles_of_turns, u8_sha256};
 use crate::tokenizer::{TokenText, Tokenizer, TokenizerError};
-
-/// How a bundle is run.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Which inference engine runs it.
-    pub backend: BackendChoice,
-    /// Inference threads; `None` leaves the choice to the engine: a thread for each core.
-    pub threads: Option<usize>,
-    /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
-    pub ort_library: Option<PathBuf>,
-    /// Opening fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`, `tract`).
-    pub require_execution_provider: Option<String>,
-}
 
 /// Which model answers, and on what.
 #[derive(Debug, Clone)]
@@ -80,15 +66,10 @@ impl Vlm {
 
     fn new(manifest: Manifest, sha256: String, tokenizer: Tokenizer, template: Template, model: Box<dyn Model>) -> Self {
         let provider = model.provider();
-        let precision = match manifest.precision {
-            Precision::Fp32 => "fp32",
-            Precision::Fp16 => "fp16",
-            Precision::Int8 => "int8",
-        };
         let identity = Identity {
             name: manifest.name.clone(),
             sha256,
-            precision: precision.to_owned(),
+            precision: manifest.precision.as_str().to_owned(),
             backend: provider.backend,
             execution_provider: provider.execution_provider,
             load: Duration::ZERO,

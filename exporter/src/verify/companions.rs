@@ -8,6 +8,7 @@ use std::path::Path;
 
 use firmware_config::manifest::{ImageRules, Manifest, PromptTokens};
 use serde_json::{Value, json};
+use vlm::bundle::MANIFEST;
 use vlm::tokenizer::Tokenizer;
 
 use super::VerifyError;
@@ -45,7 +46,7 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, source: &Path) -> Resu
         judge("chat_template.jinja", read(&bundle.join("chat_template.jinja"))? == template);
     }
     let rules_agree = picture_rules_agree(&manifest.image, source)? && tokens_agree(&manifest.prompt, source)?;
-    judge("manifest.json", rules_agree);
+    judge(MANIFEST, rules_agree);
     Ok(files)
 }
 

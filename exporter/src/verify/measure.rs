@@ -1,21 +1,6 @@
 //! How far two tensors are apart.
 
-use serde::Serialize;
-
-/// Distance of a bundle's tensor from the reference's, over everything measured.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Distance {
-    /// Values compared.
-    pub values: usize,
-    /// Largest absolute difference.
-    pub error_max: f64,
-    /// Mean absolute difference.
-    pub error_mean: f64,
-    /// Largest absolute difference over the reference's largest absolute value.
-    pub error_relative: f64,
-    /// Cosine of the angle between the two, 1 where they point the same way.
-    pub cosine: f64,
-}
+use crate::report::Distance;
 
 /// The sums that a [`Distance`] is made of.
 #[derive(Debug, Clone, Copy, Default)]

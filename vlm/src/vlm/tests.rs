@@ -3,7 +3,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use firmware_config::manifest::{FORMAT, Geometry, Graphs, Source, TextGeometry, VideoRules, VisionGeometry};
+use firmware_config::manifest::{FORMAT, Geometry, Graphs, Precision, Source, TextGeometry, VideoRules, VisionGeometry};
 use proptest::prelude::*;
 
 use super::*;

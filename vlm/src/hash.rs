@@ -1,0 +1,6 @@
+//! How hashes are written.
+
+/// Lower-case hex, as in manifests.
+pub fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
