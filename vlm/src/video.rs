@@ -38,6 +38,8 @@ pub fn sample(total_frames: usize, native_fps: f64, duration: Duration, rules: &
     let wanted = (rules.frames_per_second * seconds).round_ties_even() as usize;
     let count = wanted.min(rules.frames_max).max(1);
     let (mut first, mut end) = (0, last);
+    // Seconds against frames times a rate: dimensions that do not match, but it is transformers' own condition, word for word, and at
+    // the released rate of one frame a second it says what it should.
     if seconds - 2.0 * SKIPPED_SECONDS > rules.frames_max as f64 * rules.frames_per_second {
         let skipped = SKIPPED_SECONDS * native_fps;
         (first, end) = (skipped as usize, ((total_frames as f64 - skipped) as usize).min(last));
