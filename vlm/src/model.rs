@@ -85,7 +85,7 @@ pub struct Provider {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The engine failed.
-    #[error("{backend} failed in {graph}: {message}")]
+    #[error("{backend} failed in {graph}: {message}; try the other backend; if both fail, export the bundle again")]
     Backend {
         /// `ort` or `tract`.
         backend: &'static str,
@@ -95,7 +95,7 @@ pub enum ModelError {
         message: String,
     },
     /// A tensor has another shape than the manifest says.
-    #[error("{graph}: expected {tensor} of {expected:?}, got {got:?}")]
+    #[error("{graph}: expected {tensor} of {expected:?}, got {got:?}; manifest and graph are of different models: export the bundle again")]
     Shape {
         /// The graph it ran.
         graph: &'static str,
@@ -115,7 +115,9 @@ pub enum ModelError {
         value: f32,
     },
     /// A token id outside the vocabulary.
-    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    #[error(
+        "token id {id} is outside the vocabulary of {vocab_size}; the tokenizer is another model's: export the bundle again with its own"
+    )]
     TokenId {
         /// The id.
         id: u32,

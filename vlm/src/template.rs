@@ -173,13 +173,13 @@ pub enum TemplateError {
     #[error("chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out")]
     Reserved,
     /// It does not compile, fails, or is stopped at a limit.
-    #[error("chat template: {message}")]
+    #[error("chat template: {message}; put the conversation as it asks, or export the bundle with the released template")]
     Render {
         /// The template engine's own words, or the template's.
         message: String,
     },
     /// It took a placeholder apart instead of printing it.
-    #[error("chat template changes a message's text: expected it printed as it is")]
+    #[error("chat template changes a message's text: expected it printed as it is; take the filter out of it, or take the released one")]
     Placeholder,
 }
 
@@ -253,11 +253,11 @@ mod tests {
         ];
         let messages = cases.map(|source| render(source).expect_err("fails").to_string()).join("\n");
         insta::assert_snapshot!(messages, @r"
-        chat template: invalid operation: roles must alternate (in chat_template.jinja:1)
-        chat template: syntax error: unexpected end of input, expected end of block (in chat_template.jinja:1)
-        chat template changes a message's text: expected it printed as it is
-        chat template: engine ran out of fuel (in chat_template.jinja:1)
-        chat template: failed to write output: I/O error during rendering: output is above 1048576 bytes
+        chat template: invalid operation: roles must alternate (in chat_template.jinja:1); put the conversation as it asks, or export the bundle with the released template
+        chat template: syntax error: unexpected end of input, expected end of block (in chat_template.jinja:1); put the conversation as it asks, or export the bundle with the released template
+        chat template changes a message's text: expected it printed as it is; take the filter out of it, or take the released one
+        chat template: engine ran out of fuel (in chat_template.jinja:1); put the conversation as it asks, or export the bundle with the released template
+        chat template: failed to write output: I/O error during rendering: output is above 1048576 bytes; put the conversation as it asks, or export the bundle with the released template
         chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out
         chat template has 65537 bytes: expected at most 65536; take the released one
         ");
