@@ -22,7 +22,7 @@ use vlm::hash::hex;
 #[non_exhaustive]
 pub enum BundleError {
     /// A file or folder cannot be written.
-    #[error("{path}: cannot be written")]
+    #[error("{path}: cannot be written; choose a folder that can be, with room for the bundle")]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -43,6 +43,21 @@ pub enum BundleError {
     },
 }
 
+/// Whether a bundle may be made at `target`: nothing is there, or a bundle that is to give way.
+///
+/// # Errors
+/// When the place is taken.
+pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleError> {
+    let occupied = target.symlink_metadata().is_ok();
+    if occupied && !replace {
+        return Err(BundleError::Exists { path: target.to_owned() });
+    }
+    if occupied && !target.join(MANIFEST).is_file() {
+        return Err(BundleError::NotABundle { path: target.to_owned() });
+    }
+    Ok(())
+}
+
 /// A bundle being written, in a folder beside its final place.
 #[derive(Debug)]
 pub struct Draft {
@@ -58,13 +73,7 @@ impl Draft {
     /// # Errors
     /// When the place is taken or cannot be written to.
     pub fn new(target: &Path, replace: bool) -> Result<Self, BundleError> {
-        let occupied = target.symlink_metadata().is_ok();
-        if occupied && !replace {
-            return Err(BundleError::Exists { path: target.to_owned() });
-        }
-        if occupied && !target.join(MANIFEST).is_file() {
-            return Err(BundleError::NotABundle { path: target.to_owned() });
-        }
+        vacant(target, replace)?;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),

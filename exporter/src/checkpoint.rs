@@ -5,7 +5,7 @@
 
 pub mod config;
 mod header;
-mod shards;
+pub(crate) mod shards;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,6 +18,8 @@ use vlm::mapped::MappedFile;
 
 pub use config::Config;
 use header::HeaderError;
+
+use crate::hub::model_of;
 
 /// A checkpoint whose config and headers have been checked.
 #[derive(Debug)]
@@ -261,8 +263,11 @@ impl Checkpoint {
     }
 }
 
-/// The last path component, also of `.` and of paths that end in a slash.
+/// The last path component, also of `.` and of paths that end in a slash; a snapshot of the hub's cache is called after its model.
 fn folder_name(dir: &Path) -> Result<String, CheckpointError> {
     let absolute = dir.canonicalize().map_err(|source| CheckpointError::io(dir, source))?;
+    if let Some(model) = model_of(&absolute) {
+        return Ok(model.to_owned());
+    }
     Ok(absolute.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()))
 }

@@ -10,13 +10,13 @@ use clap::{Args, Parser, Subcommand};
 use firmware_config::manifest::{Manifest, Precision};
 
 use crate::arch::ArchError;
-use crate::bundle::BundleError;
+use crate::bundle::{BundleError, vacant};
 use crate::checkpoint::CheckpointError;
 use crate::graph::onnx::OnnxError;
 use crate::inspect::{inspect, megabytes};
-use crate::report::Verdict;
+use crate::report::{Verdict, VerificationReport};
 use crate::verify::{self, VerifyError};
-use crate::{ExportError, Options, export_verified};
+use crate::{ExportError, Options, export_verified, source};
 use vlm::VlmError;
 
 /// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a report.
@@ -39,10 +39,13 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// Checkpoint folder: config.json, tokenizer.json, and safetensors in one file or several
+    /// Checkpoint folder (config.json, tokenizer.json, safetensors), or hub id (owner/model)
     source: PathBuf,
     /// Bundle folder to make
     out: PathBuf,
+    /// Branch, tag or commit of a hub id [default: main]
+    #[arg(long)]
+    revision: Option<String>,
     /// How weights are stored: fp32, fp16 or int8
     #[arg(long, default_value = "int8", value_parser = precision)]
     precision: Precision,
@@ -52,7 +55,7 @@ struct ExportArgs {
     /// Folder of pictures to verify with, besides the built-in ones
     #[arg(long)]
     calibration: Option<PathBuf>,
-    /// Model name [default: the checkpoint folder's name]
+    /// Model name [default: the last part of SOURCE]
     #[arg(long, value_parser = name)]
     name: Option<String>,
     /// Keep a bundle that misses its quality gate
@@ -68,8 +71,12 @@ struct ExportArgs {
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// Checkpoint or bundle folder
+    /// Checkpoint or bundle folder, or hub id (owner/model)
+    #[arg(value_name = "SOURCE|BUNDLE")]
     folder: PathBuf,
+    /// Branch, tag or commit of a hub id [default: main]
+    #[arg(long)]
+    revision: Option<String>,
     /// One line of JSON
     #[arg(long)]
     json: bool,
@@ -79,9 +86,12 @@ struct InspectArgs {
 struct VerifyArgs {
     /// Bundle folder
     bundle: PathBuf,
-    /// The checkpoint folder it was made from
+    /// The checkpoint it was made from: a folder, or a hub id
     #[arg(long)]
     reference: PathBuf,
+    /// Branch, tag or commit of a hub id [default: main]
+    #[arg(long)]
+    revision: Option<String>,
     /// Folder of pictures to ask about, besides the built-in ones
     #[arg(long)]
     images: Option<PathBuf>,
@@ -140,17 +150,19 @@ pub fn main() -> ExitCode {
 }
 
 fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
-    is_folder(&args.source)?;
+    // Told before anything is fetched.
+    vacant(&args.out, args.force)?;
     if let Some(folder) = &args.calibration {
-        is_folder(folder)?;
+        is_folder(folder, PICTURES)?;
     }
+    let source = source::folder(&args.source, args.revision.as_deref())?;
     // `onnx` is not a target among others: it is always there.
     let targets = args.targets.iter().filter(|&target| target != "onnx").cloned().collect();
     let options = Options { precision: args.precision, targets, name: args.name.clone(), replace: args.force };
     let verification = verify::Options { images: args.calibration.clone(), ..verify::Options::default() };
-    let (manifest, report) = export_verified(&args.source, &args.out, &options, &verification, args.allow_loss)?;
+    let (manifest, report) = export_verified(&source, &args.out, &options, &verification, args.allow_loss)?;
     if args.json {
-        say(format_args!("{}", serde_json::json!({ "bundle": args.out, "manifest": manifest, "report": report })))?;
+        say(format_args!("{}", one_line(&Made { bundle: &args.out, manifest: &manifest, report: &report })))?;
     } else {
         say(format_args!("{}{report}", table(&manifest, &args.out)))?;
     }
@@ -158,8 +170,7 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
-    is_folder(&args.folder)?;
-    let inspection = inspect(&args.folder)?;
+    let inspection = inspect(&source::folder(&args.folder, args.revision.as_deref())?)?;
     if args.json {
         say(format_args!("{}", one_line(&inspection)))?;
     } else {
@@ -169,9 +180,13 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
 }
 
 fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
-    [Some(&args.bundle), Some(&args.reference), args.images.as_ref()].into_iter().flatten().try_for_each(|folder| is_folder(folder))?;
+    is_folder(&args.bundle, "expected a bundle, as `egret-export export` makes one")?;
+    if let Some(folder) = &args.images {
+        is_folder(folder, PICTURES)?;
+    }
+    let reference = source::folder(&args.reference, args.revision.as_deref())?;
     let options = verify::Options { images: args.images.clone(), ..verify::Options::default() };
-    let report = verify::verify(&args.bundle, &args.reference, &options)?;
+    let report = verify::verify(&args.bundle, &reference, &options)?;
     if args.json {
         say(format_args!("{}", one_line(&report)))?;
     } else {
@@ -181,6 +196,14 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
         Verdict::Pass => Exit::Done,
         Verdict::Fail => Exit::CheckFailed,
     })
+}
+
+/// What was made, for programs: manifest and report as they are in the bundle, to the digit.
+#[derive(Debug, serde::Serialize)]
+struct Made<'a> {
+    bundle: &'a Path,
+    manifest: &'a Manifest,
+    report: &'a VerificationReport,
 }
 
 /// What was made, for people.
@@ -195,24 +218,12 @@ fn table(manifest: &Manifest, out: &Path) -> String {
     text + &format!("  {:<40} {:>10}\n", "all files", megabytes(total))
 }
 
-/// A folder, or the words for what was probably meant.
-fn is_folder(path: &Path) -> Result<(), ExportError> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let shown = path.display().to_string();
-    let expected = if is_hub_id(&shown) {
-        format!("if a hub id is meant, download it first: hf download {shown} --local-dir FOLDER, then give FOLDER")
-    } else {
-        "expected one with config.json, tokenizer.json and model.safetensors, or a bundle".to_owned()
-    };
-    Err(ExportError::NoFolder { path: path.to_owned(), expected })
-}
+/// What a folder of pictures is told to be.
+const PICTURES: &str = "expected one with 1 to 256 pictures";
 
-/// `owner/model`, as on the hub.
-fn is_hub_id(text: &str) -> bool {
-    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
-    text.split_once('/').is_some_and(|(owner, model)| plain(owner) && plain(model))
+/// A folder, or the words for what it should be.
+fn is_folder(path: &Path, expected: &str) -> Result<(), ExportError> {
+    if path.is_dir() { Ok(()) } else { Err(ExportError::NoFolder { path: path.to_owned(), expected: expected.to_owned() }) }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
@@ -253,7 +264,7 @@ fn one_line(value: &impl serde::Serialize) -> String {
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     for cause in std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string) {
-        if !text.ends_with(&cause) {
+        if !text.contains(&cause) {
             text += &format!(": {cause}");
         }
     }
@@ -275,6 +286,7 @@ fn exit_of(error: &ExportError) -> Exit {
         | ExportError::Onnx(OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }))
         | ExportError::Bundle(BundleError::Io { .. })
         | ExportError::Verify(VerifyError::Io { .. } | VerifyError::Checkpoint(CheckpointError::Io { .. })) => Exit::Io,
+        ExportError::Hub(error) if !error.is_usage() => Exit::Io,
         // A bundle of other sizes is not this checkpoint, and a changed one is not what was made of it: that is an answer, not a
         // mistake in asking.
         ExportError::Lossy(_) | ExportError::Verify(VerifyError::Geometry { .. }) => Exit::CheckFailed,
@@ -306,19 +318,5 @@ mod tests {
         insta::assert_snapshot!(refusal(&["--precision", "fp8"]), @"error: invalid value 'fp8' for '--precision <PRECISION>': no such precision; choose fp32, fp16 or int8");
         insta::assert_snapshot!(refusal(&["--target", "cuda"]), @"error: invalid value 'cuda' for '--target <TARGETS>': graphs fused for cuda are not built yet; onnx, which every runtime loads, is always there");
         insta::assert_snapshot!(refusal(&["--name", "a/b"]), @"error: invalid value 'a/b' for '--name <NAME>': expected 1 to 128 letters, digits, '-', '_' or '.'");
-    }
-
-    #[test]
-    fn hub_ids_are_told_from_paths() {
-        for (text, is_id) in [
-            ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", true),
-            ("models/a/b", false),
-            ("/models/a", false),
-            ("./model", false),
-            ("../model", false),
-            ("model", false),
-        ] {
-            assert_eq!(is_hub_id(text), is_id, "{text}");
-        }
     }
 }

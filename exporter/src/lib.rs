@@ -2,6 +2,7 @@
 //!
 //! | stage | call | output |
 //! |---|---|---|
+//! | fetch | [`source::folder`] | a checkpoint folder; a [`hub`]'s model lies in its cache then |
 //! | load | [`Checkpoint::open`](checkpoint::Checkpoint::open) | config, names, dtypes, shapes, mapped bytes |
 //! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`] |
 //! | quantize | [`quantize::quantize`] | the graph in its precision, and each matrix's error |
@@ -18,10 +19,12 @@ pub mod bundle;
 pub mod checkpoint;
 pub mod cli;
 pub mod graph;
+pub mod hub;
 pub mod inspect;
 pub mod quantize;
 pub mod reference;
 pub mod report;
+pub mod source;
 pub mod verify;
 
 use std::io::Write;
@@ -36,6 +39,7 @@ use bundle::{BundleError, Draft, companions, pictures};
 use checkpoint::config::read_json;
 use checkpoint::{Checkpoint, CheckpointError};
 use graph::onnx::{self, OnnxError};
+use hub::HubError;
 use report::{Verdict, VerificationReport};
 use verify::VerifyError;
 
@@ -62,6 +66,9 @@ pub enum ExportError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The checkpoint cannot be fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The checkpoint is no model of its architecture.
     #[error(transparent)]
     Arch(#[from] ArchError),

@@ -116,7 +116,7 @@ fn foreign_libraries_are_each_named_in_one_place() {
         ("tokenizers::", &["vlm/src/tokenizer.rs"]),
         ("minijinja::", &["vlm/src/template"]),
         ("memmap2", &["vlm/src/mapped.rs"]),
-        ("reqwest::", &["runtime/src/pool/https", "tests/"]),
+        ("reqwest::", &["runtime/src/pool/https", "exporter/src/hub/", "tests/"]),
         ("hyper_util::", &["runtime/src/gateway/connections.rs"]),
     ];
     for (word, allowed) in places {
@@ -139,6 +139,8 @@ fn formats_have_no_io_and_no_async() {
 #[test]
 fn the_model_crate_has_no_async() {
     let found = files_naming(&["vlm/src", "exporter/src"], &["tokio", "async fn", ".await"]);
+    // The client that fetches checkpoints is the exception, in the exporter.
+    let found: Vec<_> = found.into_iter().filter(|name| !name.starts_with("exporter/src/hub")).collect();
     assert!(found.is_empty(), "{found:?}");
 }
 

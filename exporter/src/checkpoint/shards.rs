@@ -8,8 +8,10 @@ use serde::Deserialize;
 use super::CheckpointError;
 use super::config::read_json;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Weights in one file.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// Which of several files has which tensor.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The weight files of a checkpoint and, for shards, which tensor should be in which.
 #[derive(Debug)]
@@ -37,13 +39,25 @@ pub(super) fn find(dir: &Path) -> Result<Found, CheckpointError> {
         return Err(CheckpointError::NoWeights { dir: dir.to_owned() });
     }
     let promised = read_json::<Index>(&index)?.weight_map;
+    let shards = names(&index, &promised)?;
+    Ok(Found { paths: shards.iter().map(|shard| dir.join(shard)).collect(), index, promised, shards })
+}
+
+/// The shards that the index in `dir` lists, in order.
+pub(crate) fn listed(dir: &Path) -> Result<Vec<String>, CheckpointError> {
+    let index = dir.join(INDEX);
+    names(&index, &read_json::<Index>(&index)?.weight_map)
+}
+
+/// The shards of an index, each once, all of them plain names.
+fn names(index: &Path, promised: &BTreeMap<String, String>) -> Result<Vec<String>, CheckpointError> {
     let mut shards: Vec<String> = promised.values().cloned().collect();
     shards.sort();
     shards.dedup();
-    if let Some(shard) = shards.iter().find(|shard| !is_file_name(shard)) {
-        return Err(CheckpointError::ShardOutside { index, shard: shard.clone() });
+    match shards.iter().find(|shard| !is_file_name(shard)) {
+        Some(shard) => Err(CheckpointError::ShardOutside { index: index.to_owned(), shard: shard.clone() }),
+        None => Ok(shards),
     }
-    Ok(Found { paths: shards.iter().map(|shard| dir.join(shard)).collect(), index, promised, shards })
 }
 
 impl Found {

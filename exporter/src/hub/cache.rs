@@ -1,0 +1,79 @@
+//! Where fetched files lie: `models--OWNER--MODEL/snapshots/COMMIT/` below the hub's cache.
+//!
+//! Python's library may keep one copy of a file for several commits and link to it; we read that, and write plain files.
+
+use std::fs::{self, File};
+use std::path::{Component, Path, PathBuf};
+
+use super::{HubError, HubId, create};
+
+const SNAPSHOTS: &str = "snapshots";
+
+/// One model's part of the cache.
+pub(super) struct Cache {
+    root: PathBuf,
+    name: String,
+    model: PathBuf,
+}
+
+impl Cache {
+    pub(super) fn new(root: PathBuf, id: &HubId) -> Self {
+        let name = format!("models--{}--{}", id.owner, id.model);
+        Cache { model: root.join(&name), root, name }
+    }
+
+    /// The model's folder.
+    pub(super) fn model(&self) -> &Path {
+        &self.model
+    }
+
+    /// Waits until nobody else fetches this model; the lock ends with the file.
+    pub(super) fn lock(&self) -> Result<File, HubError> {
+        // Where Python's library has its own locks, apart from what it lists as cached.
+        let folder = self.root.join(".locks").join(&self.name);
+        let path = folder.join("egret-export.lock");
+        let io = |source| HubError::Io { path: path.clone(), source };
+        fs::create_dir_all(&folder).map_err(io)?;
+        let file = create(&path)?;
+        if file.try_lock().is_err() {
+            tracing::info!("waiting for another process that fetches {}", self.name);
+            file.lock().map_err(io)?;
+        }
+        Ok(file)
+    }
+
+    /// The folder of a commit, made if it is not there.
+    pub(super) fn snapshot(&self, commit: &str) -> Result<PathBuf, HubError> {
+        let path = self.model.join(SNAPSHOTS).join(commit);
+        fs::create_dir_all(&path).map_err(|source| HubError::Io { path: path.clone(), source })?;
+        Ok(path)
+    }
+}
+
+/// The model whose snapshot a folder is, if it is one: its last path component is a commit, which nobody would call a model.
+pub(crate) fn model_of(dir: &Path) -> Option<&str> {
+    let mut parts = dir.components().rev().map(Component::as_os_str);
+    let (_commit, snapshots, model) = (parts.next()?, parts.next()?, parts.next()?);
+    let (_owner, model) = model.to_str()?.strip_prefix("models--")?.split_once("--")?;
+    (snapshots == SNAPSHOTS).then_some(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_named_after_its_model() {
+        let cache = Cache::new("/cache/hub".into(), &HubId { owner: "owner".into(), model: "Smol-1.2_b".into() });
+        assert_eq!(cache.model(), Path::new("/cache/hub/models--owner--Smol-1.2_b"));
+        for (dir, model) in [
+            ("/cache/hub/models--owner--Smol-1.2_b/snapshots/7f1ad0", Some("Smol-1.2_b")),
+            ("/cache/hub/models--owner--Smol-1.2_b/snapshots", None),
+            ("/cache/hub/models--owner--Smol-1.2_b/other/7f1ad0", None),
+            ("/cache/hub/models--owner/snapshots/7f1ad0", None),
+            ("snapshots/7f1ad0", None),
+        ] {
+            assert_eq!(model_of(Path::new(dir)), model, "{dir}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! How far a fetch is, on stderr: a bar for each file on a terminal, a line for each elsewhere.
+
+use std::io::{self, IsTerminal};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::inspect::megabytes;
+
+/// Files below this many bytes are there at once, and their size is not worth telling.
+const LARGE: u64 = 100_000;
+
+/// Shows what is fetched from one model.
+pub(super) struct Progress {
+    what: String,
+    bar: ProgressBar,
+    has_terminal: bool,
+}
+
+impl Progress {
+    pub(super) fn new(what: &str) -> Self {
+        Progress { what: what.to_owned(), bar: ProgressBar::hidden(), has_terminal: io::stderr().is_terminal() }
+    }
+
+    /// A file begins, of as many bytes as were announced.
+    pub(super) fn begin(&mut self, file: &str, bytes: Option<u64>) {
+        let size = bytes.filter(|&bytes| bytes >= LARGE).map(|bytes| format!(", {}", megabytes(bytes))).unwrap_or_default();
+        if !self.has_terminal {
+            tracing::info!("fetching {}: {file}{size}", self.what);
+            return;
+        }
+        let style = ProgressStyle::with_template("{msg}  {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+        self.bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr())
+            .with_style(style.expect("the template is sound"))
+            .with_message(format!("{}: {file}", self.what));
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    /// The file ends, whole or not.
+    pub(super) fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
