@@ -10,6 +10,7 @@ mod delivery;
 mod demo;
 mod exact;
 mod export;
+mod exporter_cli;
 mod gateway;
 mod licences;
 mod pool;

@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod bundles;
 pub mod config;
+pub mod hub_server;
 pub mod kept;
 pub mod ledger;
 pub mod pool_server;
