@@ -1,6 +1,6 @@
 //! Video files and RTSP, decoded by an `ffmpeg` child process.
 //!
-//! The child writes pictures to a pipe; one thread reads them into a [`Slot`], another keeps the end of its stderr. Dropping the
+//! The child writes pictures to a pipe; one thread reads them into a slot, another keeps the end of its stderr. Dropping the
 //! camera kills and reaps the child and joins both. If the agent itself is killed the pipe breaks, and the child ends at its next
 //! picture, or when its own network timeout has passed. It runs in a process group of its own: Ctrl-C is for the agent to act on.
 
