@@ -18,6 +18,9 @@ use vlm::{Answer, Identity, Request, Vlm, VlmError};
 /// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and its frames with it.
 pub const QUEUE: usize = 16;
 
+/// More than any context has tokens.
+const PIECES_MAX: usize = 1 << 20;
+
 /// What answers: a [`Vlm`], or a stand-in of a test.
 pub trait Answerer: Send {
     /// Which model it is.
@@ -73,7 +76,7 @@ pub struct Handle {
 struct Job {
     requests: Vec<Request>,
     /// Where pieces of the answer go as they come.
-    pieces: Option<mpsc::UnboundedSender<Piece>>,
+    pieces: Option<mpsc::Sender<Piece>>,
     /// Has room for every answer; closed by an asker who lost interest.
     replies: mpsc::Sender<Result<Answer, VlmError>>,
 }
@@ -82,6 +85,12 @@ struct Job {
 pub struct Inference {
     model: Box<dyn Answerer>,
     jobs: mpsc::Receiver<Job>,
+}
+
+/// A queue with room for every piece of the answer to `request`.
+pub fn pieces(request: &Request) -> (mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
+    // A piece has a token at least, and what is left at the end is one more; a chosen candidate is one piece.
+    mpsc::channel(request.max_new_tokens.saturating_add(1).min(PIECES_MAX))
 }
 
 /// The two sides of one model.
@@ -110,11 +119,11 @@ impl Handle {
     ///
     /// # Errors
     /// As [`Handle::ask`].
-    pub async fn ask_streaming(&self, request: Request, pieces: mpsc::UnboundedSender<Piece>) -> Result<Answer, AskError> {
+    pub async fn ask_streaming(&self, request: Request, pieces: mpsc::Sender<Piece>) -> Result<Answer, AskError> {
         self.ask_one(request, Some(pieces)).await
     }
 
-    async fn ask_one(&self, request: Request, pieces: Option<mpsc::UnboundedSender<Piece>>) -> Result<Answer, AskError> {
+    async fn ask_one(&self, request: Request, pieces: Option<mpsc::Sender<Piece>>) -> Result<Answer, AskError> {
         let (replies, mut answers) = mpsc::channel(1);
         self.jobs.try_send(Job { requests: vec![request], pieces, replies }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => AskError::Busy,
@@ -168,10 +177,10 @@ impl Inference {
                 }
                 let mut on_piece = |piece: Option<&Piece>| {
                     if let (Some(piece), Some(pieces)) = (piece, &job.pieces) {
-                        // A receiver that is gone is seen below.
-                        let _ = pieces.send(piece.clone());
+                        // There is room for it; a receiver that is gone is seen below.
+                        let _ = pieces.try_send(piece.clone());
                     }
-                    let left = job.replies.is_closed() || job.pieces.as_ref().is_some_and(mpsc::UnboundedSender::is_closed);
+                    let left = job.replies.is_closed() || job.pieces.as_ref().is_some_and(mpsc::Sender::is_closed);
                     if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
                 };
                 let answer = self.model.answer(request, &mut on_piece);
@@ -250,7 +259,7 @@ pub(crate) mod tests {
         assert_eq!(answers.next().await.expect("first").expect("answered").text, "1");
         assert_eq!(answers.next().await.expect("second").expect("answered").text, "2");
         assert!(answers.next().await.is_none());
-        let (pieces, mut received) = mpsc::unbounded_channel();
+        let (pieces, mut received) = pieces(&Request::default());
         assert_eq!(handle.ask_streaming(Request::default(), pieces).await.expect("answered").text, "3");
         assert_eq!(received.recv().await.expect("a piece").text, "3");
         drop(handle);
@@ -284,8 +293,8 @@ pub(crate) mod tests {
     async fn an_asker_who_does_not_read_stops_nobody() {
         let (handle, inference) = channel(Talker(Scripted::new(|_| ("end".into(), 0.5))));
         let thread = std::thread::spawn(move || inference.run());
-        let (pieces, mut unread) = mpsc::unbounded_channel();
         let long = Request { max_new_tokens: 10_000, ..Request::default() };
+        let (pieces, mut unread) = pieces(&long);
         assert_eq!(handle.ask_streaming(long, pieces).await.expect("answered, with no piece read").text, "end");
         assert_eq!(handle.ask(Request::default()).await.expect("the next one too").text, "end");
         let mut read = 0;

@@ -130,7 +130,7 @@ fn run<T: Send + 'static>(
     read: impl FnOnce(ChildStdout) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let (mut child, stdout) = Child::start(program, arguments).with_context(|| format!("cannot start {program}; install ffmpeg"))?;
-    let (sender, output) = mpsc::channel();
+    let (sender, output) = mpsc::sync_channel(1);
     // It ends with the child, and then nobody may be there to take what was read.
     thread::spawn(move || sender.send(read(stdout)));
     match output.recv_timeout(limit) {

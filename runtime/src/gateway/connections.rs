@@ -185,20 +185,20 @@ mod tests {
         stop: oneshot::Sender<()>,
         task: JoinHandle<io::Result<()>>,
         /// Yields when an endless reply was given up.
-        given_up: mpsc::UnboundedReceiver<()>,
+        given_up: mpsc::Receiver<()>,
         cut: Arc<AtomicU64>,
     }
 
-    struct GivenUp(mpsc::UnboundedSender<()>);
+    struct GivenUp(mpsc::Sender<()>);
 
     impl Drop for GivenUp {
         fn drop(&mut self) {
-            let _ = self.0.send(());
+            let _ = self.0.try_send(());
         }
     }
 
     async fn served() -> Served {
-        let (ended, given_up) = mpsc::unbounded_channel();
+        let (ended, given_up) = mpsc::channel(8);
         let endless = move || async move {
             let reply = GivenUp(ended);
             let bytes = stream::repeat(Bytes::from(vec![b'x'; 64 << 10]));

@@ -16,7 +16,7 @@ use super::{Parts, relay};
 use crate::call::{Call, Called, NoAnswer};
 use crate::chat::Asked;
 use crate::chat::completion;
-use crate::infer::AskError;
+use crate::infer::{self, AskError};
 use crate::openai::{ApiError, Completion};
 use crate::router::{self, Reason, Route, Terms};
 
@@ -41,7 +41,7 @@ impl Outcome {
 /// A local answer of which at least the first piece, or the whole, is there. Dropping it stops the model.
 pub(super) struct Writing {
     pub(super) first: Option<Piece>,
-    pub(super) pieces: mpsc::UnboundedReceiver<Piece>,
+    pub(super) pieces: mpsc::Receiver<Piece>,
     pub(super) answer: Pin<Box<dyn Future<Output = Result<Answer, AskError>> + Send>>,
 }
 
@@ -132,8 +132,8 @@ impl Decision<'_> {
     /// Starts a local answer whose pieces go out as they come.
     async fn write(&mut self) -> Result<Outcome, ApiError> {
         let began = Instant::now();
-        let (sender, mut pieces) = mpsc::unbounded_channel();
         let (local, request) = (self.parts.local.clone(), self.asked.request.clone());
+        let (sender, mut pieces) = infer::pieces(&request);
         let mut answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move { local.ask_streaming(request, sender).await });
         // An error before the first piece is still an HTTP status; after it, only an event in the stream.
         let first = tokio::select! {
