@@ -183,6 +183,40 @@ fn other_geometries_are_read_off_the_tensors() {
     assert_eq!((text.layers, text.heads, text.kv_heads, text.head_dim), (2, 3, 3, 32));
 }
 
+/// The first SmolVLM is written as Idefics3: other names in the config, and nothing else.
+#[test]
+fn idefics3_is_the_same_model() {
+    let bench = Bench::new();
+    let later = bench.export(&bench.checkpoint(&tiny()), "later", Precision::Int8).unwrap();
+    let source = bench.checkpoint(&tiny());
+    edit(&source.join("config.json"), |config| {
+        config["model_type"] = json!("idefics3");
+        config["architectures"] = json!(["Idefics3ForConditionalGeneration"]);
+        config["vision_config"]["model_type"] = json!("idefics3_vision");
+    });
+    edit(&source.join("preprocessor_config.json"), |config| {
+        config["image_processor_type"] = json!("Idefics3ImageProcessor");
+        config["processor_class"] = json!("Idefics3Processor");
+        config.as_object_mut().unwrap().shift_remove("video_sampling");
+    });
+    let mut first = bench.export(&source, "first", Precision::Int8).unwrap();
+    let other: Vec<_> = first.files.iter().filter(|(name, entry)| later.files[*name] != **entry).map(|(name, _)| name.clone()).collect();
+    assert_eq!(other, ["config.json", "preprocessor_config.json"]);
+    first.files.clone_from(&later.files);
+    assert_eq!(first, later);
+}
+
+/// Its 2.2B model has tokens for a picture's ends, but spells a tile's place in letters.
+#[test]
+fn a_vocabulary_without_a_token_for_tiles_is_told() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    edit(&source.join("tokenizer.json"), |tokenizer| {
+        tokenizer["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != "<global-img>");
+    });
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/tokenizer.json: "<global-img>" is not among its 6 added tokens; it is of another model, or of one that spells it in letters"#);
+}
+
 #[test]
 fn what_a_checkpoint_leaves_out_is_made() {
     let bench = Bench::new();
@@ -431,7 +465,7 @@ fn another_architecture_is_told() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit(&source.join("config.json"), |config| config["model_type"] = json!("llava"));
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/config.json: unknown architecture: model_type is "llava", expected "smolvlm" (SmolVLM2 or a fine-tune of it)"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/config.json: unknown architecture: model_type is "llava", expected "smolvlm" or "idefics3" (SmolVLM, SmolVLM2 or a fine-tune)"#);
 }
 
 #[test]

@@ -50,7 +50,11 @@ impl AddedTokens {
     }
 
     fn need(&self, content: &str) -> Result<u32, ExportError> {
-        let missing = || format!("{content:?} is not among its {} added tokens; it is of another model", self.ids.len());
+        let missing = || {
+            let added = self.ids.len();
+            // Idefics3-8B and the first SmolVLM-Instruct have a few of these tokens, and no ids for the others.
+            format!("{content:?} is not among its {added} added tokens; it is of another model, or of one that spells it in letters")
+        };
         self.id(content).ok_or_else(|| self.problem(missing()))
     }
 

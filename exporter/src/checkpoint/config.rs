@@ -9,6 +9,10 @@ use serde::de::DeserializeOwned;
 
 use super::CheckpointError;
 
+/// Families that are one graph under the same tensor names, and what each calls its whole model. Idefics3 is what SmolVLM's first
+/// version is written as; transformers derives the later family from it, and changes nothing that is computed.
+const FAMILIES: [(&str, &str); 2] = [("smolvlm", "SmolVLMForConditionalGeneration"), ("idefics3", "Idefics3ForConditionalGeneration")];
+
 /// Longest JSON file that is read; the largest honest one is an index of some hundred kilobytes.
 const JSON_BYTES_MAX: u64 = 64 << 20;
 
@@ -98,6 +102,7 @@ struct RawConfig {
 
 #[derive(Deserialize)]
 struct RawText {
+    model_type: Option<String>,
     num_hidden_layers: Option<usize>,
     hidden_size: Option<usize>,
     intermediate_size: Option<usize>,
@@ -108,7 +113,7 @@ struct RawText {
     rms_norm_eps: Option<f32>,
     rope_theta: Option<f64>,
     rope_parameters: Option<RawRope>,
-    rope_scaling: Option<serde_json::Value>,
+    rope_scaling: Option<RawScaling>,
     max_position_embeddings: Option<usize>,
     hidden_act: Option<String>,
     tie_word_embeddings: Option<bool>,
@@ -121,6 +126,13 @@ struct RawText {
 #[derive(Deserialize)]
 struct RawRope {
     rope_theta: Option<f64>,
+    rope_type: Option<String>,
+}
+
+/// What older configs say of scaled frequencies; `type` is the oldest spelling.
+#[derive(Deserialize)]
+struct RawScaling {
+    #[serde(alias = "type")]
     rope_type: Option<String>,
 }
 
@@ -149,8 +161,19 @@ impl Config {
     fn parse(json: serde_json::Value) -> Result<Self, String> {
         // The family comes first: another one's missing fields would only mislead.
         let found = json.get("model_type").and_then(|family| family.as_str()).unwrap_or("nothing");
-        if found != "smolvlm" {
-            return Err(format!("unknown architecture: model_type is {found:?}, expected \"smolvlm\" (SmolVLM2 or a fine-tune of it)"));
+        if !FAMILIES.iter().any(|(family, _)| *family == found) {
+            return Err(format!(
+                "unknown architecture: model_type is {found:?}, expected \"smolvlm\" or \"idefics3\" (SmolVLM, SmolVLM2 or a fine-tune)"
+            ));
+        }
+        // The same towers under another head: a retriever or a classifier, which says nothing.
+        let architectures: Vec<&str> =
+            json.get("architectures").and_then(|list| list.as_array()).into_iter().flatten().filter_map(|name| name.as_str()).collect();
+        if !architectures.is_empty() && !FAMILIES.iter().any(|(_, whole)| architectures.contains(whole)) {
+            return Err(format!(
+                "unknown architecture: architectures is {architectures:?}, expected one with a language head: {}",
+                FAMILIES[0].1
+            ));
         }
         let raw: RawConfig = serde_json::from_value(json).map_err(|error| error.to_string())?;
         debug_assert!(raw.model_type.is_some());
@@ -183,19 +206,31 @@ impl RawVision {
 
 impl RawText {
     fn check(self) -> Result<TextConfig, String> {
+        // Others share its tensor names, and multiply, normalise or mask on the way.
+        only("text_config.model_type", self.model_type.as_deref(), "llama")?;
         only("text_config.hidden_act", self.hidden_act.as_deref(), "silu")?;
         let rope = self.rope_parameters.as_ref();
         only("text_config.rope_parameters.rope_type", rope.and_then(|rope| rope.rope_type.as_deref()), "default")?;
-        if self.rope_scaling.as_ref().is_some_and(|scaling| !scaling.is_null()) {
+        if self.rope_scaling.as_ref().is_some_and(|scaling| scaling.rope_type.as_deref() != Some("default")) {
             return Err("text_config.rope_scaling is set, expected none: scaled rotary frequencies are not built".into());
         }
         if self.attention_bias || self.mlp_bias {
             return Err("text_config.attention_bias or mlp_bias is true, expected false: biases of the text decoder are not built".into());
         }
         // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published models'.
-        let rope_theta = self.rope_theta.or(rope.and_then(|rope| rope.rope_theta)).ok_or(
-            "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with",
-        )?;
+        let nested = rope.and_then(|rope| rope.rope_theta);
+        let rope_theta = match (self.rope_theta, nested) {
+            // Which of them counts is different in each generation of transformers.
+            (Some(flat), Some(nested)) if flat != nested => {
+                return Err(format!(
+                    "text_config.rope_theta is {flat}, text_config.rope_parameters.rope_theta is {nested}; leave the one the model was \
+                     trained with"
+                ));
+            }
+            (flat, nested) => nested.or(flat).ok_or(
+                "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with",
+            )?,
+        };
         if !(rope_theta.is_finite() && rope_theta > 1.0) {
             return Err(format!("text_config.rope_theta is {rope_theta}, expected a number above 1"));
         }
@@ -260,8 +295,22 @@ mod tests {
     }
 
     #[test]
+    fn the_first_version_is_the_same_model_by_another_name() {
+        let text = json!({"rope_theta": 1e5});
+        let later = json!({"model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"], "text_config": text});
+        let first = json!({"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"], "text_config": text});
+        assert_eq!(Config::parse(first).unwrap(), Config::parse(later).unwrap());
+    }
+
+    #[test]
     fn theta_may_be_flat_or_nested() {
-        for text in [json!({"rope_theta": 1e5}), json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}})] {
+        for text in [
+            json!({"rope_theta": 1e5}),
+            json!({"rope_theta": 1e5, "rope_scaling": null}),
+            json!({"rope_theta": 1e5, "rope_scaling": {"type": "default"}, "model_type": "llama"}),
+            json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}, "dtype": "bfloat16"}),
+            json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}, "rope_theta": 1e5}),
+        ] {
             let config = Config::parse(json!({"model_type": "smolvlm", "text_config": text})).unwrap();
             assert_eq!(config.text.rope_theta, 1e5);
         }
@@ -273,8 +322,15 @@ mod tests {
         for (config, says) in [
             (json!({"model_type": "llava", "text_config": {}}), "unknown architecture"),
             (json!({}), "unknown architecture"),
+            (
+                json!({"model_type": "idefics3", "architectures": ["ColIdefics3"], "text_config": {"rope_theta": 1e5}}),
+                "architectures is [\"ColIdefics3\"], expected one with a language head: SmolVLMForConditionalGeneration",
+            ),
             (text(json!({})), "rope_theta is missing"),
             (text(json!({"rope_theta": 1e5, "rope_scaling": {"factor": 2}})), "rope_scaling is set"),
+            (text(json!({"rope_theta": 1e5, "rope_scaling": {"rope_type": "linear", "factor": 2}})), "rope_scaling is set"),
+            (text(json!({"rope_theta": 1e5, "rope_parameters": {"rope_theta": 1e4}})), "rope_theta is 100000, text_config.rope_parameters"),
+            (text(json!({"rope_theta": 1e5, "model_type": "granite"})), "text_config.model_type is \"granite\", expected \"llama\""),
             (text(json!({"rope_theta": 1e5, "hidden_act": "gelu"})), "text_config.hidden_act is \"gelu\", expected \"silu\""),
             (text(json!({"rope_theta": 1e5, "attention_bias": true})), "biases of the text decoder are not built"),
             (text(json!({"rope_theta": 1e5, "rms_norm_eps": -1.0})), "expected a number between 0 and 1"),
