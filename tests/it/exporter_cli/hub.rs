@@ -143,7 +143,7 @@ fn what_passes_is_waited_for() {
 #[test]
 fn what_stays_wrong_is_told_and_leaves_no_half_file() {
     let refusal = |fault| Hub::new(Synthetic::micro(), None, Some((WEIGHTS, fault))).refusal(74);
-    insta::assert_snapshot!(unhashed(&refusal(Fault::Damaged)), @"egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: sha256 is SHA256 expected SHA256 it was damaged or replaced on its way: try again, or without a mirror");
+    insta::assert_snapshot!(unhashed(&refusal(Fault::Damaged)), @"egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: sha256 is SHA256, expected SHA256; it was damaged or replaced on its way: try again, or without a mirror");
     std::thread::scope(|scope| {
         let faults = [Fault::Status(500, 9), Fault::Cut, Fault::Hang, Fault::Stall].map(|fault| scope.spawn(move || refusal(fault)));
         let said = faults.map(|fault| fault.join().unwrap()).join("\n");
