@@ -30,6 +30,7 @@ mod reference;
 pub mod request;
 pub mod resample;
 pub mod score;
+pub mod special_tokens;
 pub mod template;
 pub mod tiles;
 pub mod tokenizer;

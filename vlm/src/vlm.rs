@@ -17,6 +17,7 @@ use crate::prefix::{PrefixKey, Prefixes};
 use crate::prompt::{Prompt, PromptError, PromptRules};
 use crate::request::{Request, Split};
 use crate::score::{self, CandidateError, Sequences};
+use crate::special_tokens::{self, SpecialTokens, SpecialTokensError};
 use crate::template::{Template, TemplateError};
 use crate::tiles::{Tiles, pixel_values, tiles_of_turns, u8_sha256};
 use crate::tokenizer::{TokenText, Tokenizer, TokenizerError};
@@ -58,6 +59,7 @@ impl Vlm {
         let bundle = Bundle::open(dir)?;
         let tokenizer = Tokenizer::from_json(&bundle.read("tokenizer.json")?)?;
         let template = Template::new(&String::from_utf8_lossy(&bundle.read("chat_template.jinja")?))?;
+        let template = template.with_special_tokens(named_tokens(&bundle)?)?;
         let model = backend::load(&bundle, options)?;
         let mut vlm = Vlm::new(bundle.manifest().clone(), bundle.sha256().to_owned(), tokenizer, template, model);
         vlm.identity.load = started.elapsed();
@@ -339,6 +341,13 @@ impl std::fmt::Debug for Vlm {
     }
 }
 
+/// The special tokens that the bundle's template may call by name.
+fn named_tokens(bundle: &Bundle) -> Result<SpecialTokens, VlmError> {
+    let listed = |name: &str| bundle.manifest().files.contains_key(name).then(|| bundle.read(name)).transpose();
+    let (config, map) = (listed(special_tokens::TOKENIZER_CONFIG)?, listed(special_tokens::SPECIAL_TOKENS_MAP)?);
+    Ok(special_tokens::read(config.as_deref(), map.as_deref())?)
+}
+
 /// A token as it is told, next in `text`.
 fn token(reading: &Reading, text: &mut TokenText<'_>) -> Token {
     let top = reading.top.iter().map(|&(id, logprob)| TopToken { id, text: text.alone(id), logprob: logprob as f32 }).collect();
@@ -396,6 +405,9 @@ pub enum VlmError {
     /// Its chat template cannot be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The names of its special tokens cannot be read.
+    #[error(transparent)]
+    SpecialTokens(#[from] SpecialTokensError),
     /// The bundle names no token that ends an answer.
     #[error("the manifest's prompt.stop is empty: expected the ids that end an answer; export the bundle again")]
     NoEndToken,
@@ -422,6 +434,8 @@ impl VlmError {
         match self {
             VlmError::NoTokens => true,
             VlmError::Candidates(error) => !matches!(error, CandidateError::Tokenizer(_)),
+            // A template that may be right about other texts.
+            VlmError::Prompt(PromptError::Template(TemplateError::Changed)) => true,
             VlmError::Prompt(error) => !matches!(
                 error,
                 PromptError::NoToken { .. } | PromptError::Template(_) | PromptError::Tokenizer(_) | PromptError::Pictures { .. }
@@ -430,6 +444,7 @@ impl VlmError {
             | VlmError::Backend(_)
             | VlmError::Tokenizer(_)
             | VlmError::Template(_)
+            | VlmError::SpecialTokens(_)
             | VlmError::NoEndToken
             | VlmError::BrokenOff
             | VlmError::Model(_) => false,
