@@ -95,7 +95,11 @@ pub fn tiles_of_turns(turns: &[Turn], rules: &ImageRules, split: bool) -> Vec<Ti
         match content {
             Content::Text(_) => {}
             Content::Picture(picture) => all.push(tiles(picture, rules, split)),
-            Content::Clip(clip) => all.extend(clip.frames.iter().map(|frame| tiles(&frame.picture, rules, false))),
+            Content::Clip(clip) => {
+                // Frames are scaled to the limit at once, pictures past it and back: each as in training.
+                let rules = ImageRules { longest_edge: rules.longest_edge.min(SIDE_MAX), ..*rules };
+                all.extend(clip.frames.iter().map(|frame| tiles(&frame.picture, &rules, false)));
+            }
         }
     }
     all
@@ -130,15 +134,25 @@ fn size(width: u32, height: u32) -> Size {
     Size { width: width as usize, height: height as usize }
 }
 
-/// `from` with its longest edge at `longest`, up or down. The other edge truncates and is then made even.
+/// `from` with its longest edge at `longest`, up or down. The other edge truncates and is then made even; beyond [`SIDE_MAX`] the
+/// result is scaled back once more.
 fn scaled(from: Size, longest: usize) -> Size {
-    let longest = longest.clamp(1, SIDE_MAX);
+    let longest = longest.max(1);
     let ratio = from.width as f64 / from.height as f64;
-    let even = |side: f64| (side as usize).next_multiple_of(2).clamp(1, SIDE_MAX);
-    if from.width >= from.height {
+    let even = |side: f64| (side as usize).next_multiple_of(2).max(1);
+    let size = if from.width >= from.height {
         Size { width: longest, height: even(longest as f64 / ratio) }
     } else {
         Size { width: even(longest as f64 * ratio), height: longest }
+    };
+    if longest <= SIDE_MAX {
+        return size;
+    }
+    let ratio = size.width as f64 / size.height as f64;
+    if size.width >= size.height {
+        Size { width: SIDE_MAX, height: ((SIDE_MAX as f64 / ratio) as usize).max(1) }
+    } else {
+        Size { width: ((SIDE_MAX as f64 * ratio) as usize).max(1), height: SIDE_MAX }
     }
 }
 

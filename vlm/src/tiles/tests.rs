@@ -66,3 +66,21 @@ fn layout_foretells_the_tiles() {
         }
     }
 }
+
+/// Sizes that transformers gives: past the limit, a picture is scaled twice.
+#[test]
+fn the_longest_edge_has_a_limit() {
+    for (longest, from, expected) in [
+        (5000, (333, 999), (1364, 4096)),
+        (5000, (1001, 777), (4096, 3180)),
+        (8192, (641, 479), (4096, 3061)),
+        (8192, (1001, 777), (4096, 3179)),
+        (8192, (3, 4000), (3, 4096)),
+        (4096, (333, 999), (1366, 4096)),
+        (333, (1000, 999), (333, 332)),
+        (335, (1000, 999), (335, 334)),
+    ] {
+        let found = scaled(size(from.0, from.1), longest);
+        assert_eq!((found.width, found.height), expected, "{from:?} to {longest}");
+    }
+}
