@@ -113,25 +113,22 @@ struct RawText {
     rms_norm_eps: Option<f32>,
     rope_theta: Option<f64>,
     rope_parameters: Option<RawRope>,
-    rope_scaling: Option<RawScaling>,
+    rope_scaling: Option<RawRope>,
     max_position_embeddings: Option<usize>,
     hidden_act: Option<String>,
     tie_word_embeddings: Option<bool>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    sliding_window: Option<u64>,
+    embedding_multiplier: Option<f64>,
+    residual_multiplier: Option<f64>,
+    logits_scaling: Option<f64>,
+    attention_multiplier: Option<f64>,
 }
 
 #[derive(Deserialize)]
 struct RawRope {
     rope_theta: Option<f64>,
-    rope_type: Option<String>,
-}
-
-/// What older configs say of scaled frequencies; `type` is the oldest spelling.
-#[derive(Deserialize)]
-struct RawScaling {
     #[serde(alias = "type")]
     rope_type: Option<String>,
 }
@@ -206,31 +203,8 @@ impl RawVision {
 
 impl RawText {
     fn check(self) -> Result<TextConfig, String> {
-        // Others share its tensor names, and multiply, normalise or mask on the way.
-        only("text_config.model_type", self.model_type.as_deref(), "llama")?;
-        only("text_config.hidden_act", self.hidden_act.as_deref(), "silu")?;
-        let rope = self.rope_parameters.as_ref();
-        only("text_config.rope_parameters.rope_type", rope.and_then(|rope| rope.rope_type.as_deref()), "default")?;
-        if self.rope_scaling.as_ref().is_some_and(|scaling| scaling.rope_type.as_deref() != Some("default")) {
-            return Err("text_config.rope_scaling is set, expected none: scaled rotary frequencies are not built".into());
-        }
-        if self.attention_bias || self.mlp_bias {
-            return Err("text_config.attention_bias or mlp_bias is true, expected false: biases of the text decoder are not built".into());
-        }
-        // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published models'.
-        let nested = rope.and_then(|rope| rope.rope_theta);
-        let rope_theta = match (self.rope_theta, nested) {
-            // Which of them counts is different in each generation of transformers.
-            (Some(flat), Some(nested)) if flat != nested => {
-                return Err(format!(
-                    "text_config.rope_theta is {flat}, text_config.rope_parameters.rope_theta is {nested}; leave the one the model was \
-                     trained with"
-                ));
-            }
-            (flat, nested) => nested.or(flat).ok_or(
-                "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with",
-            )?,
-        };
+        self.is_llama()?;
+        let rope_theta = self.theta()?;
         if !(rope_theta.is_finite() && rope_theta > 1.0) {
             return Err(format!("text_config.rope_theta is {rope_theta}, expected a number above 1"));
         }
@@ -247,6 +221,60 @@ impl RawText {
                 intermediate_size: self.intermediate_size,
                 vocab_size: self.vocab_size,
             },
+        })
+    }
+}
+
+impl RawText {
+    /// Another decoder's tensors can have the same names and shapes, and give another answer.
+    fn is_llama(&self) -> Result<(), String> {
+        let found = self.model_type.as_deref().unwrap_or("llama");
+        if found != "llama" {
+            return Err(format!(
+                "text_config.model_type is {found:?}, expected \"llama\", the decoder of SmolVLM2: nothing else is built; export a \
+                 fine-tune of SmolVLM2 itself"
+            ));
+        }
+        only("text_config.hidden_act", self.hidden_act.as_deref(), "silu")?;
+        for (field, found) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
+            if found == Some(true) {
+                return Err(format!("text_config.{field} is true, expected false: biases of the text decoder are not built"));
+            }
+        }
+        if let Some(window) = self.sliding_window {
+            return Err(format!("text_config.sliding_window is {window}, expected none: attention looks at everything before it"));
+        }
+        for (field, found) in [
+            ("embedding_multiplier", self.embedding_multiplier),
+            ("residual_multiplier", self.residual_multiplier),
+            ("logits_scaling", self.logits_scaling),
+        ] {
+            if let Some(found) = found.filter(|&found| found != 1.0) {
+                return Err(format!("text_config.{field} is {found}, expected none or 1: nothing else is built"));
+            }
+        }
+        match self.attention_multiplier {
+            Some(found) => Err(format!("text_config.attention_multiplier is {found}, expected none: nothing else is built")),
+            None => Ok(()),
+        }
+    }
+
+    /// Base of the rotary frequencies. As in transformers, older `rope_scaling` stands before `rope_parameters`, and either before the
+    /// flat field.
+    fn theta(&self) -> Result<f64, String> {
+        let nested = [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
+        for (field, rope) in &nested {
+            only(&format!("text_config.{field}.rope_type"), rope.as_ref().and_then(|rope| rope.rope_type.as_deref()), "default")?;
+        }
+        let given = nested.iter().find_map(|(field, rope)| Some((field, rope.as_ref()?.rope_theta?)));
+        if let (Some((field, nested)), Some(flat)) = (given, self.rope_theta)
+            && nested != flat
+        {
+            tracing::warn!("text_config.rope_theta is {flat}, {field}.rope_theta {nested}: the latter counts, as in transformers");
+        }
+        // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published models'.
+        given.map(|(_, theta)| theta).or(self.rope_theta).ok_or_else(|| {
+            "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with".into()
         })
     }
 }
@@ -306,14 +334,27 @@ mod tests {
     fn theta_may_be_flat_or_nested() {
         for text in [
             json!({"rope_theta": 1e5}),
-            json!({"rope_theta": 1e5, "rope_scaling": null}),
-            json!({"rope_theta": 1e5, "rope_scaling": {"type": "default"}, "model_type": "llama"}),
-            json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}, "dtype": "bfloat16"}),
-            json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}, "rope_theta": 1e5}),
+            json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
+            json!({"rope_theta": 1e5, "rope_scaling": {"rope_type": "default"}}),
+            json!({"rope_theta": 1e5, "rope_scaling": {"type": "default"}}),
+            // Where they differ, transformers takes the nested one.
+            json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
+            json!({"rope_theta": 1e4, "rope_scaling": {"rope_theta": 1e5}, "rope_parameters": {"rope_theta": 2e5}}),
         ] {
             let config = Config::parse(json!({"model_type": "smolvlm", "text_config": text})).unwrap();
             assert_eq!(config.text.rope_theta, 1e5);
         }
+    }
+
+    /// Fields that the published configs and those of older fine-tunes carry, and that change nothing.
+    #[test]
+    fn what_changes_nothing_is_accepted() {
+        let text = json!({
+            "rope_theta": 1e5, "model_type": "llama", "architectures": ["VLlama3ForCausalLM"], "perceiver_config": {"model_type": "vllama3"},
+            "attention_bias": false, "mlp_bias": null, "sliding_window": null, "embedding_multiplier": 1.0, "logits_scaling": 1,
+            "rope_scaling": null, "neftune_noise_alpha": 0.0,
+        });
+        Config::parse(json!({"model_type": "smolvlm", "text_config": text})).unwrap();
     }
 
     #[test]
@@ -327,10 +368,14 @@ mod tests {
                 "architectures is [\"ColIdefics3\"], expected one with a language head: SmolVLMForConditionalGeneration",
             ),
             (text(json!({})), "rope_theta is missing"),
-            (text(json!({"rope_theta": 1e5, "rope_scaling": {"factor": 2}})), "rope_scaling is set"),
-            (text(json!({"rope_theta": 1e5, "rope_scaling": {"rope_type": "linear", "factor": 2}})), "rope_scaling is set"),
-            (text(json!({"rope_theta": 1e5, "rope_parameters": {"rope_theta": 1e4}})), "rope_theta is 100000, text_config.rope_parameters"),
-            (text(json!({"rope_theta": 1e5, "model_type": "granite"})), "text_config.model_type is \"granite\", expected \"llama\""),
+            (
+                text(json!({"rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 2}})),
+                "rope_scaling.rope_type is \"linear\", expected \"default\"",
+            ),
+            (text(json!({"rope_theta": 1e5, "model_type": "mistral"})), "text_config.model_type is \"mistral\", expected \"llama\""),
+            (text(json!({"rope_theta": 1e5, "sliding_window": 8})), "sliding_window is 8, expected none"),
+            (text(json!({"rope_theta": 1e5, "residual_multiplier": 0.5})), "residual_multiplier is 0.5, expected none or 1"),
+            (text(json!({"rope_theta": 1e5, "attention_multiplier": 0.5})), "attention_multiplier is 0.5, expected none"),
             (text(json!({"rope_theta": 1e5, "hidden_act": "gelu"})), "text_config.hidden_act is \"gelu\", expected \"silu\""),
             (text(json!({"rope_theta": 1e5, "attention_bias": true})), "biases of the text decoder are not built"),
             (text(json!({"rope_theta": 1e5, "rms_norm_eps": -1.0})), "expected a number between 0 and 1"),
