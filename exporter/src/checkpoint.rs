@@ -127,7 +127,7 @@ pub enum CheckpointError {
         present: usize,
     },
     /// A tensor has a type that weights do not have here.
-    #[error("{path}: tensor {tensor:?} is {dtype}, expected F32, F16 or BF16; save the model in one of these")]
+    #[error("{path}: tensor {tensor:?} is {dtype}, expected F32, F16, BF16 or F64; save the model in one of these")]
     Dtype {
         /// The weight file.
         path: PathBuf,
@@ -229,12 +229,14 @@ impl Checkpoint {
     /// Reads a tensor as f32, row-major.
     ///
     /// # Errors
-    /// When it is missing, of another type than F32, F16 or BF16, or holds NaN or an infinity.
+    /// When it is missing, of another type than F32, F16, BF16 or F64, or holds NaN or an infinity.
     pub fn tensor(&self, tensor: &str) -> Result<Tensor, CheckpointError> {
         let place = self.tensors.get(tensor).ok_or_else(|| self.missing(tensor))?;
         let file = &self.files[place.file];
         let bytes = &file.map.as_bytes()[place.bytes.clone()];
         let values: Vec<f32> = match place.dtype {
+            // What training did in f64 is rounded as loading into an f32 model rounds it.
+            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
             Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
             Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect(),
