@@ -57,6 +57,28 @@ pub enum ArchError {
         /// The checkpoint folder.
         dir: String,
     },
+    /// Tensors that no graph would hold.
+    #[error(
+        "{dir}: tensors that this architecture does not use: {tensors}; is this a SmolVLM2 checkpoint? an adapter is merged first, \
+         with merge_and_unload()"
+    )]
+    Unused {
+        /// The checkpoint folder.
+        dir: String,
+        /// The first of them, and how many more there are.
+        tensors: String,
+    },
+    /// The model inside the model was saved.
+    #[error(
+        "{dir}: tensor {tensor:?} has no \"model.\" before it: this is a SmolVLMModel, saved without its head; save the \
+         SmolVLMForConditionalGeneration around it"
+    )]
+    Headless {
+        /// The checkpoint folder.
+        dir: String,
+        /// A tensor that tells.
+        tensor: String,
+    },
     /// The config contradicts the tensors.
     #[error("{dir}/config.json: {field} is {found}, but {tensors}; config and weights are of different models")]
     Config {

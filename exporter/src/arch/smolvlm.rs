@@ -3,8 +3,11 @@
 //! Layer counts and widths are read off the tensors, since released configs leave some out; heads, epsilons and theta cannot be and
 //! come from the config. Every shape is checked before a graph is built.
 
+mod positions;
 mod text;
 mod vision;
+
+use std::collections::BTreeSet;
 
 use firmware_config::manifest::{Geometry, TextGeometry, VisionGeometry};
 
@@ -50,6 +53,10 @@ impl SmolVlm {
     /// When a tensor is missing or of another shape than the others call for, or the config contradicts them.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, ArchError> {
         let shapes = Shapes { checkpoint, dir: checkpoint.dir().display().to_string() };
+        let without_prefix = format!("{PATCH_EMBEDDING}.weight").trim_start_matches("model.").to_owned();
+        if checkpoint.shape(&without_prefix).is_some() {
+            return Err(ArchError::Headless { dir: shapes.dir, tensor: without_prefix });
+        }
         let (vision, grid, vision_intermediate) = vision_geometry(&shapes)?;
         let (text, text_intermediate, head) = text_geometry(&shapes)?;
         let scale_factor = scale_factor(&shapes, &vision, grid, text.hidden_size)?;
@@ -64,10 +71,31 @@ impl SmolVlm {
             rope_theta: checkpoint.config.text.rope_theta,
             head,
         };
-        for (tensor, dims) in model.tensors() {
-            shapes.expect(&tensor, &dims)?;
+        let tensors = model.tensors();
+        for (tensor, dims) in &tensors {
+            shapes.expect(tensor, dims)?;
+        }
+        let used: BTreeSet<&str> = tensors.iter().map(|(tensor, _)| tensor.as_str()).collect();
+        let unused: Vec<&str> = checkpoint.names().filter(|name| !used.contains(name) && !is_buffer(name)).collect();
+        if !unused.is_empty() {
+            return Err(ArchError::Unused { dir: shapes.dir, tensors: some_of(&unused) });
         }
         Ok(model)
+    }
+
+    /// Base of the rotary frequencies.
+    pub fn rope_theta(&self) -> f64 {
+        self.rope_theta
+    }
+
+    /// Added to the variance in the vision encoder's LayerNorm, and to the mean square in the text decoder's RMSNorm.
+    pub fn epsilons(&self) -> (f32, f32) {
+        (self.layer_norm_eps, self.rms_norm_eps)
+    }
+
+    /// Positions of a tile's side that transformers takes for their neighbours, by rounding; 0 on the published grids.
+    pub fn positions_moved_by_transformers(&self) -> usize {
+        positions::moved_by_transformers(self.grid)
     }
 
     /// Whether the head is the embedding.
@@ -91,6 +119,18 @@ impl SmolVlm {
         text::tensors(self, &mut tensors);
         tensors
     }
+}
+
+/// Whether a tensor is one that modules recompute and some versions of transformers saved: it says nothing of its own.
+pub fn is_buffer(tensor: &str) -> bool {
+    tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".embeddings.position_ids")
+}
+
+/// The first few of a list, and how many more there are.
+fn some_of(names: &[&str]) -> String {
+    const SHOWN: usize = 3;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
 /// Whether a matrix takes 8-bit weights and dynamic 8-bit activations well: the linears of both towers except `down_proj`, whose
