@@ -2,9 +2,14 @@
 //!
 //! A bundle appears under its name complete or not at all, so a device that watches the folder never loads half of one.
 
+mod chat_template;
+mod clips;
 pub(crate) mod companions;
-pub(crate) mod pictures;
-pub(crate) mod prompt;
+mod generation;
+pub(crate) mod metadata;
+mod pictures;
+mod processor;
+mod prompt;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -285,7 +285,11 @@ fn exit_of(error: &ExportError) -> Exit {
         | ExportError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. }))
         | ExportError::Onnx(OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }))
         | ExportError::Bundle(BundleError::Io { .. })
-        | ExportError::Verify(VerifyError::Io { .. } | VerifyError::Checkpoint(CheckpointError::Io { .. })) => Exit::Io,
+        | ExportError::Verify(
+            VerifyError::Io { .. }
+            | VerifyError::Checkpoint(CheckpointError::Io { .. })
+            | VerifyError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. })),
+        ) => Exit::Io,
         ExportError::Hub(error) if !error.is_usage() => Exit::Io,
         // A bundle of other sizes is not this checkpoint, and a changed one is not what was made of it: that is an answer, not a
         // mistake in asking.

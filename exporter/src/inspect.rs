@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use firmware_config::manifest::{Geometry, Precision};
+use firmware_config::manifest::{Geometry, ImageRules, Precision, VideoRules};
 use serde::Serialize;
 use vlm::bundle::{Bundle, MANIFEST};
 
 use crate::ExportError;
 use crate::arch::smolvlm::{self, SmolVlm};
+use crate::bundle::metadata::Metadata;
 use crate::checkpoint::Checkpoint;
 use crate::graph::ValueInfo;
 use crate::graph::onnx::GraphFile;
@@ -37,6 +38,16 @@ pub struct CheckpointSummary {
     pub tokens_per_tile: usize,
     /// Whether the head is the embedding.
     pub tied_head: bool,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Added to the variance in the vision encoder's LayerNorm.
+    pub layer_norm_eps: f32,
+    /// Added to the mean square in the text decoder's RMSNorm.
+    pub rms_norm_eps: f32,
+    /// How it is fed; `None` where an export would refuse it.
+    pub feeding: Option<Feeding>,
+    /// Why an export would refuse it.
+    pub refusal: Option<String>,
     /// Number of tensors.
     pub tensors: usize,
     /// Number of values in them.
@@ -45,6 +56,25 @@ pub struct CheckpointSummary {
     pub dtypes: Vec<String>,
     /// Size of the weight files.
     pub bytes: u64,
+}
+
+/// How a checkpoint's model is fed, and where that stands.
+#[derive(Debug, Serialize)]
+pub struct Feeding {
+    /// How a picture becomes `pixel_values`.
+    pub image: ImageRules,
+    /// Where that stands.
+    pub image_from: String,
+    /// How a clip becomes frames.
+    pub video: VideoRules,
+    /// Where that stands.
+    pub video_from: String,
+    /// Where the chat template stands.
+    pub chat_template_from: String,
+    /// Tokens that end an answer.
+    pub stop: Vec<String>,
+    /// What an export does otherwise than transformers would.
+    pub warnings: Vec<String>,
 }
 
 /// A bundle, summed up.
@@ -117,17 +147,40 @@ pub fn inspect(dir: &Path) -> Result<Inspection, ExportError> {
 fn checkpoint(dir: &Path) -> Result<CheckpointSummary, ExportError> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = SmolVlm::new(&checkpoint)?;
+    let (feeding, refusal) = match Metadata::read(&checkpoint, &model) {
+        Ok(metadata) => (Some(feeding(metadata)), None),
+        // Nothing is wrong with looking at it.
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let (layer_norm_eps, rms_norm_eps) = model.epsilons();
     Ok(CheckpointSummary {
         name: checkpoint.name().to_owned(),
         architecture: smolvlm::NAME.into(),
         geometry: model.geometry,
         tokens_per_tile: model.tokens_per_tile,
         tied_head: model.has_tied_head(),
+        rope_theta: model.rope_theta(),
+        layer_norm_eps,
+        rms_norm_eps,
+        feeding,
+        refusal,
         tensors: checkpoint.tensor_count(),
         parameters: checkpoint.parameter_count(),
         dtypes: checkpoint.dtypes(),
         bytes: checkpoint.bytes(),
     })
+}
+
+fn feeding(metadata: Metadata) -> Feeding {
+    Feeding {
+        image: metadata.image,
+        image_from: metadata.processor.pictures.origin(),
+        video: metadata.video,
+        video_from: metadata.processor.clips.origin(),
+        chat_template_from: metadata.template.origin(),
+        stop: metadata.stops,
+        warnings: metadata.warnings,
+    }
 }
 
 fn bundle(dir: &Path) -> Result<BundleSummary, ExportError> {
@@ -194,9 +247,40 @@ impl fmt::Display for CheckpointSummary {
         write_geometry(f, &self.geometry, self.tokens_per_tile)?;
         let head = if self.tied_head { "tied" } else { "its own" };
         writeln!(f, "  head     {head}")?;
+        let Self { rope_theta, layer_norm_eps, rms_norm_eps, .. } = self;
+        writeln!(f, "  theta    {rope_theta}, eps {rms_norm_eps:e} (text), {layer_norm_eps:e} (vision)")?;
+        if let Some(feeding) = &self.feeding {
+            feeding.fmt(f)?;
+        }
         let (parameters, dtypes) = (self.parameters as f64 / 1e6, self.dtypes.join(", "));
-        write!(f, "  tensors  {}, {parameters:.1} M values, {dtypes}, {}", self.tensors, megabytes(self.bytes))
+        write!(f, "  tensors  {}, {parameters:.1} M values, {dtypes}, {}", self.tensors, megabytes(self.bytes))?;
+        match &self.refusal {
+            Some(refusal) => write!(f, "\nan export would refuse it: {refusal}"),
+            None => Ok(()),
+        }
     }
+}
+
+impl fmt::Display for Feeding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ImageRules { tile_size, longest_edge, mean, std, splits_by_default, .. } = self.image;
+        let split = if splits_by_default { "split" } else { "whole" };
+        writeln!(
+            f,
+            "  pictures {split}, longest edge {longest_edge} px, tiles of {tile_size} px, mean {mean:?}, std {std:?} ({})",
+            self.image_from
+        )?;
+        let VideoRules { frames_per_second, frames_max } = self.video;
+        writeln!(f, "  clips    frames at {} a second, at most {frames_max} ({})", frames_per_second, self.video_from)?;
+        writeln!(f, "  template {}", self.chat_template_from)?;
+        writeln!(f, "  stop     {}", self.stop.join(", "))?;
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning  {warning}"))
+    }
+}
+
+/// A number and what it counts.
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 impl fmt::Display for BundleSummary {
@@ -231,10 +315,12 @@ impl fmt::Display for GraphSummary {
 
 fn write_geometry(f: &mut fmt::Formatter<'_>, geometry: &Geometry, tokens_per_tile: usize) -> fmt::Result {
     let (vision, text) = (&geometry.vision, &geometry.text);
-    writeln!(f, "  vision   {} layers of {}, {} heads", vision.layers, vision.hidden_size, vision.heads)?;
-    writeln!(f, "  tile     {} px, patches of {} px, {tokens_per_tile} tokens", vision.image_size, vision.patch_size)?;
-    let (heads, kv_heads, head_dim) = (text.heads, text.kv_heads, text.head_dim);
-    writeln!(f, "  text     {} layers of {}, {heads} heads of {head_dim} over {kv_heads}", text.layers, text.hidden_size)?;
+    let (layers, heads) = (counted(vision.layers, "layer"), counted(vision.heads, "head"));
+    writeln!(f, "  vision   {layers} of {}, {heads}", vision.hidden_size)?;
+    let tokens = counted(tokens_per_tile, "token");
+    writeln!(f, "  tile     {} px, patches of {} px, {tokens}", vision.image_size, vision.patch_size)?;
+    let (layers, heads) = (counted(text.layers, "layer"), counted(text.heads, "head"));
+    writeln!(f, "  text     {layers} of {}, {heads} of {} over {}", text.hidden_size, text.head_dim, text.kv_heads)?;
     writeln!(f, "  context  {} tokens, vocabulary of {}", text.context_length, text.vocab_size)
 }
 

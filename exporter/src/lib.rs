@@ -34,9 +34,8 @@ use firmware_config::manifest::{FORMAT, Graphs, Manifest, Precision, QuantizedTe
 
 use arch::smolvlm::{self, SmolVlm};
 use arch::{ArchError, Part};
-use bundle::prompt::{AddedTokens, Ids};
-use bundle::{BundleError, Draft, companions, pictures};
-use checkpoint::config::read_json;
+use bundle::metadata::Metadata;
+use bundle::{BundleError, Draft, companions};
 use checkpoint::{Checkpoint, CheckpointError};
 use graph::onnx::{self, OnnxError};
 use hub::HubError;
@@ -133,9 +132,8 @@ fn assemble(source: &Path, out: &Path, options: &Options) -> Result<(Draft, Mani
     // Load and build: whatever is wrong with the source is told before anything is written.
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
-    let (image, video) = pictures::rules(source, &model.geometry, model.tokens_per_tile)?;
-    let tokens = AddedTokens::read(&source.join("tokenizer.json"))?;
-    let prompt = tokens.prompt(checkpoint.config.image_token_id, eos(source)?, model.geometry.text.vocab_size)?;
+    let metadata = Metadata::read(&checkpoint, &model)?;
+    metadata.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     // Quantize and write, one graph after the other, so that one at a time is in memory.
     let mut draft = Draft::new(out, options.replace)?;
@@ -146,15 +144,10 @@ fn assemble(source: &Path, out: &Path, options: &Options) -> Result<(Draft, Mani
         quantization.extend(losses);
         external_data.extend(external);
     }
-    let facts = companions::Facts {
-        geometry: &model.geometry,
-        image: &image,
-        video: &video,
-        prompt: &prompt,
-        precision: options.precision,
-        external_data: &external_data,
-    };
+    let facts =
+        companions::Facts { geometry: &model.geometry, metadata: &metadata, precision: options.precision, external_data: &external_data };
     companions::write(&mut draft, source, &facts)?;
+    let Metadata { image, video, prompt, .. } = metadata;
     let path = |part| graph_path(part, options.precision);
     let manifest = Manifest {
         format: FORMAT,
@@ -215,14 +208,4 @@ pub fn graph_path(part: Part, precision: Precision) -> String {
         Precision::Int8 => "_int8",
     };
     format!("onnx/{}{suffix}.onnx", part.as_str())
-}
-
-/// The end ids of `generation_config.json`, if it is there and has any.
-fn eos(source: &Path) -> Result<Option<Ids>, ExportError> {
-    #[derive(serde::Deserialize)]
-    struct Generation {
-        eos_token_id: Option<Ids>,
-    }
-    let path = source.join("generation_config.json");
-    Ok(if path.exists() { read_json::<Generation>(&path)?.eos_token_id } else { None })
 }

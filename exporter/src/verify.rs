@@ -2,7 +2,7 @@
 //!
 //! | compared | finds |
 //! |---|---|
-//! | companion files, and the manifest's rules | another tokenizer, template or config |
+//! | companion files, and the manifest's fields | another tokenizer, template, config or rule |
 //! | every constant of the graphs with its tensor, by name | any weight changed or moved, used by a probe or not |
 //! | image features, embeddings of the whole vocabulary, logits of every position | a graph that computes something else |
 //! | answers, token by token | a cache, a position or a prompt that goes wrong while generating |
@@ -25,6 +25,8 @@ use vlm::tiles::{pixel_values, tiles_of_turns};
 use vlm::tokenizer::TokenizerError;
 use vlm::{BackendChoice, Split, Vlm, VlmError};
 
+use crate::arch::ArchError;
+use crate::arch::smolvlm::SmolVlm;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::onnx::OnnxError;
 use crate::reference::{Past, Reference, ReferenceError};
@@ -53,6 +55,7 @@ pub struct Options {
 /// When either cannot be read or does not run. A bundle that runs and is wrong is no error: its report's verdict is `fail`.
 pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<VerificationReport, VerifyError> {
     let checkpoint = Checkpoint::open(source)?;
+    let model = SmolVlm::new(&checkpoint)?;
     let mut probes = probe::built_in();
     if let Some(folder) = &options.images {
         probes.extend(probe::of_folder(folder)?);
@@ -67,11 +70,11 @@ pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<Verific
     let observed = probes.iter().map(|probe| observe(&mut vlm, &manifest, probe)).collect::<Result<Vec<_>, _>>()?;
     drop(vlm);
 
-    let files = companions::compare(bundle, &manifest, source)?;
-    let weights = weights::compare(bundle, &manifest, &checkpoint)?;
     tracing::info!("verify: computing the reference");
     let reference = Reference::open(&checkpoint)?;
     same_sizes(&reference, &manifest)?;
+    let files = companions::compare(bundle, &manifest, &checkpoint, &model)?;
+    let weights = weights::compare(bundle, &manifest, &checkpoint)?;
     let mut comparison = Comparison::new();
     comparison.embeddings(&reference, &embeddings);
     for (probe, observed) in probes.iter().zip(&observed) {
@@ -258,6 +261,9 @@ pub enum VerifyError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The checkpoint is no model of its architecture.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
     /// The checkpoint cannot be computed.
     #[error(transparent)]
     Reference(#[from] ReferenceError),

@@ -248,13 +248,21 @@ fn a_taken_name_is_left_alone() {
 fn inspecting_says_what_is_inside() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
-    insta::assert_snapshot!(inspect(&source).unwrap(), @r"
+    let text = inspect(&source).unwrap().to_string().replace(&bench.folder.path().display().to_string(), "…");
+    insta::assert_snapshot!(text, @r"
     checkpoint tiny (smolvlm)
-      vision   1 layers of 64, 2 heads
+      vision   1 layer of 64, 2 heads
       tile     64 px, patches of 8 px, 4 tokens
       text     2 layers of 192, 3 heads of 64 over 1
       context  8192 tokens, vocabulary of 8
       head     its own
+      theta    100000, eps 1e-5 (text), 1e-6 (vision)
+      pictures split, longest edge 256 px, tiles of 64 px, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5] (preprocessor_config.json)
+      clips    frames at 1 a second, at most 64 (preprocessor_config.json)
+      template the family's own
+      stop     <end_of_utterance>, <|im_end|>, <|endoftext|>
+      warning  no chat template in …/tiny: the family's is used
+      warning  …/tiny/tokenizer_config.json is not there: made as the family has it
       tensors  43, 0.7 M values, F32, 3.0 MB
     ");
     bench.export(&source, "bundle", Precision::Int8).unwrap();
@@ -263,7 +271,7 @@ fn inspecting_says_what_is_inside() {
     let text: Vec<&str> = text.lines().filter(|line| !line.contains("identity")).collect();
     insta::assert_snapshot!(text.join("\n"), @r#"
     bundle tiny (smolvlm, int8 from tiny)
-      vision   1 layers of 64, 2 heads
+      vision   1 layer of 64, 2 heads
       tile     64 px, patches of 8 px, 4 tokens
       text     2 layers of 192, 3 heads of 64 over 1
       context  8192 tokens, vocabulary of 8
@@ -293,7 +301,152 @@ fn inspecting_says_what_is_inside() {
     assert_eq!(json["graphs"][0]["inputs"][1]["dims"], json!(["batch", "num_images", "64", "64"]));
 }
 
+#[test]
+fn what_a_fine_tune_saved_last_is_what_counts() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    // Beside the older file, as newer transformers leave it there.
+    edit(&source.join("processor_config.json"), |config| {
+        config["image_processor"] = json!({ "size": { "longest_edge": 128 }, "image_mean": 0.25 });
+        config["video_processor"] = json!({ "fps": 2, "num_frames": 7 });
+    });
+    let manifest = bench.export(&source, "nested", Precision::Fp32).unwrap();
+    assert_eq!((manifest.image.longest_edge, manifest.image.mean), (128, [0.25; 3]));
+    assert_eq!((manifest.video.frames_per_second, manifest.video.frames_max), (2.0, 7));
+    let written: Value = serde_json::from_slice(&fs::read(bench.path("nested/preprocessor_config.json")).unwrap()).unwrap();
+    assert_eq!((&written["size"]["longest_edge"], &written["video_sampling"]["max_frames"]), (&json!(128), &json!(7)));
+
+    // One version had a third file for clips.
+    edit(&source.join("processor_config.json"), |config| {
+        config.as_object_mut().unwrap().retain(|key, _| !key.ends_with("_processor"));
+    });
+    fs::write(source.join("video_preprocessor_config.json"), r#"{"video_sampling": {"fps": 3, "max_frames": 9}}"#).unwrap();
+    let manifest = bench.export(&source, "third", Precision::Fp32).unwrap();
+    assert_eq!((manifest.image.longest_edge, manifest.video.frames_max), (256, 9));
+    assert!(manifest.files.contains_key("video_preprocessor_config.json"));
+}
+
+#[test]
+fn the_template_comes_with_the_tokens_it_names() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    let template = vlm::template::DEFAULT.replace("<|im_start|>", "{{ bos_token }}").replace("item['text']", "item['text'] | trim");
+    fs::write(source.join("chat_template.json"), json!({ "chat_template": template }).to_string()).unwrap();
+    fs::write(source.join("tokenizer_config.json"), r#"{"eos_token": "<end_of_utterance>"}"#).unwrap();
+    fs::write(source.join("special_tokens_map.json"), r#"{"bos_token": {"content": "<|im_start|>"}}"#).unwrap();
+    let manifest = bench.export(&source, "bundle", Precision::Fp32).unwrap();
+    assert_eq!(fs::read_to_string(bench.path("bundle/chat_template.jinja")).unwrap(), template);
+    assert!(manifest.files.contains_key("special_tokens_map.json"));
+}
+
+/// Modules recompute these, and some versions saved them.
+#[test]
+fn buffers_beside_the_weights_are_left_out() {
+    let bench = Bench::new();
+    let plain = bench.export(&bench.checkpoint(&tiny()), "plain", Precision::Fp32).unwrap();
+    let mut tiny = tiny();
+    tiny.name = "buffers".into();
+    let source = bench.checkpoint(&tiny);
+    edit_weights(&source.join("model.safetensors"), |header, data| {
+        add_tensor(header, data, "model.text_model.layers.0.self_attn.rotary_emb.inv_freq", "F32", 32, 4);
+        add_tensor(header, data, "model.vision_model.embeddings.position_ids", "I64", 64, 8);
+    });
+    let manifest = bench.export(&source, "bundle", Precision::Fp32).unwrap();
+    assert_eq!(manifest.files[&plain.graphs.decoder_model_merged], plain.files[&plain.graphs.decoder_model_merged]);
+}
+
+#[test]
+fn weights_in_double_precision_are_rounded() {
+    let bench = Bench::new();
+    let plain = bench.export(&bench.checkpoint(&tiny()), "plain", Precision::Fp32).unwrap();
+    let mut tiny = tiny();
+    tiny.name = "double".into();
+    let source = bench.checkpoint(&tiny);
+    edit_weights(&source.join("model.safetensors"), |header, data| {
+        let last = header.as_object_mut().unwrap().values_mut().filter(|entry| entry.get("data_offsets").is_some());
+        let last = last.max_by_key(|entry| entry["data_offsets"][1].as_u64()).unwrap();
+        let from = last["data_offsets"][0].as_u64().unwrap() as usize;
+        let values: Vec<u8> =
+            data.split_off(from).as_chunks().0.iter().flat_map(|&b| f64::from(f32::from_le_bytes(b)).to_le_bytes()).collect();
+        data.extend(values);
+        last["dtype"] = json!("F64");
+        last["data_offsets"] = json!([from, data.len()]);
+    });
+    let manifest = bench.export(&source, "bundle", Precision::Fp32).unwrap();
+    let graphs = |manifest: &Manifest| {
+        let of = |path: &String| manifest.files[path].clone();
+        [&manifest.graphs.vision_encoder, &manifest.graphs.embed_tokens, &manifest.graphs.decoder_model_merged].map(of)
+    };
+    assert_eq!(graphs(&manifest), graphs(&plain));
+}
+
+/// Appends a tensor of zeros.
+fn add_tensor(header: &mut Value, data: &mut Vec<u8>, name: &str, dtype: &str, values: usize, width: usize) {
+    let from = data.len();
+    data.resize(from + values * width, 0);
+    header[name] = json!({ "dtype": dtype, "shape": [values], "data_offsets": [from, data.len()] });
+}
+
+#[test]
+fn inspecting_tells_what_an_export_would_refuse() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    edit(&source.join("preprocessor_config.json"), |config| config["do_resize"] = json!(false));
+    let text = inspect(&source).unwrap().to_string().replace(&bench.folder.path().display().to_string(), "…");
+    insta::assert_snapshot!(text.lines().last().unwrap(), @"an export would refuse it: …/tiny/preprocessor_config.json: do_resize is false, expected true: nothing else is built");
+}
+
 // --- damaged checkpoints
+
+#[test]
+fn a_template_that_cannot_be_used_is_told_with_its_file() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    fs::write(source.join("tokenizer_config.json"), json!({ "chat_template": "{% for message in messages %}" }).to_string()).unwrap();
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/tokenizer_config.json: chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); mend it there, or take it out to export with the family's own");
+}
+
+#[test]
+fn tensors_that_nothing_uses_are_told() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    edit_weights(&source.join("model.safetensors"), |header, data| {
+        for part in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            add_tensor(header, data, &format!("model.text_model.layers.0.self_attn.{part}.lora_A.weight"), "F32", 8, 4);
+        }
+    });
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny: tensors that this architecture does not use: model.text_model.layers.0.self_attn.k_proj.lora_A.weight, model.text_model.layers.0.self_attn.o_proj.lora_A.weight, model.text_model.layers.0.self_attn.q_proj.lora_A.weight and 1 more; is this a SmolVLM2 checkpoint? an adapter is merged first, with merge_and_unload()");
+}
+
+#[test]
+fn a_model_saved_without_its_head_is_told() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    edit_weights(&source.join("model.safetensors"), |header, _| {
+        let renamed = header.as_object().unwrap().iter().map(|(name, entry)| (name.trim_start_matches("model.").to_owned(), entry.clone()));
+        *header = Value::Object(renamed.collect());
+    });
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny: tensor "vision_model.embeddings.patch_embedding.weight" has no "model." before it: this is a SmolVLMModel, saved without its head; save the SmolVLMForConditionalGeneration around it"#);
+}
+
+#[test]
+fn another_decoder_under_the_same_names_is_told() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    edit(&source.join("config.json"), |config| config["text_config"]["model_type"] = json!("mistral"));
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/config.json: text_config.model_type is "mistral", expected "llama", the decoder of SmolVLM2: nothing else is built; export a fine-tune of SmolVLM2 itself"#);
+}
+
+#[test]
+fn values_are_told_with_the_file_they_are_in() {
+    let bench = Bench::new();
+    let source = bench.checkpoint(&tiny());
+    edit(&source.join("generation_config.json"), |config| config["eos_token_id"] = json!(-1));
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/generation_config.json: eos_token_id is -1, expected a token id or a list of them");
+    edit(&source.join("generation_config.json"), |config| config["eos_token_id"] = json!([]));
+    edit(&source.join("processor_config.json"), |config| config["image_processor"] = json!({ "size": { "height": 64, "width": 64 } }));
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/processor_config.json: image_processor.size is {"height":64,"width":64}, expected {"longest_edge": N}: pictures are resized by their longest edge, nothing else is built"#);
+}
 
 #[test]
 fn a_missing_tensor_is_named() {

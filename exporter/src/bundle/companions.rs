@@ -5,9 +5,14 @@
 use std::fs;
 use std::path::Path;
 
-use firmware_config::manifest::{Geometry, ImageRules, Precision, PromptTokens, VideoRules};
+use firmware_config::manifest::{Geometry, Precision};
 use serde_json::{Value, json};
+use vlm::special_tokens::{SPECIAL_TOKENS_MAP, SpecialTokens, TOKENIZER_CONFIG, takes_map};
 
+use super::chat_template::CHAT_TEMPLATE;
+use super::generation::GENERATION;
+use super::metadata::Metadata;
+use super::processor::{PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR};
 use super::{Draft, pretty};
 use crate::ExportError;
 use crate::checkpoint::CheckpointError;
@@ -16,9 +21,7 @@ use crate::checkpoint::config::read_json;
 /// What the made files are made from.
 pub(crate) struct Facts<'a> {
     pub(crate) geometry: &'a Geometry,
-    pub(crate) image: &'a ImageRules,
-    pub(crate) video: &'a VideoRules,
-    pub(crate) prompt: &'a PromptTokens,
+    pub(crate) metadata: &'a Metadata,
     pub(crate) precision: Precision,
     /// Published names of the graphs that have a second file, in transformers.js' spelling.
     pub(crate) external_data: &'a [String],
@@ -26,37 +29,46 @@ pub(crate) struct Facts<'a> {
 
 /// Writes all of them into a draft.
 pub(crate) fn write(draft: &mut Draft, source: &Path, facts: &Facts) -> Result<(), ExportError> {
-    draft.add("config.json", &config(source, facts)?)?;
-    draft.add("tokenizer.json", &read(&source.join("tokenizer.json"))?)?;
-    let chat_template = chat_template(source)?.unwrap_or_else(|| {
-        tracing::warn!("no chat template in {}: the family's is used", source.display());
-        vlm::template::DEFAULT.into()
-    });
-    draft.add("chat_template.jinja", &chat_template)?;
-    for (name, made) in [
-        ("generation_config.json", json!({ "eos_token_id": facts.prompt.stop, "do_sample": false })),
-        ("preprocessor_config.json", preprocessor(facts)),
-        ("processor_config.json", json!({ "processor_class": "SmolVLMProcessor", "image_seq_len": facts.image.tokens_per_tile })),
-        ("tokenizer_config.json", tokenizer(facts)),
-    ] {
-        let path = source.join(name);
-        let content = if path.exists() {
-            read(&path)?
-        } else {
-            tracing::warn!("{} is not there: made from the family's defaults and config.json", path.display());
-            pretty(&made)
-        };
+    for (name, content) in files(source, facts)? {
         draft.add(name, &content)?;
     }
     Ok(())
 }
 
+/// Name and content of each, in a bundle of this checkpoint.
+pub(crate) fn files(source: &Path, facts: &Facts) -> Result<Vec<(&'static str, Vec<u8>)>, CheckpointError> {
+    let Metadata { image, processor, template, prompt, .. } = facts.metadata;
+    let mut files = vec![
+        ("config.json", config(source, facts)?),
+        ("tokenizer.json", read(&source.join("tokenizer.json"))?),
+        (CHAT_TEMPLATE, template.text.clone()),
+        (TOKENIZER_CONFIG, tokenizer_config(source, facts.geometry.text.context_length)?),
+    ];
+    for (name, made) in [
+        (GENERATION, json!({ "eos_token_id": prompt.stop, "do_sample": false })),
+        (PROCESSOR, json!({ "processor_class": "SmolVLMProcessor", "image_seq_len": image.tokens_per_tile })),
+    ] {
+        files.push((name, read_or(&source.join(name), || made)?));
+    }
+    // Where the rules stand elsewhere, a file of this name is older than they are.
+    let is_stale = processor.pictures.path.is_some() && !processor.pictures.is_in(PREPROCESSOR);
+    let made = || pretty(&preprocessor(facts.metadata));
+    files.push((PREPROCESSOR, if is_stale { made() } else { read_or(&source.join(PREPROCESSOR), || preprocessor(facts.metadata))? }));
+    if processor.clips.is_in(VIDEO_PREPROCESSOR) {
+        files.push((VIDEO_PREPROCESSOR, read(&source.join(VIDEO_PREPROCESSOR))?));
+    }
+    if let Some(map) = special_tokens_map(source)? {
+        files.push((SPECIAL_TOKENS_MAP, map));
+    }
+    Ok(files)
+}
+
 /// `config.json`, with what transformers.js has to know about the graphs.
-fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, ExportError> {
+fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, CheckpointError> {
     let path = source.join("config.json");
     let is_fp16 = facts.precision == Precision::Fp16;
     if !is_fp16 && facts.external_data.is_empty() {
-        return Ok(read(&path)?);
+        return read(&path);
     }
     let mut config: Value = read_json(&path)?;
     let js = &mut config["transformers.js_config"];
@@ -73,64 +85,56 @@ fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, ExportError> {
     Ok(pretty(&config))
 }
 
-/// The checkpoint's own template, from the places where it has been kept over the years.
-pub(crate) fn chat_template(source: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
-    let jinja = source.join("chat_template.jinja");
-    if jinja.exists() {
-        return read(&jinja).map(Some);
-    }
-    for name in ["chat_template.json", "tokenizer_config.json"] {
-        let path = source.join(name);
-        if path.exists()
-            && let Some(template) = read_json::<Value>(&path)?.get("chat_template").and_then(default_template)
-        {
-            return Ok(Some(template.into()));
-        }
-    }
-    Ok(None)
+/// The special tokens that the template of a bundle may call by name.
+pub(crate) fn special_tokens(source: &Path, context_length: usize) -> Result<SpecialTokens, CheckpointError> {
+    let (config, map) = (tokenizer_config(source, context_length)?, special_tokens_map(source)?);
+    vlm::special_tokens::read(Some(&config), map.as_deref())
+        .map_err(|error| CheckpointError::Json { path: source.to_owned(), problem: error.to_string() })
 }
 
-/// The template itself, or the one of several that is called `default`.
-fn default_template(chat_template: &Value) -> Option<&str> {
-    match chat_template {
-        Value::String(template) => Some(template),
-        Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
-        _ => None,
-    }
+fn tokenizer_config(source: &Path, context_length: usize) -> Result<Vec<u8>, CheckpointError> {
+    read_or(&source.join(TOKENIZER_CONFIG), || tokenizer(context_length))
 }
 
-fn preprocessor(facts: &Facts) -> Value {
+/// The file of older tokenizers, where the newer one beside it does not stand for it.
+fn special_tokens_map(source: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
+    let (path, config) = (source.join(SPECIAL_TOKENS_MAP), source.join(TOKENIZER_CONFIG));
+    let is_read = path.exists() && (!config.exists() || takes_map(&read_json(&config)?));
+    if is_read { read(&path).map(Some) } else { Ok(None) }
+}
+
+fn preprocessor(Metadata { image, video, .. }: &Metadata) -> Value {
     json!({
         "image_processor_type": "SmolVLMImageProcessor",
         "processor_class": "SmolVLMProcessor",
         "do_convert_rgb": true,
-        "do_image_splitting": facts.image.splits_by_default,
+        "do_image_splitting": image.splits_by_default,
         "do_normalize": true,
         "do_pad": true,
         "do_rescale": true,
         "do_resize": true,
-        "image_mean": facts.image.mean,
-        "image_std": facts.image.std,
-        "max_image_size": { "longest_edge": facts.image.tile_size },
-        "size": { "longest_edge": facts.image.longest_edge },
+        "image_mean": image.mean,
+        "image_std": image.std,
+        "max_image_size": { "longest_edge": image.tile_size },
+        "size": { "longest_edge": image.longest_edge },
         "resample": 1,
         "rescale_factor": 1.0 / 255.0,
         "video_sampling": {
-            "fps": facts.video.frames_per_second,
-            "max_frames": facts.video.frames_max,
-            "video_size": { "longest_edge": facts.image.tile_size },
+            "fps": video.frames_per_second,
+            "max_frames": video.frames_max,
+            "video_size": { "longest_edge": image.tile_size },
         },
     })
 }
 
-fn tokenizer(facts: &Facts) -> Value {
+fn tokenizer(context_length: usize) -> Value {
     json!({
         "tokenizer_class": "GPT2Tokenizer",
         "bos_token": "<|im_start|>",
         "eos_token": "<end_of_utterance>",
         "pad_token": "<|im_end|>",
         "unk_token": "<|endoftext|>",
-        "model_max_length": facts.geometry.text.context_length,
+        "model_max_length": context_length,
         "truncation_side": "left",
     })
 }
@@ -139,20 +143,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
     fs::read(path).map_err(|source| CheckpointError::io(path, source))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_template_is_found_among_several() {
-        for (value, template) in [
-            (json!("one"), Some("one")),
-            (json!([{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]), Some("b")),
-            (json!([{"name": "tool_use", "template": "a"}]), None),
-            (json!({"template": "a"}), None),
-            (json!(["a"]), None),
-        ] {
-            assert_eq!(default_template(&value), template, "{value}");
-        }
-    }
+/// A file of the checkpoint, or what is made in its place.
+fn read_or(path: &Path, make: impl FnOnce() -> Value) -> Result<Vec<u8>, CheckpointError> {
+    if path.exists() { read(path) } else { Ok(pretty(&make())) }
 }

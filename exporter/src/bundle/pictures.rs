@@ -1,104 +1,75 @@
-//! Image and video rules, read from the processor's configs and checked against the geometry.
+//! How a picture is prepared: read off the image processor's config and checked against the geometry.
 
-use std::path::Path;
-
-use firmware_config::manifest::{Geometry, ImageRules, VideoRules};
+use firmware_config::manifest::{Geometry, ImageRules};
 use serde::Deserialize;
 
-use crate::ExportError;
+use super::processor::Section;
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::config::read_json;
 
 /// `resample` of the only filter that is built: Pillow's LANCZOS.
 const LANCZOS: u32 = 1;
 /// `rescale_factor` that brings u8 to 0..=1.
 const RESCALE: f64 = 1.0 / 255.0;
 
-/// `preprocessor_config.json`; every field is optional, as in transformers.
-#[derive(Debug, Deserialize, Default)]
-struct Preprocessor {
-    do_image_splitting: Option<bool>,
-    do_rescale: Option<bool>,
-    do_normalize: Option<bool>,
-    image_mean: Option<[f32; 3]>,
-    image_std: Option<[f32; 3]>,
-    max_image_size: Option<Edge>,
-    size: Option<Edge>,
-    resample: Option<u32>,
-    rescale_factor: Option<f64>,
-    video_sampling: Option<Sampling>,
-}
-
+/// A size by its longest edge; other forms are told, not guessed at.
 #[derive(Debug, Deserialize)]
-struct Edge {
-    longest_edge: usize,
+pub(super) struct Edge {
+    pub(super) longest_edge: usize,
 }
 
-#[derive(Debug, Deserialize)]
-struct Sampling {
-    fps: Option<f64>,
-    max_frames: Option<usize>,
+/// How [`Edge`] is written.
+pub(super) const EDGE: &str = "{\"longest_edge\": N}: pictures are resized by their longest edge, nothing else is built";
+
+/// One number for each channel, or the same for all.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Channels {
+    Each([f32; 3]),
+    All(f32),
 }
 
-/// `processor_config.json`; newer transformers put the image processor's config inside it.
-#[derive(Debug, Deserialize, Default)]
-struct Processor {
-    image_seq_len: Option<usize>,
-    image_processor: Option<Preprocessor>,
-}
-
-/// Reads the rules of a checkpoint folder; a file that is missing stands for its defaults.
-pub(crate) fn rules(dir: &Path, geometry: &Geometry, tokens_per_tile: usize) -> Result<(ImageRules, VideoRules), ExportError> {
-    let processor: Processor = read_or_default(&dir.join("processor_config.json"))?;
-    let preprocessor = match processor.image_processor {
-        Some(nested) if !dir.join("preprocessor_config.json").exists() => nested,
-        _ => read_or_default(&dir.join("preprocessor_config.json"))?,
-    };
-    if let Some(found) = processor.image_seq_len.filter(|&found| found != tokens_per_tile) {
-        let path = dir.join("processor_config.json");
-        let problem = format!("image_seq_len is {found}, the vision encoder gives {tokens_per_tile} tokens a tile");
-        return Err(CheckpointError::Json { path, problem }.into());
+impl Channels {
+    pub(super) fn values(self) -> [f32; 3] {
+        match self {
+            Channels::Each(values) => values,
+            Channels::All(value) => [value; 3],
+        }
     }
-    check(preprocessor, geometry, tokens_per_tile)
-        .map_err(|problem| CheckpointError::Json { path: dir.join("preprocessor_config.json"), problem }.into())
 }
 
-fn check(found: Preprocessor, geometry: &Geometry, tokens_per_tile: usize) -> Result<(ImageRules, VideoRules), String> {
+/// How [`Channels`] are written.
+pub(super) const CHANNELS: &str = "a number for each of three channels, or one for all";
+
+/// Reads the rules; a field that is missing stands for the family's default.
+pub(crate) fn rules(found: &Section, geometry: &Geometry, tokens_per_tile: usize) -> Result<ImageRules, CheckpointError> {
     let side = geometry.vision.image_size;
-    let tile_size = found.max_image_size.map_or(side, |edge| edge.longest_edge);
+    let tile_size = found.field("max_image_size", EDGE)?.map_or(side, |edge: Edge| edge.longest_edge);
     if tile_size != side {
-        return Err(format!("max_image_size.longest_edge is {tile_size}, the vision encoder takes tiles of {side}"));
+        let problem = format!("max_image_size.longest_edge is {tile_size}, the vision encoder takes tiles of {side}");
+        return Err(found.problem(problem));
     }
-    let longest_edge = found.size.map_or(4 * side, |edge| edge.longest_edge);
+    let longest_edge = found.field("size", EDGE)?.map_or(4 * side, |edge: Edge| edge.longest_edge);
     if !(1..=1 << 14).contains(&longest_edge) {
-        return Err(format!("size.longest_edge is {longest_edge}, expected 1 to 16384"));
+        return Err(found.problem(format!("size.longest_edge is {longest_edge}, expected 1 to 16384")));
     }
-    if let Some(filter) = found.resample.filter(|&filter| filter != LANCZOS) {
-        return Err(format!("resample is {filter}, expected 1 (LANCZOS): nothing else is built"));
+    if let Some(filter) = found.field("resample", "1 (LANCZOS)")?.filter(|&filter: &u32| filter != LANCZOS) {
+        return Err(found.problem(format!("resample is {filter}, expected 1 (LANCZOS): nothing else is built")));
     }
-    if found.do_rescale == Some(false) || found.do_normalize == Some(false) {
-        return Err("do_rescale or do_normalize is false, expected true: nothing else is built".into());
+    for step in ["do_resize", "do_rescale", "do_normalize"] {
+        if found.field(step, "true")? == Some(false) {
+            return Err(found.problem(format!("{step} is false, expected true: nothing else is built")));
+        }
     }
-    if let Some(factor) = found.rescale_factor.filter(|factor| (factor - RESCALE).abs() > 1e-9) {
-        return Err(format!("rescale_factor is {factor}, expected 1/255: nothing else is built"));
+    if let Some(factor) = found.field("rescale_factor", "1/255")?.filter(|factor: &f64| (factor - RESCALE).abs() > 1e-9) {
+        return Err(found.problem(format!("rescale_factor is {factor}, expected 1/255: nothing else is built")));
     }
-    let (mean, std) = (found.image_mean.unwrap_or([0.5; 3]), found.image_std.unwrap_or([0.5; 3]));
+    let channels = |name| Ok(found.field(name, CHANNELS)?.map_or([0.5; 3], Channels::values));
+    let (mean, std) = (channels("image_mean")?, channels("image_std")?);
     if !mean.iter().all(|value| value.is_finite()) || !std.iter().all(|&value| value.is_finite() && value > 0.0) {
-        return Err(format!("image_mean is {mean:?} and image_std {std:?}, expected numbers, the latter above zero"));
+        return Err(found.problem(format!("image_mean is {mean:?} and image_std {std:?}, expected numbers, the latter above zero")));
     }
-    let splits_by_default = found.do_image_splitting.unwrap_or(true);
-    let image = ImageRules { tile_size, longest_edge, mean, std, splits_by_default, tokens_per_tile };
-    let (fps, max_frames) = found.video_sampling.map_or((None, None), |sampling| (sampling.fps, sampling.max_frames));
-    let video = VideoRules { frames_per_second: fps.unwrap_or(1.0), frames_max: max_frames.unwrap_or(64) };
-    let is_rate = video.frames_per_second > 0.0 && video.frames_per_second <= 1000.0;
-    if !is_rate || !(1..=4096).contains(&video.frames_max) {
-        return Err(format!("video_sampling is {video:?}, expected up to 1000 frames a second and 1 to 4096 frames"));
-    }
-    Ok((image, video))
-}
-
-fn read_or_default<T: serde::de::DeserializeOwned + Default>(path: &Path) -> Result<T, ExportError> {
-    if path.exists() { Ok(read_json(path)?) } else { Ok(T::default()) }
+    let splits_by_default = found.field("do_image_splitting", "true or false")?.unwrap_or(true);
+    Ok(ImageRules { tile_size, longest_edge, mean, std, splits_by_default, tokens_per_tile })
 }
 
 #[cfg(test)]
@@ -114,37 +85,41 @@ mod tests {
         scale_factor: 4,
     };
 
-    fn rules(json: serde_json::Value) -> Result<(ImageRules, VideoRules), String> {
-        check(serde_json::from_value(json).unwrap(), &GEOMETRY, 64)
+    fn read(json: serde_json::Value) -> Result<ImageRules, String> {
+        rules(&Section::of(json), &GEOMETRY, 64).map_err(|error| error.to_string())
     }
 
     #[test]
     fn missing_fields_are_the_familys_defaults() {
-        let (image, video) = rules(json!({})).unwrap();
+        let image = rules(&Section::default(), &GEOMETRY, 64).unwrap();
         assert_eq!((image.tile_size, image.longest_edge, image.splits_by_default), (512, 2048, true));
         assert_eq!((image.mean, image.std), ([0.5; 3], [0.5; 3]));
-        assert_eq!(video, VideoRules { frames_per_second: 1.0, frames_max: 64 });
     }
 
     #[test]
     fn what_is_given_is_taken_or_refused() {
-        let (image, video) = rules(json!({
+        let image = read(json!({
             "do_image_splitting": false, "size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512},
-            "image_mean": [0.1, 0.2, 0.3], "video_sampling": {"fps": 2, "max_frames": 8}
+            "image_mean": [0.1, 0.2, 0.3], "image_std": 0.25, "resample": null
         }))
         .unwrap();
-        assert_eq!((image.longest_edge, image.splits_by_default, image.mean), (1024, false, [0.1, 0.2, 0.3]));
-        assert_eq!(video, VideoRules { frames_per_second: 2.0, frames_max: 8 });
+        assert_eq!((image.longest_edge, image.splits_by_default), (1024, false));
+        assert_eq!((image.mean, image.std), ([0.1, 0.2, 0.3], [0.25; 3]));
         for (json, says) in [
             (json!({"max_image_size": {"longest_edge": 384}}), "is 384, the vision encoder takes tiles of 512"),
             (json!({"size": {"longest_edge": 20000}}), "size.longest_edge is 20000, expected 1 to 16384"),
+            (
+                json!({"size": {"height": 64, "width": 64}}),
+                r#"size is {"height":64,"width":64}, expected {"longest_edge": N}: pictures are"#,
+            ),
             (json!({"resample": 3}), "resample is 3, expected 1"),
             (json!({"rescale_factor": 1.0}), "rescale_factor is 1"),
-            (json!({"do_normalize": false}), "expected true"),
+            (json!({"do_resize": false}), "do_resize is false, expected true"),
+            (json!({"do_normalize": false}), "do_normalize is false, expected true"),
             (json!({"image_std": [0.5, 0.0, 0.5]}), "the latter above zero"),
-            (json!({"video_sampling": {"fps": 0}}), "expected up to 1000 frames a second"),
+            (json!({"image_mean": [0.5]}), "image_mean is [0.5], expected a number for each of three channels, or one for all"),
         ] {
-            let error = rules(json).unwrap_err();
+            let error = read(json).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
     }

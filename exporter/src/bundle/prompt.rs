@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use firmware_config::manifest::PromptTokens;
 use serde::Deserialize;
 
-use crate::ExportError;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::config::read_json;
 
@@ -30,16 +29,8 @@ struct Added {
     content: String,
 }
 
-/// `generation_config.json`'s number or list.
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Ids {
-    One(u32),
-    Many(Vec<u32>),
-}
-
 impl AddedTokens {
-    pub(crate) fn read(path: &Path) -> Result<Self, ExportError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let tokenizer: Tokenizer = read_json(path)?;
         let ids = tokenizer.added_tokens.into_iter().map(|token| (token.content, token.id)).collect();
         Ok(AddedTokens { path: path.to_owned(), ids })
@@ -49,7 +40,7 @@ impl AddedTokens {
         self.ids.get(content).copied()
     }
 
-    fn need(&self, content: &str) -> Result<u32, ExportError> {
+    fn need(&self, content: &str) -> Result<u32, CheckpointError> {
         let missing = || {
             let added = self.ids.len();
             // Idefics3-8B and the first SmolVLM-Instruct have a few of these tokens, and no ids for the others.
@@ -58,22 +49,26 @@ impl AddedTokens {
         self.id(content).ok_or_else(|| self.problem(missing()))
     }
 
-    fn problem(&self, problem: String) -> ExportError {
-        CheckpointError::Json { path: self.path.clone(), problem }.into()
+    fn problem(&self, problem: String) -> CheckpointError {
+        CheckpointError::Json { path: self.path.clone(), problem }
     }
 
-    /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation config's end ids.
-    pub(crate) fn prompt(&self, image: Option<u32>, eos: Option<Ids>, vocab_size: usize) -> Result<PromptTokens, ExportError> {
+    /// A token's content, or its number where it is none of these.
+    pub(crate) fn content(&self, id: u32) -> String {
+        self.ids.iter().find(|(_, other)| **other == id).map_or_else(|| id.to_string(), |(content, _)| content.clone())
+    }
+
+    /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation config's end ids, if it has any.
+    pub(crate) fn prompt(&self, image: Option<u32>, eos: &[u32], vocab_size: usize) -> Result<PromptTokens, CheckpointError> {
         let found = self.need("<image>")?;
         if let Some(image) = image.filter(|&image| image != found) {
             let text = format!("\"<image>\" is {found}, config.json's image_token_id is {image}; they are of different models");
             return Err(self.problem(text));
         }
         let mut stop = match eos {
-            Some(Ids::One(id)) => vec![id],
-            Some(Ids::Many(ids)) => ids,
             // The template ends every turn with it.
-            None => Vec::from_iter(self.id("<end_of_utterance>")),
+            [] => Vec::from_iter(self.id("<end_of_utterance>")),
+            ids => ids.to_vec(),
         };
         stop.extend(["<|im_end|>", "<|endoftext|>"].iter().filter_map(|content| self.id(content)));
         let mut seen = std::collections::BTreeSet::new();
@@ -125,20 +120,20 @@ mod tests {
 
     #[test]
     fn tokens_are_found_by_content() {
-        let prompt = tokens(&ALL).prompt(Some(2), Some(Ids::Many(vec![7, 7])), 8).unwrap();
+        let prompt = tokens(&ALL).prompt(Some(2), &[7, 7], 8).unwrap();
         assert_eq!((prompt.image, prompt.fake_token_around_image, prompt.global_img), (2, 3, 4));
         assert_eq!(prompt.rows_cols, BTreeMap::from([("<row_1_col_2>".into(), 5)]));
         assert_eq!(prompt.stop, [7, 1, 0]);
+        assert_eq!(tokens(&ALL).prompt(Some(2), &[], 8).unwrap().stop, [7, 1, 0], "where nothing is said, a turn's end is an answer's");
     }
 
     #[test]
     fn contradictions_are_told() {
-        let error = |result: Result<PromptTokens, ExportError>| result.unwrap_err().to_string();
-        assert!(error(tokens(&ALL).prompt(Some(3), None, 8)).contains("\"<image>\" is 2, config.json's image_token_id is 3"));
+        let error = |result: Result<PromptTokens, CheckpointError>| result.unwrap_err().to_string();
+        assert!(error(tokens(&ALL).prompt(Some(3), &[], 8)).contains("\"<image>\" is 2, config.json's image_token_id is 3"));
         assert!(
-            error(tokens(&ALL).prompt(None, Some(Ids::One(49279)), 8))
-                .contains("token id 49279, from here or from generation_config.json, is outside")
+            error(tokens(&ALL).prompt(None, &[49279], 8)).contains("token id 49279, from here or from generation_config.json, is outside")
         );
-        assert!(error(tokens(&ALL[3..]).prompt(None, None, 8)).contains("\"<image>\" is not among its 5 added tokens"));
+        assert!(error(tokens(&ALL[3..]).prompt(None, &[], 8)).contains("\"<image>\" is not among its 5 added tokens"));
     }
 }
