@@ -4,6 +4,7 @@
 //! |---|---|
 //! | companion files, and the manifest's fields | another tokenizer, template, config or rule |
 //! | every constant of the graphs with its tensor, by name | any weight changed or moved, used by a probe or not |
+//! | the rotary tables with theta, over the whole context | positions that no probe reaches |
 //! | image features, embeddings of the whole vocabulary, logits of every position | a graph that computes something else |
 //! | answers, token by token | a cache, a position or a prompt that goes wrong while generating |
 //!
@@ -12,6 +13,7 @@
 mod companions;
 mod measure;
 mod probe;
+mod rotary;
 mod weights;
 
 use std::io;

@@ -33,15 +33,22 @@ impl Exported {
         verify(self.bundle(), &self.source, &Options { backend: BackendChoice::Tract, ..Options::default() }).unwrap()
     }
 
+    /// Changes the manifest, which nothing lists.
+    fn change_manifest(&self, change: impl FnOnce(&mut Manifest)) {
+        damage(&self.bundle().join("manifest.json"), |json| {
+            let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
+            change(&mut manifest);
+            *json = serde_json::to_vec(&manifest).unwrap();
+        });
+    }
+
     /// Changes a file and rewrites its hash, as someone would who knows how.
     fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
         damage(&self.bundle().join(file), change);
         let bytes = fs::read(self.bundle().join(file)).unwrap();
-        damage(&self.bundle().join("manifest.json"), |json| {
-            let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
-            let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.change_manifest(|manifest| {
             manifest.files.insert(file.into(), FileEntry { bytes: bytes.len() as u64, sha256 });
-            *json = serde_json::to_vec(&manifest).unwrap();
         });
     }
 }
@@ -137,20 +144,84 @@ fn another_tokenizer_template_or_config_fails() {
 #[test]
 fn other_rules_in_the_manifest_fail() {
     type Change = fn(&mut Manifest);
-    let changes: [Change; 3] = [
-        |manifest| manifest.image.mean = [0.48, 0.46, 0.41],
-        |manifest| std::mem::swap(&mut manifest.prompt.fake_token_around_image, &mut manifest.prompt.global_img),
-        |manifest| manifest.prompt.stop.retain(|&id| id != 49279),
+    let changes: [(&str, Change); 8] = [
+        ("image", |manifest| manifest.image.mean = [0.48, 0.46, 0.41]),
+        ("image", |manifest| manifest.image.splits_by_default = false),
+        ("video", |manifest| manifest.video.frames_max = 8),
+        ("geometry", |manifest| manifest.geometry.text.heads = 4),
+        ("source.sha256", |manifest| manifest.source.sha256 = "0".repeat(64)),
+        ("architecture", |manifest| manifest.architecture = "idefics".into()),
+        ("prompt", |manifest| std::mem::swap(&mut manifest.prompt.fake_token_around_image, &mut manifest.prompt.global_img)),
+        ("prompt", |manifest| manifest.prompt.stop.retain(|&id| id != 49279)),
     ];
-    for change in changes {
+    for (field, change) in changes {
         let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
-        damage(&exported.bundle().join("manifest.json"), |json| {
-            let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
-            change(&mut manifest);
-            *json = serde_json::to_vec(&manifest).unwrap();
-        });
-        assert_eq!(exported.verify().files.differ, ["manifest.json"]);
+        exported.change_manifest(change);
+        let report = exported.verify();
+        assert_eq!(report.files.differ, [format!("manifest.json: {field}")]);
+        assert_eq!(report.verdict(), Verdict::Fail);
     }
+}
+
+/// The rules of a checkpoint that newer transformers saved stand in another file; the older one in the bundle is made from them.
+#[test]
+fn rules_and_files_are_held_to_whichever_layout_the_source_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("nested");
+    Synthetic::micro_so400m().write(&source).unwrap();
+    let pictures: serde_json::Value = serde_json::from_slice(&fs::read(source.join("preprocessor_config.json")).unwrap()).unwrap();
+    fs::write(source.join("processor_config.json"), serde_json::json!({ "image_processor": pictures }).to_string()).unwrap();
+    fs::remove_file(source.join("preprocessor_config.json")).unwrap();
+    let export = |bundle: &Path| {
+        let options = exporter::Options { precision: Precision::Fp16, targets: Vec::new(), name: None, replace: true };
+        exporter::export(&source, bundle, &options).unwrap();
+    };
+    let exported = Exported { bundle: tempfile::tempdir_in(tests::kept::scratch()).unwrap(), source: source.clone() };
+    fs::write(exported.bundle().join("manifest.json"), "{}").unwrap();
+    export(exported.bundle());
+    assert_eq!(exported.verify().files.differ, [""; 0]);
+
+    exported.change("preprocessor_config.json", |bytes| *bytes = String::from_utf8_lossy(bytes).replace("0.5", "0.4").into_bytes());
+    assert_eq!(exported.verify().files.differ, ["preprocessor_config.json"]);
+
+    export(exported.bundle());
+    exported.change_manifest(|manifest| manifest.image.std = [0.4; 3]);
+    assert_eq!(exported.verify().files.differ, ["manifest.json: image"]);
+}
+
+#[test]
+fn a_precision_that_the_graphs_do_not_have_fails() {
+    let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
+    exported.change_manifest(|manifest| manifest.precision = Precision::Int8);
+    let report = exported.verify();
+    assert_eq!(report.weights.differ.len(), 1, "{report}");
+    assert_eq!(report.weights.differ[0].problem, "manifest.json says int8, the graphs hold fp16");
+}
+
+/// No probe is that long.
+#[test]
+fn a_rotary_table_is_held_to_theta_up_to_its_last_position() {
+    let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
+    let graph = graph_with(exported.bundle(), "lm_head.weight");
+    exported.change(&graph, |bytes| {
+        let tables = rotary_tables(bytes);
+        assert_eq!(tables.len(), 2);
+        for (at, length) in tables {
+            // The cosine of a far position, the sine of the last.
+            let value = at + length - 4;
+            bytes[value..value + 4].copy_from_slice(&0.75f32.to_le_bytes());
+        }
+    });
+    let report = exported.verify();
+    let problems: Vec<_> = report.weights.differ.iter().map(|weight| format!("{}: {}", weight.name, weight.problem)).collect();
+    assert_eq!(
+        problems,
+        [
+            "rotary cosines: 1 of 524288 values are not those of theta 130000",
+            "rotary sines: 1 of 524288 values are not those of theta 130000"
+        ]
+    );
+    assert_eq!(report.verdict(), Verdict::Fail);
 }
 
 #[test]
@@ -197,4 +268,14 @@ fn weights_of(file: &[u8], tensor: &str) -> usize {
     let graph = exporter::graph::onnx::GraphFile::open(copy.path()).unwrap();
     let values = graph.constant(tensor).unwrap().bytes;
     file.windows(values.len()).position(|window| window == values).unwrap()
+}
+
+/// Where the two tables of [context, head_dim] begin in a decoder's file, and how long they are.
+fn rotary_tables(file: &[u8]) -> Vec<(usize, usize)> {
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    fs::write(copy.path(), file).unwrap();
+    let graph = exporter::graph::onnx::GraphFile::open(copy.path()).unwrap();
+    let tables = graph.constants().filter(|(name, constant)| name.starts_with("constant.") && constant.dims == [8192, 64]);
+    let place = |values: &[u8]| file.windows(values.len()).position(|window| window == values).unwrap();
+    tables.map(|(_, constant)| (place(constant.bytes), constant.bytes.len())).collect()
 }

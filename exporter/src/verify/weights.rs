@@ -1,18 +1,20 @@
 //! Every weight where it belongs: the constants of the graphs against the tensors of the checkpoint.
 //!
 //! Running the model cannot see every weight: two that are swapped in a wide matrix move the answer less than rounding does, and
-//! the embedding of a token nobody types moves nothing. So each tensor is also looked up in the graphs, by its name.
+//! the embedding of a token nobody types moves nothing. So each tensor is also looked up in the graphs, by its name. The tables that
+//! are no tensor, and the precision that the manifest promises, are held to what the graphs hold too.
 
 use std::path::Path;
 
-use firmware_config::manifest::Manifest;
+use firmware_config::manifest::{Manifest, Precision};
 use half::f16;
 
-use super::VerifyError;
+use super::{VerifyError, rotary};
 use crate::arch::smolvlm::is_buffer;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::graph::Element;
 use crate::graph::onnx::{Constant, GraphFile};
+use crate::inspect::precision_name;
 use crate::report::{WeightDifference, Weights};
 
 /// Slack for a weight that lies just between two integers, as a share of the scale.
@@ -26,9 +28,11 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoin
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
     let mut weights = Weights { tensors: 0, differ: Vec::new() };
+    let mut elements = Vec::new();
     for name in checkpoint.names().filter(|name| !is_buffer(name)) {
         let tensor = checkpoint.tensor(name)?;
         let holders = graphs.iter().filter_map(|graph| Some((graph, graph.constant(name)?)));
+        elements.extend(holders.clone().map(|(_, constant)| constant.element));
         let mut problems = holders.map(|(graph, constant)| difference(&tensor, &constant, scale(graph, name).as_deref())).peekable();
         let problem = match problems.peek() {
             None => Some("in none of the graphs".to_owned()),
@@ -37,7 +41,22 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoin
         weights.tensors += 1;
         weights.differ.extend(problem.map(|problem| WeightDifference { name: name.to_owned(), problem }));
     }
+    weights.differ.extend(rotary::compare(&graphs[2], &manifest.geometry.text, checkpoint));
+    let found = precision(&elements);
+    if found != manifest.precision {
+        let problem = format!("manifest.json says {}, the graphs hold {}", precision_name(manifest.precision), precision_name(found));
+        weights.differ.push(WeightDifference { name: "precision".into(), problem });
+    }
     Ok(weights)
+}
+
+/// What weights are stored as, from the elements of all; some stay f32 in any precision.
+fn precision(elements: &[Element]) -> Precision {
+    match elements {
+        elements if elements.contains(&Element::I8) => Precision::Int8,
+        elements if elements.contains(&Element::F16) => Precision::Fp16,
+        _ => Precision::Fp32,
+    }
 }
 
 /// The scales of an integer constant, one for each output.
