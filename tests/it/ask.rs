@@ -99,6 +99,19 @@ fn clips_and_words_alone_are_asked_too() {
     assert_eq!((record["finish_reason"].as_str(), record["tokens"].as_array().map(Vec::len)), (Some("length"), Some(2)));
 }
 
+/// Cut without encoding again, a file keeps packets before and behind the cut that no decoder shows.
+#[test]
+fn a_clip_is_sampled_over_the_frames_it_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, cut) = (dir.path().join("whole.mp4"), dir.path().join("cut.mp4"));
+    let ffmpeg = |arguments: &[&str]| assert!(Command::new("ffmpeg").args(["-v", "error"]).args(arguments).status().unwrap().success());
+    let (whole, cut) = (whole.to_str().unwrap(), cut.to_str().unwrap());
+    ffmpeg(&["-f", "lavfi", "-i", "testsrc=duration=12:size=64x48:rate=10", "-g", "50", "-pix_fmt", "yuv420p", whole]);
+    ffmpeg(&["-ss", "3.3", "-i", whole, "-c", "copy", "-t", "6", cut]);
+    let record = json(&ask(&micro(), &[&["--video", cut, "--max-new-tokens", "1", "--json", "--trace", "What moves?"], TRACT].concat()));
+    assert_eq!(record["pixel_values"]["shape"], serde_json::json!([1, 6, 3, 64, 64]), "one frame a second, to the end");
+}
+
 #[test]
 fn people_read_the_answer_and_how_sure_it_is() {
     let image = picture();

@@ -39,11 +39,18 @@ pub(super) fn read(path: &Path, rules: &VideoRules) -> Result<Clip, Failure> {
 }
 
 fn clip(path: &Path, rules: &VideoRules) -> anyhow::Result<Clip> {
-    let stream = probe(path)?;
-    let indices = sample(stream.frames, stream.fps, stream.duration, rules);
+    let mut stream = probe(path, Count::Packets)?;
+    let mut indices = sample(stream.frames, stream.fps, stream.duration, rules);
     ensure!(!indices.is_empty(), "no video frames in it");
-    let pictures = decode(path, &indices)?;
-    ensure!(!pictures.is_empty(), "ffmpeg decoded none of {} frames", indices.len());
+    let mut pictures = decode(path, &indices)?;
+    if pictures.len() < indices.len() {
+        // Not every packet shows a frame: an edit list cuts some off, and decoders drop damaged ones. Counting frames takes decoding all.
+        stream = probe(path, Count::Frames)?;
+        indices = sample(stream.frames, stream.fps, stream.duration, rules);
+        pictures = decode(path, &indices)?;
+    }
+    let (decoded, wanted) = (pictures.len(), indices.len());
+    ensure!(decoded > 0 && decoded == wanted, "ffmpeg decoded {decoded} of {wanted} frames; convert it first");
     let frames = pictures.into_iter().zip(&indices);
     let frames = frames.map(|(picture, &index)| ClipFrame { picture, at: Duration::from_secs_f64(index as f64 / stream.fps) }).collect();
     Ok(Clip { frames, duration: stream.duration })
@@ -60,9 +67,22 @@ struct Stream {
     duration: Duration,
 }
 
-fn probe(path: &Path) -> anyhow::Result<Stream> {
-    let entries = "stream=nb_read_packets,avg_frame_rate,duration:format=duration";
-    let wanted = ["-select_streams", "v:0", "-count_packets", "-of", "json", "-show_entries", entries];
+/// What is counted as a frame.
+#[derive(Clone, Copy)]
+enum Count {
+    /// Every packet: fast, and nearly always right.
+    Packets,
+    /// What a decoder puts out.
+    Frames,
+}
+
+fn probe(path: &Path, count: Count) -> anyhow::Result<Stream> {
+    let count = match count {
+        Count::Packets => "-count_packets",
+        Count::Frames => "-count_frames",
+    };
+    let entries = "stream=nb_read_packets,nb_read_frames,avg_frame_rate,duration:format=duration";
+    let wanted = ["-select_streams", "v:0", count, "-of", "json", "-show_entries", entries];
     let json = run("ffprobe", &arguments(path, &wanted), path, CHILD_TIME_MAX, |stdout| {
         let mut json = Vec::new();
         stdout.take(PROBE_BYTES_MAX).read_to_end(&mut json).context("ffprobe's output")?;
@@ -83,6 +103,7 @@ fn parse(json: &[u8]) -> anyhow::Result<Stream> {
     struct ProbedStream {
         avg_frame_rate: String,
         nb_read_packets: Option<String>,
+        nb_read_frames: Option<String>,
         duration: Option<String>,
     }
     #[derive(Deserialize)]
@@ -91,7 +112,8 @@ fn parse(json: &[u8]) -> anyhow::Result<Stream> {
     }
     let probe: Probe = serde_json::from_slice(json).context("ffprobe's output is not the JSON it should be")?;
     let stream = probe.streams.first().context("no video stream in it")?;
-    let frames: usize = stream.nb_read_packets.as_deref().and_then(|count| count.parse().ok()).context("ffprobe counted no frames")?;
+    let counted = stream.nb_read_frames.as_ref().or(stream.nb_read_packets.as_ref());
+    let frames: usize = counted.and_then(|count| count.parse().ok()).context("ffprobe counted no frames")?;
     let (top, bottom) = stream.avg_frame_rate.split_once('/').unwrap_or((&stream.avg_frame_rate, "1"));
     let fps = top.parse::<f64>().unwrap_or(0.0) / bottom.parse::<f64>().unwrap_or(0.0);
     ensure!(fps.is_finite() && fps > 0.0, "frame rate {} is none", stream.avg_frame_rate);
@@ -180,6 +202,8 @@ mod tests {
         let stream = parse(json).unwrap();
         assert_eq!((stream.frames, stream.duration), (90, Duration::from_millis(3003)));
         assert!((stream.fps - 29.97).abs() < 0.01);
+        let decoded = br#"{"streams":[{"avg_frame_rate":"30/1","nb_read_packets":"90","nb_read_frames":"60"}],"format":{}}"#;
+        assert_eq!(parse(decoded).unwrap().frames, 60);
     }
 
     #[test]
