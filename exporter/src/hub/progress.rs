@@ -28,7 +28,8 @@ impl Progress {
             tracing::info!("fetching {}: {file}{size}", self.what);
             return;
         }
-        let style = ProgressStyle::with_template("{msg}  {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+        let style =
+            ProgressStyle::with_template("{msg}  {bar:24} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left");
         self.bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr())
             .with_style(style.expect("the template is sound"))
             .with_message(format!("{}: {file}", self.what));
@@ -41,5 +42,21 @@ impl Progress {
     /// The file ends, whole or not.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_counts_with_and_without_a_size() {
+        for bytes in [Some(2_000_000), None] {
+            let mut progress = Progress { has_terminal: true, ..Progress::new("owner/model") };
+            progress.begin("model.safetensors", bytes);
+            progress.add(500_000);
+            assert_eq!((progress.bar.position(), progress.bar.length()), (500_000, bytes));
+            progress.end();
+        }
     }
 }
