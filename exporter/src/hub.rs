@@ -34,13 +34,15 @@ use progress::Progress;
 use settings::Settings;
 
 /// What an export reads besides weights, and whether it can do without.
-const FILES: [(&str, bool); 8] = [
+const FILES: [(&str, bool); 10] = [
     ("config.json", true),
     ("tokenizer.json", true),
     ("tokenizer_config.json", false),
+    ("special_tokens_map.json", false),
     ("generation_config.json", false),
     ("preprocessor_config.json", false),
     ("processor_config.json", false),
+    ("video_preprocessor_config.json", false),
     ("chat_template.jinja", false),
     ("chat_template.json", false),
 ];

@@ -14,7 +14,6 @@ use crate::arch::smolvlm::is_buffer;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::graph::Element;
 use crate::graph::onnx::{Constant, GraphFile};
-use crate::inspect::precision_name;
 use crate::report::{WeightDifference, Weights};
 
 /// Slack for a weight that lies just between two integers, as a share of the scale.
@@ -44,7 +43,7 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoin
     weights.differ.extend(rotary::compare(&graphs[2], &manifest.geometry.text, checkpoint));
     let found = precision(&elements);
     if found != manifest.precision {
-        let problem = format!("manifest.json says {}, the graphs hold {}", precision_name(manifest.precision), precision_name(found));
+        let problem = format!("manifest.json says {}, the graphs hold {}", manifest.precision.as_str(), found.as_str());
         weights.differ.push(WeightDifference { name: "precision".into(), problem });
     }
     Ok(weights)
