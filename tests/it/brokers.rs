@@ -16,11 +16,11 @@ use tests::config::mqtt;
 /// Long enough for a handshake on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A broker's key and certificate, and the authority that signed it.
-struct Certificates(TempDir);
+/// A server's key and certificate, and the authority that signed it.
+pub(crate) struct Certificates(TempDir);
 
 impl Certificates {
-    fn new() -> Certificates {
+    pub(crate) fn new() -> Certificates {
         let folder = tempfile::tempdir().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -34,7 +34,7 @@ impl Certificates {
         Certificates(folder)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 

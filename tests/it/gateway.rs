@@ -1,9 +1,11 @@
 //! `egret serve`, as applications see it.
 
+use std::ffi::OsStr;
+use std::io::{ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,6 +18,9 @@ use runtime::infer::Answerer;
 use runtime::pipeline;
 use runtime::policy::InForce;
 use runtime::pool::Pools;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use tests::bundles::bundle;
 use tests::pool_server::{Act, PoolServer};
@@ -25,6 +30,8 @@ use tests::synth::Synthetic;
 use tokio::net::TcpListener;
 use vlm::answer::Piece;
 use vlm::{Answer, Identity, Request, VlmError};
+
+use crate::brokers::Certificates;
 
 fn micro() -> PathBuf {
     bundle(&Synthetic::micro(), Precision::Fp32)
@@ -62,6 +69,66 @@ fn configured(tables: &str) -> Configured {
 
 fn pool(id: &str, url: &str) -> String {
     format!("[[pool]]\nid = \"{id}\"\nurl = \"{url}\"\nmodel = \"local\"\ndeadline = \"20s\"\n")
+}
+
+/// A pool over HTTPS that says `yes` to everybody who trusts its certificate.
+fn tls_pool(certificates: &Certificates) -> String {
+    let chain = CertificateDer::pem_file_iter(certificates.file("server.pem")).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_file(certificates.file("server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://localhost:{}/v1", listener.local_addr().unwrap().port());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+            // A client that does not trust us leaves in the middle of this.
+            let _ = answer_yes(&mut stream);
+        }
+    });
+    url
+}
+
+/// Reads one request, whole or not, and answers it.
+fn answer_yes(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    let mut request = [0; 64 << 10];
+    let mut got = 0;
+    while !request[..got].ends_with(b"}") {
+        match stream.read(&mut request[got..])? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            more => got += more,
+        }
+    }
+    let body = r#"{"model": "behind-tls", "choices": [{"message": {"content": "yes"}}]}"#;
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    stream.flush()
+}
+
+#[tokio::test]
+async fn a_pool_behind_tls_is_asked_when_its_certificate_is_trusted_and_only_then() {
+    let certificates = Certificates::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("egret.toml");
+    let tables = pool("big", &tls_pool(&certificates));
+    std::fs::write(&config, format!("[node]\nid = \"gate-01\"\n[model]\nbundle = {:?}\nbackend = \"tract\"\n{tables}", nano())).unwrap();
+    let start = |variables: &[(&str, &OsStr)]| {
+        Started::egret_with(["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()], variables)
+    };
+    let question = json!({"model": "big", "messages": [{"role": "user", "content": "is it?"}]});
+
+    let trusting = start(&[("SSL_CERT_FILE", certificates.file("ca.pem").as_os_str())]);
+    let reply: Value = serde_json::from_str(&ask(&trusting, question.clone()).await.text().await.unwrap()).unwrap();
+    assert_eq!((&reply["model"], &reply["choices"][0]["message"]["content"]), (&json!("behind-tls"), &json!("yes")), "{reply}");
+
+    let wary = ask(&start(&[]), question).await;
+    assert!(wary.status().is_server_error());
+    let text = wary.text().await.unwrap();
+    assert!(text.contains("certificate"), "{text}");
 }
 
 fn http() -> Client {

@@ -18,8 +18,17 @@ impl Started {
     /// # Panics
     /// When it ends without one; its stderr is told.
     pub fn egret<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Started {
+        Started::egret_with(args, &[])
+    }
+
+    /// As [`Started::egret`], with more variables in its environment.
+    ///
+    /// # Panics
+    /// As [`Started::egret`].
+    pub fn egret_with<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, variables: &[(&str, &OsStr)]) -> Started {
         let mut command = Command::new(crate::program("egret"));
-        command.args(args).env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(args).env("RUST_LOG", "warn").envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("egret starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line is UTF-8");
