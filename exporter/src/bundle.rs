@@ -2,13 +2,13 @@
 //!
 //! A bundle appears under its name complete or not at all, so a device that watches the folder never loads half of one.
 
-mod chat_template;
+pub(crate) mod chat_template;
 mod clips;
 pub(crate) mod companions;
-mod generation;
+pub(crate) mod generation;
 pub(crate) mod metadata;
 mod pictures;
-mod processor;
+pub(crate) mod processor;
 mod prompt;
 
 use std::collections::BTreeMap;

@@ -25,7 +25,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::ExportError;
+use crate::bundle::chat_template::{CHAT_TEMPLATE, CHAT_TEMPLATE_JSON};
+use crate::bundle::generation::GENERATION;
+use crate::bundle::processor::{PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR};
 use crate::checkpoint::shards::{self, INDEX, SINGLE};
+use vlm::special_tokens::{SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
+
 use cache::Cache;
 pub(crate) use cache::model_of;
 use client::Client;
@@ -37,14 +42,14 @@ use settings::Settings;
 const FILES: [(&str, bool); 10] = [
     ("config.json", true),
     ("tokenizer.json", true),
-    ("tokenizer_config.json", false),
-    ("special_tokens_map.json", false),
-    ("generation_config.json", false),
-    ("preprocessor_config.json", false),
-    ("processor_config.json", false),
-    ("video_preprocessor_config.json", false),
-    ("chat_template.jinja", false),
-    ("chat_template.json", false),
+    (TOKENIZER_CONFIG, false),
+    (SPECIAL_TOKENS_MAP, false),
+    (GENERATION, false),
+    (PREPROCESSOR, false),
+    (PROCESSOR, false),
+    (VIDEO_PREPROCESSOR, false),
+    (CHAT_TEMPLATE, false),
+    (CHAT_TEMPLATE_JSON, false),
 ];
 
 /// Largest small file that is fetched, in bytes; the tokenizer has some 4 MB.

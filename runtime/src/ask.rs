@@ -3,11 +3,12 @@
 mod clip;
 mod record;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use devices::camera::ffmpeg::readable;
 use vlm::answer::{Answer, Piece};
 use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
 
@@ -151,9 +152,20 @@ fn turns(args: &Args, pictures: Vec<Picture>, vlm: &Vlm) -> Result<Vec<Turn>, Fa
     Ok(system.chain([Turn { role: Role::User, content }]).collect())
 }
 
+/// Most bytes of a picture file that are read: 64 million pixels of 16-bit RGBA, uncompressed. What is cut off does not decode.
+const PICTURE_BYTES_MAX: u64 = 512 << 20;
+
 fn read_picture(path: &Path) -> Result<Picture, Failure> {
     let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| named(anyhow!("{error}; name a picture file that can be read"))).or_exit(Exit::Io)?;
+    let read = || {
+        // A pipe would be waited for, and a device read for ever.
+        readable(path)?;
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(PICTURE_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let unread = |error: io::Error| named(anyhow!("{error}; name a picture file that can be read"));
+    let bytes = read().map_err(unread).or_exit(Exit::Io)?;
     // A file that is no picture is a wrong argument: reading it again will not help.
     Picture::decode(&bytes).map_err(|error| named(error.into())).or_exit(Exit::Usage)
 }

@@ -139,7 +139,7 @@ impl Stage {
         let url = format!("mqtt://{address}");
         let worker_args =
             ["worker", "--until-stdin-ends", "--backend", "tract", "--mqtt", &url, "--pool", config::POOL, "--bundle"].map(Into::into);
-        let worker = Sidecar::start("worker", worker_args.into_iter().chain([assets.pool_bundle().into_os_string()]))?;
+        let mut worker = Sidecar::start("worker", worker_args.into_iter().chain([assets.pool_bundle().into_os_string()]))?;
 
         // Kept: the configuration can be read and run again.
         let workdir = tempfile::Builder::new().prefix("egret-demo-").tempdir().context("creating a folder for the configuration")?.keep();
@@ -153,7 +153,7 @@ impl Stage {
         view.line(&format!("configuration  {}", path.display()));
         view.line(&format!("broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/#')", address.port()));
         let auditor = Auditor::start(&config)?;
-        auditor.wait_for_pool(START_PATIENCE).await.context("waiting for the demo's worker")?;
+        auditor.wait_for_pool(&mut worker, START_PATIENCE).await.context("waiting for the demo's worker")?;
         Ok(Stage { config, labels, auditor, _worker: worker, _broker: broker })
     }
 }

@@ -64,6 +64,8 @@ const SCENES_PATIENCE: Duration = Duration::from_millis(2000);
 /// What the scenes then still take to tell how everything ended; one that takes longer is left behind.
 const SCENES_LAST_WORDS: Duration = Duration::from_millis(300);
 const PUBLISHER_PATIENCE: Duration = Duration::from_millis(1500);
+/// What the publisher then still takes to notice.
+const PUBLISHER_LAST_WORDS: Duration = Duration::from_millis(100);
 /// At the end of finite sources nobody is waiting at a terminal.
 const PUBLISHER_PATIENCE_AT_END: Duration = Duration::from_secs(10);
 /// What the link may take for its goodbye.
@@ -313,9 +315,11 @@ impl Running {
         // Whoever asks to stop while the last events are on their way waits no longer than at any other time.
         let hurried = async {
             if hurry {
-                std::future::pending::<()>().await;
+                // It ends by itself, unless it waits for room on a connection that is stuck.
+                sleep(PUBLISHER_LAST_WORDS).await;
+            } else {
+                shutdown.await;
             }
-            shutdown.await;
             sleep(PUBLISHER_PATIENCE).await;
         };
         tokio::select! {

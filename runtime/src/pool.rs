@@ -351,6 +351,7 @@ impl Member {
                     Some(failure) => spent.failed(pool, failure.detail),
                 });
             }
+            let charged_before = spent.charged;
             spent.sent(body);
             let remaining = |now: Instant| self.config.deadline.saturating_sub(now - started);
             let outcome = match &self.transport {
@@ -368,11 +369,13 @@ impl Member {
                 Err(failure) => failure,
             };
             if !failure.charged {
-                spent.charged -= 1;
+                spent.charged = charged_before;
             }
             match failure.class {
                 Class::LinkDown => return Err(PoolError::LinkDown { pool: pool.clone(), detail: failure.detail }),
-                Class::Refused => self.breaker().succeeded(),
+                // The pool said so, and is well; or it was never asked, which says nothing about it.
+                Class::Refused if failure.reached => self.breaker().succeeded(),
+                Class::Refused => {}
                 Class::Unwell { .. } => self.breaker().failed(Instant::now()),
             }
             let wait = backoff.next_wait(rand::random());

@@ -132,7 +132,11 @@ impl Scene {
         while more || self.looking.is_some() || !self.calls.is_empty() {
             tokio::select! {
                 sighting = frames.recv(), if more && self.looking.is_none() => match sighting {
-                    Some(sighting) => self.look(sighting),
+                    Some(sighting) => {
+                        // What the camera did before this frame comes before what is seen on it.
+                        self.camera_changed(&mut status).await;
+                        self.look(sighting);
+                    }
                     None => more = false,
                 },
                 answer = next_answer(&mut self.looking), if self.looking.is_some() => {

@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
     let local = args.model.start(config.as_ref())?;
     let name = args.name.clone().unwrap_or_else(|| local.identity().name.clone());
-    server::tokio_runtime()?.block_on(async {
+    server::run_to_end(async {
         let listener = TcpListener::bind(listen)
             .await
             .map_err(|error| Failure::new(Exit::Io, format!("cannot listen on {listen}: {error}; choose another address with --listen")))?;

@@ -53,9 +53,16 @@ fn options(flags: Options, model: Option<&agent::Model>) -> Options {
     }
 }
 
-/// A runtime for one server's connections.
-pub(crate) fn tokio_runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().or_exit(Exit::Internal)
+/// Runs one server's connections to their end.
+///
+/// # Errors
+/// When the system gives no threads, or as `serving` does.
+pub(crate) fn run_to_end(serving: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().or_exit(Exit::Internal)?;
+    let outcome = runtime.block_on(serving);
+    // Threads that are stuck in a system call, or in a picture, must not keep the program from ending.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Waits for Ctrl-C or SIGTERM, and tells the exit code of a clean stop by it.

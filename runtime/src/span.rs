@@ -39,8 +39,8 @@ struct Event {
     opened_by: String,
     /// Pool calls on its behalf without an outcome yet.
     waiting: u32,
-    /// Number of the frame that the pool's answer in force is about.
-    settled_at: u64,
+    /// Number of the frame that was told of last.
+    told_of: u64,
 }
 
 /// A local answer on its way into a span.
@@ -131,7 +131,7 @@ impl Spans {
     }
 
     fn opened(&self, observation: Observation, id: String, waiting: u32) -> Event {
-        let Observation { number: _, answer, frame, escalation } = observation;
+        let Observation { number, answer, frame, escalation } = observation;
         let provisional = self.subject.must_escalate;
         let state = if provisional { State::Unknown } else { State::of(&answer.text, &self.subject.alert) };
         let opened_by = answer.text.clone();
@@ -149,7 +149,7 @@ impl Spans {
             provisional,
             late: false,
         };
-        Event { draft, opened_by, waiting, settled_at: 0 }
+        Event { draft, opened_by, waiting, told_of: number }
     }
 }
 
@@ -174,10 +174,11 @@ impl Event {
     fn answered(&mut self, subject: &Subject, answer: Settled, asked: Observation) -> Option<Draft> {
         let draft = &mut self.draft;
         let answered = draft.escalation.outcome == Outcome::Answered;
-        if answered && asked.number < self.settled_at {
+        // An answer counts against whatever was told without one.
+        if answered && asked.number < self.told_of {
             return None;
         }
-        self.settled_at = asked.number;
+        self.told_of = asked.number;
         if answered && draft.settled.text == answer.text {
             return None;
         }
@@ -193,9 +194,10 @@ impl Event {
     /// An escalation without an answer: told when that is news, and never against an answer that is already there.
     fn not_answered(&mut self, asked: Observation) -> Option<Draft> {
         let now = self.draft.escalation.outcome;
-        if now == Outcome::Answered || now == asked.escalation.outcome {
+        if now == Outcome::Answered || now == asked.escalation.outcome || asked.number < self.told_of {
             return None;
         }
+        self.told_of = asked.number;
         self.draft.escalation = asked.escalation;
         self.draft.frame = asked.frame;
         self.draft.settled = asked.answer;

@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         ..LinkOptions::new(mqtt, format!("egret-worker-{}", Uuid::now_v7().simple()))
     });
     let started = format!("egret worker: {} answers pool {} on {address}", server::describe(&model.identity().name, &model), args.pool);
-    server::tokio_runtime()?.block_on(async {
+    server::run_to_end(async {
         let mut exit = Ok(Exit::Done);
         let stop = async {
             tokio::select! {
@@ -111,7 +111,7 @@ async fn announce(link: &Link, started: &str) {
 
 async fn stdin_ended() {
     let (ended, end) = oneshot::channel();
-    // A thread of its own: nothing can take back a read of standard input, and the runtime waits for its own blocking threads.
+    // A thread of its own: nothing can take back a read of standard input.
     std::thread::spawn(move || {
         // An input that fails has ended, too.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
@@ -127,15 +127,15 @@ async fn work(link: &Link, mut deliveries: Deliveries, model: &Handle) {
     loop {
         let next = match waiting.take() {
             Some(next) => Some(next),
-            None => deliveries.recv().await,
+            None => deliveries.recv().await.map(Arrived::now),
         };
-        let Some(Delivery { publication, ack }) = next else { return };
-        let mut serving = pin!(serve_one(link, publication, model, &reader));
+        let Some(Arrived { delivery: Delivery { publication, ack }, at }) = next else { return };
+        let mut serving = pin!(serve_one(link, publication, at, model, &reader));
         let done = loop {
             tokio::select! {
                 done = &mut serving => break done,
                 // One at a time is what was subscribed for, but that holds for QoS 1 alone, and not with every broker.
-                Some(delivery) = deliveries.recv() => waiting.put(delivery),
+                Some(delivery) = deliveries.recv() => waiting.put(Arrived::now(delivery)),
             }
         };
         if let (true, Some(ack)) = (done, ack) {
@@ -144,46 +144,62 @@ async fn work(link: &Link, mut deliveries: Deliveries, model: &Handle) {
     }
 }
 
+/// A request, and when it came: from then on its time runs out.
+struct Arrived {
+    delivery: Delivery,
+    at: Instant,
+}
+
+impl Arrived {
+    fn now(delivery: Delivery) -> Self {
+        Arrived { delivery, at: Instant::now() }
+    }
+
+    fn bytes(&self) -> usize {
+        self.delivery.publication.payload.len() + PACKET_OVERHEAD as usize
+    }
+}
+
 /// Requests that came while another was answered, in their order.
 #[derive(Default)]
 struct Waiting {
-    queue: VecDeque<Delivery>,
+    queue: VecDeque<Arrived>,
     bytes: usize,
 }
 
 impl Waiting {
-    /// Keeps a request, if there is room for it; else it is left to its sender to send again.
-    fn put(&mut self, delivery: Delivery) {
-        let bytes = self.bytes + Self::bytes_of(&delivery);
+    /// Keeps a request, if there is room for it; else its sender has to send it again.
+    fn put(&mut self, request: Arrived) {
+        let bytes = self.bytes + request.bytes();
         if bytes > WAITING_BYTES_MAX {
             warn!("a request was dropped: those that wait have {} bytes, and there is room for {WAITING_BYTES_MAX}", self.bytes);
+            // Not kept from the broker: unacknowledged, it would take a place among those it hands out at one time, for ever.
+            if let Some(ack) = request.delivery.ack {
+                ack.send();
+            }
             return;
         }
         self.bytes = bytes;
-        self.queue.push_back(delivery);
+        self.queue.push_back(request);
     }
 
-    fn take(&mut self) -> Option<Delivery> {
-        let delivery = self.queue.pop_front()?;
-        self.bytes -= Self::bytes_of(&delivery);
-        Some(delivery)
-    }
-
-    fn bytes_of(delivery: &Delivery) -> usize {
-        delivery.publication.payload.len() + PACKET_OVERHEAD as usize
+    fn take(&mut self) -> Option<Arrived> {
+        let request = self.queue.pop_front()?;
+        self.bytes -= request.bytes();
+        Some(request)
     }
 }
 
-/// Answers one request. False when it should go to another worker.
-async fn serve_one(link: &Link, request: Publication, model: &Handle, reader: &Reader) -> bool {
+/// Answers one request that arrived `at`. False when it should go to another worker.
+async fn serve_one(link: &Link, request: Publication, at: Instant, model: &Handle, reader: &Reader) -> bool {
     let Some(topic) = request.response_topic.filter(|_| !request.retain) else {
         warn!(topic = request.topic, "a request without Response Topic, or a retained one: ignored");
         return true;
     };
     let began = Instant::now();
     // Nobody waits for the answer of an expired request, so the model is stopped when it expires.
-    let expiry = request.expiry.unwrap_or(Duration::from_secs(3600));
-    let Ok(answered) = tokio::time::timeout(expiry, answer(request.payload, model, reader)).await else {
+    let expires = at + request.expiry.unwrap_or(Duration::from_secs(3600));
+    let Ok(answered) = tokio::time::timeout_at(expires.into(), answer(request.payload, model, reader)).await else {
         info!(after = ?began.elapsed(), "a request expired");
         return true;
     };
@@ -193,7 +209,7 @@ async fn serve_one(link: &Link, request: Publication, model: &Handle, reader: &R
         qos: Qos::AtLeastOnce,
         correlation: request.correlation,
         content_type: Some("application/json".into()),
-        expiry: Some(expiry.saturating_sub(began.elapsed())),
+        expiry: Some(expires.saturating_duration_since(Instant::now())),
         ..reply(&answered)
     };
     match link.publish(reply).await {
@@ -257,12 +273,12 @@ mod tests {
         };
         let mut waiting = Waiting::default();
         for (name, bytes) in [(1, BODY_BYTES_MAX), (2, 3), (3, BODY_BYTES_MAX), (4, 5)] {
-            waiting.put(request(name, bytes));
+            waiting.put(Arrived::now(request(name, bytes)));
         }
-        let kept: Vec<_> = std::iter::from_fn(|| waiting.take()).map(|delivery| delivery.publication.topic).collect();
+        let kept: Vec<_> = std::iter::from_fn(|| waiting.take()).map(|request| request.delivery.publication.topic).collect();
         assert_eq!(kept, ["1", "2", "4"], "the third was too much");
         for _ in 0..2000 {
-            waiting.put(request(5, 0));
+            waiting.put(Arrived::now(request(5, 0)));
         }
         assert!((1000..1100).contains(&waiting.queue.len()), "{} that are nearly nothing, with the room given back", waiting.queue.len());
     }

@@ -140,7 +140,7 @@ fn frames_of_the_demo() -> u64 {
 #[test]
 fn the_demo_keeps_its_promises() {
     // Whoever holds the usual port, the demo finds another.
-    let _usual = TcpListener::bind("127.0.0.1:1883");
+    let usual = TcpListener::bind("127.0.0.1:1883");
     let mut demo = Demo::start(&[]);
     let (mut broker, mut config, mut peak) = (String::new(), String::new(), 0);
     let pid = demo.pid();
@@ -156,7 +156,9 @@ fn the_demo_keeps_its_promises() {
         peak = peak_rss(pid).unwrap_or(peak).max(peak);
     }
     assert!(Path::new(&config).is_file(), "it can be run again: {config:?}");
-    assert!(broker.starts_with("mqtt://127.0.0.1:") && !broker.ends_with(":1883"), "{broker}");
+    assert!(broker.starts_with("mqtt://127.0.0.1:"), "{broker}");
+    // Somebody who held it before us may have left it since.
+    assert!(usual.is_err() || !broker.ends_with(":1883"), "{broker}");
 
     let ended = demo.end();
     let told = &ended.account;
@@ -179,7 +181,7 @@ fn the_demo_keeps_its_promises() {
 
 #[test]
 fn a_demo_cut_short_tells_what_it_has_seen() {
-    let mut demo = Demo::start(&["--for", "3s"]);
+    let mut demo = Demo::start(&["--for", "6s"]);
     demo.wait_for("configuration", 1);
     let ended = demo.end();
     let told = &ended.account;

@@ -203,7 +203,7 @@ fn queues_are_made_where_the_architecture_says_and_each_has_a_bound() {
     ];
     let found = elsewhere(&["mpsc::channel", "watch::channel", "watch::Sender::new", "broadcast::", "sync_channel", "crossbeam"], &allowed);
     assert!(found.is_empty(), "{found:?}");
-    let unbounded = elsewhere(&["unbounded", "std::sync::mpsc"], &[]);
+    let unbounded = elsewhere(&["unbounded", "std::sync::mpsc;", "std::sync::mpsc::channel", "sync::mpsc::Sender"], &[]);
     assert!(unbounded.is_empty(), "{unbounded:?}");
 }
 

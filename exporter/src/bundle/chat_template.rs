@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use vlm::special_tokens::SpecialTokens;
+use vlm::special_tokens::{SpecialTokens, TOKENIZER_CONFIG};
 use vlm::template::{Piece, Template, TemplateError};
 use vlm::{Content, Picture, Role, Turn};
 
@@ -17,6 +17,8 @@ use crate::checkpoint::config::read_json;
 
 /// Its file in a bundle, and in newer checkpoints.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// Older; holds it under `chat_template`.
+pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 
 /// What is said to a template to see what it does to it: blanks, letters of both cases, quotes and markup, as people write them.
 const SAID: &str = "  Is the \"Main\" gate open?\n\tIt's <b>5</b> & {{ 7 }} \\o/ \n";
@@ -32,7 +34,7 @@ pub(crate) struct Found {
 impl Found {
     /// Finds the template of a checkpoint folder, or takes the family's.
     pub(crate) fn find(source: &Path) -> Result<Self, CheckpointError> {
-        for name in [PROCESSOR, "chat_template.json", CHAT_TEMPLATE, "tokenizer_config.json"] {
+        for name in [PROCESSOR, CHAT_TEMPLATE_JSON, CHAT_TEMPLATE, TOKENIZER_CONFIG] {
             let path = source.join(name);
             if !path.exists() {
                 continue;

@@ -91,7 +91,6 @@ pub struct TextSizes {
 
 #[derive(Deserialize)]
 struct RawConfig {
-    model_type: Option<String>,
     scale_factor: Option<usize>,
     tie_word_embeddings: Option<bool>,
     image_token_id: Option<u32>,
@@ -129,8 +128,9 @@ struct RawText {
 #[derive(Deserialize)]
 struct RawRope {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The same under its oldest name; transformers writes both.
+    r#type: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -173,7 +173,6 @@ impl Config {
             ));
         }
         let raw: RawConfig = serde_json::from_value(json).map_err(|error| error.to_string())?;
-        debug_assert!(raw.model_type.is_some());
         Ok(Config {
             scale_factor: raw.scale_factor,
             tie_word_embeddings: raw.tie_word_embeddings.or(raw.text_config.tie_word_embeddings).unwrap_or(false),
@@ -264,7 +263,10 @@ impl RawText {
     fn theta(&self) -> Result<f64, String> {
         let nested = [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
         for (field, rope) in &nested {
-            only(&format!("text_config.{field}.rope_type"), rope.as_ref().and_then(|rope| rope.rope_type.as_deref()), "default")?;
+            if let Some(rope) = rope {
+                only(&format!("text_config.{field}.rope_type"), rope.rope_type.as_deref(), "default")?;
+                only(&format!("text_config.{field}.type"), rope.r#type.as_deref(), "default")?;
+            }
         }
         let given = nested.iter().find_map(|(field, rope)| Some((field, rope.as_ref()?.rope_theta?)));
         if let (Some((field, nested)), Some(flat)) = (given, self.rope_theta)
@@ -336,6 +338,7 @@ mod tests {
             json!({"rope_theta": 1e5}),
             json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
             json!({"rope_theta": 1e5, "rope_scaling": {"rope_type": "default"}}),
+            json!({"rope_theta": 1e5, "rope_scaling": {"rope_type": "default", "type": "default"}}),
             json!({"rope_theta": 1e5, "rope_scaling": {"type": "default"}}),
             // Where they differ, transformers takes the nested one.
             json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
@@ -370,7 +373,7 @@ mod tests {
             (text(json!({})), "rope_theta is missing"),
             (
                 text(json!({"rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 2}})),
-                "rope_scaling.rope_type is \"linear\", expected \"default\"",
+                "rope_scaling.type is \"linear\", expected \"default\"",
             ),
             (text(json!({"rope_theta": 1e5, "model_type": "mistral"})), "text_config.model_type is \"mistral\", expected \"llama\""),
             (text(json!({"rope_theta": 1e5, "sliding_window": 8})), "sliding_window is 8, expected none"),

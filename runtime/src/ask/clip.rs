@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::ChildStdout;
-use std::sync::mpsc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -152,7 +152,7 @@ fn run<T: Send + 'static>(
     read: impl FnOnce(ChildStdout) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let (mut child, stdout) = Child::start(program, arguments).with_context(|| format!("cannot start {program}; install ffmpeg"))?;
-    let (sender, output) = mpsc::sync_channel(1);
+    let (sender, output) = sync_channel(1);
     // It ends with the child, and then nobody may be there to take what was read.
     thread::spawn(move || sender.send(read(stdout)));
     match output.recv_timeout(limit) {
@@ -166,7 +166,8 @@ fn run<T: Send + 'static>(
             child.kill();
             Err(if child.said().is_empty() { error } else { error.context(format!("{program}: {}", last_words(child.said(), path))) })
         }
-        Err(_) => Err(anyhow!("{program} was not done after {limit:?}; cut the clip, or scale it down first")),
+        Err(RecvTimeoutError::Disconnected) => Err(anyhow!("reading what {program} writes ended by a fault of Egret; please report it")),
+        Err(RecvTimeoutError::Timeout) => Err(anyhow!("{program} was not done after {limit:?}; cut the clip, or scale it down first")),
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::children::Sidecar;
 use super::config::{NODE, POOL};
 use super::summary::Pair;
 use crate::mqtt::{Deliveries, Link, LinkOptions, Qos};
@@ -64,9 +65,10 @@ impl Auditor {
     }
 
     /// Waits until the worker answers a question about nothing, so that the replay does not start before the pool is there.
-    pub(super) async fn wait_for_pool(&self, limit: Duration) -> anyhow::Result<()> {
+    pub(super) async fn wait_for_pool(&self, worker: &mut Sidecar, limit: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
         loop {
+            worker.check()?;
             let question = PoolQuestion {
                 id: Uuid::now_v7().into_bytes(),
                 question: "are you there?".into(),

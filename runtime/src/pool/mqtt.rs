@@ -69,10 +69,10 @@ impl Mqtt {
             Some(spent) => match tokio::time::timeout(remaining / 2, waiter.reply()).await {
                 Ok(reply) => reply,
                 Err(_) => {
-                    spent.sent(&body);
-                    // The broker has the first request, and the session keeps its reply for us: it may come though this one does not.
-                    if let Err(failure) = self.publish(id, body, remaining / 2).await {
-                        debug!(pool = self.pool, "not sent once more: {}", failure.detail);
+                    // The broker has the first request, and the session keeps its reply for us: it may come though this one is not sent.
+                    match self.publish(id, body.clone(), remaining / 2).await {
+                        Ok(()) => spent.sent(&body),
+                        Err(failure) => debug!(pool = self.pool, "not sent once more: {}", failure.detail),
                     }
                     waiter.reply().await
                 }

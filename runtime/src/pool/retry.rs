@@ -11,6 +11,8 @@ pub struct Failure {
     pub detail: String,
     /// Whether the pool may charge for it all the same: it may have answered, and the answer was lost.
     pub charged: bool,
+    /// Whether the request got as far as the pool.
+    pub reached: bool,
 }
 
 /// What a server that takes no schemas calls them.
@@ -33,17 +35,17 @@ pub enum Class {
 impl Failure {
     /// No connection: the pool never saw the request.
     pub fn unreachable(class: Class, detail: impl Into<String>) -> Self {
-        Failure { class, detail: detail.into(), charged: false }
+        Failure { class, detail: detail.into(), charged: false, reached: false }
     }
 
     /// The connection broke, or the reply was cut short.
     pub fn unwell(detail: impl Into<String>) -> Self {
-        Failure { class: Class::Unwell { wait: None }, detail: detail.into(), charged: true }
+        Failure { class: Class::Unwell { wait: None }, detail: detail.into(), charged: true, reached: true }
     }
 
     /// A reply of no use, to a request that must not be sent again.
     pub fn useless(detail: impl Into<String>) -> Self {
-        Failure { class: Class::Refused, detail: detail.into(), charged: true }
+        Failure { class: Class::Refused, detail: detail.into(), charged: true, reached: true }
     }
 
     /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is not. A server that takes no
@@ -57,7 +59,7 @@ impl Failure {
         if matches!(status, 400 | 422) && NAMES_OF_SCHEMAS.iter().any(|name| message.to_ascii_lowercase().contains(name)) {
             detail.push_str("; set closed = \"text\" on this pool");
         }
-        Failure { class, detail, charged: false }
+        Failure { class, detail, charged: false, reached: true }
     }
 }
 

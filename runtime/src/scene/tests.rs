@@ -1,7 +1,6 @@
 //! A scene with a scripted model, real pools that nobody answers for, and its posts read like a subscriber would.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use firmware_config::agent::AgentConfig;
 use jiff::Timestamp;
@@ -140,14 +139,16 @@ async fn what_is_in_the_way_of_an_escalation_is_its_first_reason() {
 
 #[tokio::test]
 async fn the_default_pool_is_the_first_that_takes_pictures() {
-    let (_listener, pool) = silent_pool();
+    let (listener, pool) = silent_pool();
     let blind = pool.replace("\"big\"", "\"blind\"") + "images = false\n";
-    let told = Rig::new(0.6, &format!("{blind}{pool}")).told(async |outside| stop(outside)).await;
+    let told = Rig::new(0.6, &format!("{blind}{pool}")).told(async |outside| stop_once_asked(outside, listener).await).await;
     assert!(told.starts_with("New yes ON Pending LOW_CONFIDENCE"), "{told}");
 }
 
-fn stop(outside: &Outside) {
-    outside.deadline.send_replace(Some(Instant::now() + Duration::from_millis(300)));
+/// Lets the scene's time run out as soon as the pool has been connected to.
+async fn stop_once_asked(outside: &Outside, listener: TcpListener) {
+    let _connection = tokio::task::spawn_blocking(move || listener.accept()).await;
+    outside.deadline.send_replace(Some(Instant::now()));
 }
 
 #[tokio::test]
@@ -158,8 +159,8 @@ async fn a_sure_answer_is_kept_without_a_pool_in_sight() {
 
 #[tokio::test]
 async fn a_call_cut_short_by_the_end_of_the_agent_has_an_outcome() {
-    let (_listener, pool) = silent_pool();
-    let told = Rig::new(0.6, &pool).told(async |outside| stop(outside)).await;
+    let (listener, pool) = silent_pool();
+    let told = Rig::new(0.6, &pool).told(async |outside| stop_once_asked(outside, listener).await).await;
     let expired = "yes ON Expired DEADLINE+LOW_CONFIDENCE";
     assert_eq!(told, format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {expired}\nEnd {expired}"));
 }

@@ -146,6 +146,16 @@ fn the_newest_frame_settles_whatever_comes_last() {
     assert_eq!(told(spans.pool_outcome("a", fails(asked[1].clone(), Reason::Deadline))), "");
 }
 
+#[test]
+fn an_older_failure_is_no_news() {
+    let mut spans = spans(false);
+    let asked = seen_on(1, "yes", Outcome::Pending);
+    observe(&mut spans, "a", asked.clone());
+    assert_eq!(observe(&mut spans, "b", seen_on(2, "yes", Outcome::Denied)), "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE");
+    assert_eq!(told(spans.pool_outcome("a", fails(asked.clone(), Reason::Deadline))), "");
+    assert_eq!(told(spans.pool_outcome("a", says(asked, "no"))), "Update a no OFF Answered LOW_CONFIDENCE", "an answer always is");
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     See { answer: u8, outcome: u8 },

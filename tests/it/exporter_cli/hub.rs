@@ -15,6 +15,8 @@ const WEIGHTS: &str = "model.safetensors";
 struct Hub {
     bench: Bench,
     server: HubServer,
+    /// Seconds of silence that are waited out: few where silence is the fault, and more than a busy machine takes where it is not.
+    timeout: &'static str,
 }
 
 impl Hub {
@@ -22,12 +24,13 @@ impl Hub {
         let bench = Bench::new();
         // Not called as the model is, so a name can only come from the id.
         let source = bench.checkpoint("other", synthetic);
+        let timeout = if matches!(fault, Some((_, Fault::Hang | Fault::Stall))) { "1" } else { "60" };
         let server = HubServer::start(&source, token, fault);
-        Hub { bench, server }
+        Hub { bench, server, timeout }
     }
 
     fn run(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
-        let own = [("HF_ENDPOINT", self.server.endpoint.as_str()), ("HF_HUB_DOWNLOAD_TIMEOUT", "1")];
+        let own = [("HF_ENDPOINT", self.server.endpoint.as_str()), ("HF_HUB_DOWNLOAD_TIMEOUT", self.timeout)];
         let mut ran = self.bench.run_with(args, &[&own, variables].concat());
         ran.stderr = ran.stderr.replace(&self.server.endpoint, "HUB").replace(&self.server.files, "FILES");
         ran
