@@ -84,6 +84,14 @@ impl Ledger {
             micro_usd.give_back(at, cost.micro_usd.saturating_sub(used.micro_usd));
         }
     }
+
+    /// Gives back a call that was not made.
+    pub fn cancel(&mut self, reservation: Reservation) {
+        if let Some(calls) = &mut self.calls {
+            calls.give_back(reservation.at, 1);
+        }
+        self.settle(reservation, Cost { bytes: 0, micro_usd: 0 });
+    }
 }
 
 /// Millionths of a dollar, rounded to the nearest.

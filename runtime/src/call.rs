@@ -83,11 +83,12 @@ impl Call {
             let why = if obstacle == Reason::LinkDown { "there is no broker session" } else { "it failed too often and rests" };
             return Err(NoAnswer::new(obstacle, format!("pool {}: {why}", pool.id)));
         }
+        let place = in_force.place().map_err(|reason| NoAnswer::new(reason, "as many calls are under way as may be"))?;
         let body = body(pool);
         let usd = pool.usd_per_call;
         let worst =
             cost(Spent { attempts: pool.attempts, charged: pool.attempts, bytes_up: body.len() as u64 * u64::from(pool.attempts) }, usd);
-        let permit = in_force.permit(worst).map_err(|reason| NoAnswer::new(reason, "the policy's limit is reached"))?;
+        let permit = place.permit(worst).map_err(|reason| NoAnswer::new(reason, "the policy's limit is reached"))?;
         Ok(Call { pools: pools.clone(), in_force: in_force.clone(), pool: pool.id.clone(), id, body, permit, usd })
     }
 
@@ -104,7 +105,10 @@ impl Call {
                 result.map_err(|error| NoAnswer::new(Reason::from(&error), error.to_string()))
             }
         };
-        permit.settle(cost(spent, usd));
+        match spent.attempts {
+            0 => permit.cancel(),
+            _ => permit.settle(cost(spent, usd)),
+        }
         Called { pool, result, spent, cost_usd: usd.map(|usd| usd * f64::from(spent.charged)), latency: started.elapsed() }
     }
 }

@@ -45,14 +45,13 @@ impl InForce {
         self.kill_switch.send_replace(to);
     }
 
-    /// Takes an in-flight place and at most `cost` from the budgets.
+    /// Takes an in-flight place, before anything is prepared for it.
     ///
     /// # Errors
-    /// What is used up.
-    pub fn permit(&self, cost: Cost) -> Result<Permit, Reason> {
+    /// When all are taken.
+    pub fn place(&self) -> Result<Place, Reason> {
         let place = Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| Reason::Busy)?;
-        let reservation = self.ledger().reserve(self.now(), cost)?;
-        Ok(Permit { in_force: self.clone(), reservation, _place: place })
+        Ok(Place { in_force: self.clone(), place })
     }
 
     fn now(&self) -> Duration {
@@ -62,6 +61,25 @@ impl InForce {
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
         // The ledger's arithmetic does not panic half-way, so a poisoned lock still holds a whole one.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An in-flight place, given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    in_force: InForce,
+    place: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Takes one call of at most `cost` from the budgets.
+    ///
+    /// # Errors
+    /// What is used up.
+    pub fn permit(self, cost: Cost) -> Result<Permit, Reason> {
+        let Place { in_force, place } = self;
+        let reservation = in_force.ledger().reserve(in_force.now(), cost)?;
+        Ok(Permit { in_force, reservation, _place: place })
     }
 }
 
@@ -77,6 +95,11 @@ impl Permit {
     /// Gives back what the call did not use, and its in-flight place.
     pub fn settle(self, used: Cost) {
         self.in_force.ledger().settle(self.reservation, used);
+    }
+
+    /// Gives back everything: nothing was sent.
+    pub fn cancel(self) {
+        self.in_force.ledger().cancel(self.reservation);
     }
 }
 
@@ -104,11 +127,13 @@ mod tests {
             Policy { kill_switch: KillSwitch::Off, calls_per_minute: Some(2), in_flight_max: 1, bytes_per_minute: None, usd_per_day: None };
         let in_force = InForce::new(&policy);
         let cost = Cost { bytes: 1, micro_usd: 0 };
-        let first = in_force.permit(cost).expect("free");
-        assert_eq!(in_force.permit(cost).expect_err("one place"), Reason::Busy);
+        let permit = || in_force.place()?.permit(cost);
+        let first = permit().expect("free");
+        assert_eq!(permit().expect_err("one place"), Reason::Busy);
         first.settle(cost);
-        drop(in_force.permit(cost).expect("the place is back"));
-        assert_eq!(in_force.permit(cost).expect_err("two calls"), Reason::BudgetCalls);
+        permit().expect("the place is back").cancel();
+        drop(permit().expect("what was cancelled does not count"));
+        assert_eq!(permit().expect_err("two calls"), Reason::BudgetCalls);
     }
 
     #[test]
