@@ -61,7 +61,9 @@ impl Found {
     pub(crate) fn check(&self, special_tokens: SpecialTokens) -> Result<(), CheckpointError> {
         let problem = |problem: String| CheckpointError::Json { path: self.path.clone().unwrap_or_default(), problem };
         let cured = |error: TemplateError| match error {
-            TemplateError::Render { .. } => problem(format!("{error}; mend it there, or take it out to export with the family's own")),
+            TemplateError::Render { message } => {
+                problem(format!("chat template: {message}; mend it there, or take it out to export with the family's own"))
+            }
             error => problem(error.to_string()),
         };
         let text =
