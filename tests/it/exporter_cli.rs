@@ -331,7 +331,7 @@ fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
         *json = serde_json::to_vec(&manifest).unwrap();
     });
     let ran = bench.run(&["verify", "bundle", "--reference", "tiny"]);
-    assert!(ran.code == Some(1) && ran.stdout.contains("  manifest.json is not the checkpoint's\n"), "{}", ran.stdout);
+    assert!(ran.code == Some(1) && ran.stdout.contains("  manifest.json: image is not the checkpoint's\n"), "{}", ran.stdout);
 }
 
 #[test]
