@@ -22,6 +22,8 @@ use tempfile::TempDir;
 use vlm::bundle::MANIFEST;
 use vlm::hash::hex;
 
+use crate::interrupt::HalfWritten;
+
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -67,6 +69,8 @@ pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleError> {
 #[derive(Debug)]
 pub struct Draft {
     dir: TempDir,
+    /// Until it is published, or removed by its guard.
+    _half_written: HalfWritten,
     target: PathBuf,
     replace: bool,
     files: BTreeMap<String, FileEntry>,
@@ -87,7 +91,8 @@ impl Draft {
         fs::create_dir_all(parent).map_err(io)?;
         // Beside the target, so that the rename stays on one file system.
         let dir = tempfile::Builder::new().prefix(".egret-export-").tempdir_in(parent).map_err(io)?;
-        Ok(Draft { dir, target: target.to_owned(), replace, files: BTreeMap::new() })
+        let half_written = HalfWritten::new(dir.path());
+        Ok(Draft { dir, _half_written: half_written, target: target.to_owned(), replace, files: BTreeMap::new() })
     }
 
     /// Where the bundle lies for now.

@@ -16,7 +16,7 @@ use crate::graph::onnx::OnnxError;
 use crate::inspect::{inspect, megabytes};
 use crate::report::{Verdict, VerificationReport};
 use crate::verify::{self, VerifyError};
-use crate::{ExportError, Options, export_verified, source};
+use crate::{ExportError, Options, export_verified, interrupt, source};
 use vlm::VlmError;
 
 /// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a report.
@@ -108,6 +108,7 @@ enum Exit {
     Usage = 64,
     Internal = 70,
     Io = 74,
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -135,6 +136,7 @@ pub fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
+    interrupt::watch(Exit::Interrupted as i32);
     let outcome = match &cli.command {
         Command::Export(args) => run_export(args),
         Command::Inspect(args) => run_inspect(args),

@@ -21,6 +21,7 @@ pub mod cli;
 pub mod graph;
 pub mod hub;
 pub mod inspect;
+mod interrupt;
 pub mod quantize;
 pub mod reference;
 pub mod report;

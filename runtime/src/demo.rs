@@ -52,7 +52,10 @@ pub struct Args {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).map_err(|error| error.to_string())
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("expected some time, such as 60s".to_owned()),
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
 }
 
 /// Runs the demo.
@@ -151,7 +154,10 @@ impl Stage {
         anyhow::ensure!(bad.is_empty(), "{}: line {}: {}", assets.labels().display(), bad[0].line, bad[0].reason);
 
         view.line(&format!("configuration  {}", path.display()));
-        view.line(&format!("broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/#')", address.port()));
+        view.line(&format!(
+            "broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/demo/#' -T 'egret/+/cam/+/snapshot')",
+            address.port()
+        ));
         let auditor = Auditor::start(&config)?;
         auditor.wait_for_pool(&mut worker, START_PATIENCE).await.context("waiting for the demo's worker")?;
         Ok(Stage { config, labels, auditor, _worker: worker, _broker: broker })

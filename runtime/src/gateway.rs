@@ -27,6 +27,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::StreamExt;
 use tokio::net::TcpListener;
 
 use crate::chat::{self, BODY_BYTES_MAX};
@@ -162,10 +163,29 @@ async fn prometheus(State(gateway): State<Arc<Gateway>>) -> ([(&'static str, &'s
 async fn another_method(request: Request) -> ApiError {
     let (method, path) = (request.method(), request.uri().path());
     let expected = if path == "/v1/chat/completions" { "POST" } else { "GET" };
-    ApiError { status: 405, param: None, ..ApiError::bad_request("", format!("{path} does not take {method}; send {expected}")) }
+    let message = format!("{path} does not take {method}; send {expected}");
+    take_body(request).await;
+    ApiError { status: 405, param: None, ..ApiError::bad_request("", message) }
+}
+
+/// Takes what came along with a request that is refused by its head: left behind, it would end the connection under the client's next one.
+async fn take_body(request: Request) {
+    let mut body = request.into_body().into_data_stream();
+    let mut left = BODY_BYTES_MAX;
+    let taken = async {
+        while let Some(Ok(bytes)) = body.next().await {
+            left = left.saturating_sub(bytes.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // A client that does not send it is none that goes on.
+    let _ = tokio::time::timeout(BODY_TIME_MAX, taken).await;
 }
 
 async fn nothing_here(request: Request) -> ApiError {
     let message = format!("{} {} is not served; see POST /v1/chat/completions and GET /v1/models", request.method(), request.uri().path());
+    take_body(request).await;
     ApiError { status: 404, param: None, ..ApiError::bad_request("", message) }
 }

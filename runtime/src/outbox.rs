@@ -22,6 +22,8 @@ pub use gap::Gap;
 const SAVED_AFTER: Duration = Duration::from_secs(5);
 /// Acknowledged events kept in case the connection is lost.
 const RECENT_MAX: usize = 256;
+/// Events not acknowledged have at most so many bytes together, however few they are.
+const BYTES_MAX: usize = 64 << 20;
 /// Stretches of dropped events; past it the last one grows.
 const GAPS_MAX: usize = 64;
 
@@ -68,6 +70,8 @@ pub struct Outbox {
     counts: Counts,
     /// Not acknowledged, oldest first.
     queue: VecDeque<Slot<Entry>>,
+    /// Payloads of `queue`, together.
+    queued_bytes: usize,
     /// Acknowledged and still kept, oldest first.
     recent: VecDeque<(Duration, Entry)>,
     /// Taken from `recent` to be sent again; oldest first, and older than all of `queue`.
@@ -98,6 +102,7 @@ impl Outbox {
             capacity: capacity.max(1),
             counts: Counts::default(),
             queue: VecDeque::new(),
+            queued_bytes: 0,
             recent: VecDeque::new(),
             again: VecDeque::new(),
             gaps: VecDeque::new(),
@@ -118,7 +123,7 @@ impl Outbox {
 
     /// Size of the events not acknowledged yet.
     pub fn queued_bytes(&self) -> usize {
-        self.queue.iter().map(|slot| slot.item.payload.len()).sum()
+        self.queued_bytes
     }
 
     /// How old the oldest event not acknowledged yet is at `now`.
@@ -138,12 +143,13 @@ impl Outbox {
 
     /// Puts an event made at `now` at the end, in the place that `payload` is told; drops the oldest when full.
     pub fn push(&mut self, topic: String, now: Duration, payload: impl FnOnce(u64, u64) -> Bytes) -> u64 {
-        if self.queue.len() == self.capacity {
+        let seq = self.counts.produced + 1;
+        let payload = payload(self.epoch, seq);
+        while self.queue.len() == self.capacity || (!self.queue.is_empty() && self.queued_bytes + payload.len() > BYTES_MAX) {
             self.drop_oldest();
         }
-        self.counts.produced += 1;
-        let seq = self.counts.produced;
-        let payload = payload(self.epoch, seq);
+        self.counts.produced = seq;
+        self.queued_bytes += payload.len();
         self.queue.push_back(Slot::waiting(Entry { seq, topic, payload, since: now }));
         seq
     }
@@ -151,15 +157,21 @@ impl Outbox {
     fn drop_oldest(&mut self) {
         // One on its way may already be with the broker: better to drop the oldest that is not.
         let place = self.queue.iter().position(|slot| !slot.in_flight).unwrap_or(0);
-        if let Some(slot) = self.queue.remove(place) {
-            self.declare(slot.item.seq, "size");
+        if let Some(entry) = self.take(place) {
+            self.declare(entry.seq, "size");
         }
+    }
+
+    fn take(&mut self, place: usize) -> Option<Entry> {
+        let entry = self.queue.remove(place)?.item;
+        self.queued_bytes -= entry.payload.len();
+        Some(entry)
     }
 
     /// Gives an event up that the broker will never take.
     pub fn refused(&mut self, seq: u64) {
         if let Some(place) = self.queue.iter().position(|slot| slot.item.seq == seq) {
-            self.queue.remove(place);
+            self.take(place);
             self.declare(seq, "refused");
         }
         self.again.retain(|slot| slot.item.seq != seq);
@@ -198,7 +210,7 @@ impl Outbox {
             self.recent.extend(repeated.map(|entry| (now, entry)));
         } else if let Some(place) = self.queue.iter().position(|slot| slot.item.seq == seq) {
             self.counts.published += 1;
-            let published = self.queue.remove(place).map(|slot| slot.item);
+            let published = self.take(place);
             self.recent.extend(published.map(|entry| (now, entry)));
         }
         forget_saved(&mut self.recent, now);

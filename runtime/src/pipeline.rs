@@ -487,13 +487,12 @@ async fn tell_info(around: &Surroundings, topics: &Topics, config: &AgentConfig)
     let _ = around.posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into(), kind: Kind::Json }).await;
 }
 
-/// Stands in for the publisher of a box without a broker: events are only shown.
+/// Stands in for the publisher of a box without a broker: events are only seen by whoever watches.
 async fn without_broker(mut posts: mpsc::Receiver<Post>, watcher: Arc<dyn Watcher>) {
     let mut seq = 0;
     while let Some(post) = posts.recv().await {
         if let Post::Event { cam, draft } = post {
             seq += 1;
-            info!(cam, rule = draft.rule, "{:?}: {} ({})", draft.step, draft.settled.text, draft.state.as_str());
             watcher.see(Record::Event { cam, seq, draft });
         }
     }

@@ -1,8 +1,9 @@
 //! What happens in the pipeline, told to whoever watches it live: the demo, a test.
 
 use bytes::Bytes;
+use tracing::info;
 
-use crate::event::{Draft, Settled};
+use crate::event::{By, Draft, Settled};
 use crate::gate::Decision;
 use crate::router::{Reason, Route};
 
@@ -12,12 +13,17 @@ pub trait Watcher: Send + Sync {
     fn see(&self, record: Record);
 }
 
-/// Watches nothing.
+/// Writes each step of an event into the log.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Nobody;
+pub struct Log;
 
-impl Watcher for Nobody {
-    fn see(&self, _: Record) {}
+impl Watcher for Log {
+    fn see(&self, record: Record) {
+        if let Record::Event { cam, draft, .. } = record {
+            let By { place, model, .. } = &draft.settled.by;
+            info!(cam, rule = draft.rule, "{:?}: {} ({}), {place:?} {model}", draft.step, draft.settled.text, draft.state.as_str());
+        }
+    }
 }
 
 /// One thing that happened.

@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::pipeline::{self, RunError};
 use crate::policy::kill_switch_name;
 use crate::preflight;
-use crate::record::Nobody;
+use crate::record::Log;
 
 /// Arguments of `egret run`.
 #[derive(Debug, clap::Args)]
@@ -94,7 +94,7 @@ async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
             _ = terminate.recv() => {}
         }
     };
-    let totals = pipeline::run(config, Arc::new(Nobody), signalled).await?;
+    let totals = pipeline::run(config, Arc::new(Log), signalled).await?;
     info!(
         "{} frames, {} skipped, {} answers, {} escalated, {} events published, {} dropped, {} undelivered",
         totals.frames,

@@ -70,6 +70,16 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         (None, None) => return Err(Failure::new(Exit::Usage, "no broker; name one with --mqtt URL, or in the configuration's [mqtt]")),
     };
     let model = args.model.start(config.as_ref())?;
+    if let Some(config) = &config {
+        let answers = &model.identity().name;
+        match config.pools.iter().find(|pool| pool.id == args.pool) {
+            None => warn!("the configuration has no pool {}: nobody who runs on it will ask this worker", args.pool),
+            Some(pool) if pool.model != *answers => {
+                warn!("pool {} is configured as {}, and {answers} answers for it; another one is named with --bundle", pool.id, pool.model);
+            }
+            Some(_) => {}
+        }
+    }
     let address = format!("{}:{}", mqtt.url.host, mqtt.url.port);
     let (link, task, deliveries) = Link::open(LinkOptions {
         // With the session go its unacknowledged requests, which the broker then gives to other workers.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use firmware_config::agent::AgentConfig;
 use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
 use runtime::pipeline::{self, RunError};
-use runtime::record::Nobody;
+use runtime::record::Log;
 use tests::broker::Broker;
 use tests::config::{camera, config, folder_camera};
 use tests::ledger::Ledger;
@@ -92,7 +92,7 @@ async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
         assert!(left > 0, "as planned");
         ("yes".into(), 0.95)
     });
-    let error = pipeline::run_with(model, config, Arc::new(Nobody), std::future::pending()).await.unwrap_err();
+    let error = pipeline::run_with(model, config, Arc::new(Log), std::future::pending()).await.unwrap_err();
     assert!(matches!(&error, RunError::Fault { part } if part == "the inference thread"), "{error}");
     ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
     assert_eq!(ledger.epochs(), [(2, 2)], "what was known is told: new and end");
@@ -114,7 +114,7 @@ async fn a_camera_that_fails_does_not_touch_the_others() {
         folder_camera("gone", Path::new("/nowhere/at/all")),
     ];
     let config = AgentConfig::parse(&config(Some(&broker.url()), &cameras), "egret.toml").unwrap();
-    let totals = pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Nobody), std::future::pending()).await.unwrap();
+    let totals = pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Log), std::future::pending()).await.unwrap();
     assert_eq!((totals.answers, totals.frames_bad, totals.sources_failed), (21, 2, 1));
     ledger.mark(&broker.url()).await;
     let status = |cam: &str| ledger.state(&format!("egret/gate-01/cam/{cam}/status")).unwrap();
@@ -135,7 +135,7 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let agent = tokio::spawn(async {
         let stopped = async { _ = stopped.await };
-        pipeline::run_with(Scripted::flapping(0.5), config, Arc::new(Nobody), stopped).await.unwrap()
+        pipeline::run_with(Scripted::flapping(0.5), config, Arc::new(Log), stopped).await.unwrap()
     });
     let state = |expected: &'static str| {
         let ledger = ledger.clone();

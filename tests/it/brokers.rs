@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use firmware_config::agent::Mqtt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::mqtt::{Link, LinkError, LinkOptions, LinkState, Publication, Qos};
 use tempfile::TempDir;
 use tests::broker::Broker;
 use tests::config::mqtt;
@@ -175,4 +175,23 @@ async fn connections_that_end_again_and_again_are_explained() {
     up(&first).await;
     let (_second, _more) = open();
     down(&first, "does another client connect as egret-gate-01?").await;
+}
+
+/// mosquitto's `message_size_limit` is in no CONNACK, and the reason of its refusal ends the connection in the client library.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_over_a_limit_that_the_broker_kept_to_itself_holds_up_no_other() {
+    let broker = Broker::with("message_size_limit 1000\n");
+    let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(&broker.url()), "box"));
+    tokio::spawn(task.run(std::future::pending()));
+    up(&link).await;
+    let publish =
+        |bytes: usize| link.publish(Publication { topic: "t".into(), payload: vec![b'x'; bytes].into(), ..Publication::default() });
+    let refused = publish(5000).await;
+    assert!(matches!(&refused, Err(LinkError::Refused { reason, .. }) if reason == "PacketTooLarge"), "{refused:?}");
+    let next = async {
+        while publish(10).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, next).await.expect("the next one arrives on the next connection");
 }

@@ -10,7 +10,7 @@ use firmware_config::agent::AgentConfig;
 use firmware_config::manifest::Precision;
 use runtime::metrics::Totals;
 use runtime::pipeline;
-use runtime::record::{Nobody, Record, Watcher};
+use runtime::record::{Log, Record, Watcher};
 use serde_json::Value;
 use tests::broker::Broker;
 use tests::bundles::bundle;
@@ -48,7 +48,7 @@ async fn a_broker_killed_again_and_again_leaves_no_hole() {
     pictures(frames.path(), 120);
     let mut broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
-    let agent = start(&config(&broker.url(), frames.path(), ""), Scripted::flapping(0.95), Arc::new(Nobody));
+    let agent = start(&config(&broker.url(), frames.path(), ""), Scripted::flapping(0.95), Arc::new(Log));
     for events in [10, 60, 61, 150] {
         ledger.wait_until(|ledger| ledger.received() >= events).await;
         broker.kill();
@@ -115,7 +115,7 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
     let parsed = AgentConfig::parse(&config(&url, frames.path(), pool), "egret.toml").unwrap();
     let agent = tokio::spawn(async {
         let stopped = async { _ = stopped.await };
-        pipeline::run_with(Scripted::flapping(0.5), parsed, Arc::new(Nobody), stopped).await.unwrap()
+        pipeline::run_with(Scripted::flapping(0.5), parsed, Arc::new(Log), stopped).await.unwrap()
     });
     let outcomes = |ledger: &Ledger, outcome: &str| {
         ledger.events().iter().filter(|event| event["type"] == "update" && event["escalation"]["outcome"] == outcome).count()

@@ -5,7 +5,7 @@ mod hub;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use firmware_config::manifest::{FileEntry, Manifest};
 use serde_json::{Value, json};
@@ -297,6 +297,30 @@ fn a_disk_that_fills_up_leaves_nothing_half_written() {
     let said = Ran::new(command.output().unwrap(), bench.folder.path()).refused(74);
     insta::assert_snapshot!(said, @"egret-export: bundle/onnx/vision_encoder.onnx: cannot be written; choose a folder that can be, with room for the bundle: File too large (os error 27)");
     assert_eq!(bench.left(), [""; 0]);
+}
+
+#[test]
+fn an_export_that_is_interrupted_leaves_nothing_half_written() {
+    let bench = Bench::new();
+    bench.tiny();
+    for signal in ["-INT", "-TERM"] {
+        let mut command = Command::new(tests::program("egret-export"));
+        command.args(["export", "tiny", "bundle", "--precision", "fp32"]).current_dir(bench.folder.path()).env("RUST_LOG", "error");
+        let mut export = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // As soon as it has begun to write.
+        let begun = || {
+            fs::read_dir(bench.folder.path()).unwrap().flatten().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b".egret"))
+        };
+        while export.try_wait().unwrap().is_none() && !begun() {
+            std::thread::yield_now();
+        }
+        let told = Command::new("kill").args([signal, &export.id().to_string()]).status().unwrap();
+        let code = export.wait().unwrap().code();
+        // A bundle as small as this one may be done before it is told.
+        assert!(matches!((told.success(), code), (true, Some(130)) | (_, Some(0))), "{code:?}");
+        assert!(bench.left().iter().all(|name| name.starts_with("bundle/")), "{:?}", bench.left());
+        let _ = fs::remove_dir_all(bench.path("bundle"));
+    }
 }
 
 /// One file for the whole processor, a template of its own, a type and a theta by their newer names.

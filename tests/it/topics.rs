@@ -7,7 +7,7 @@ use std::time::Duration;
 use firmware_config::agent::AgentConfig;
 use runtime::mqtt::{Publication, Qos};
 use runtime::pipeline;
-use runtime::record::Nobody;
+use runtime::record::Log;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tests::broker::Broker;
@@ -56,7 +56,7 @@ async fn published() -> (Vec<Publication>, Vec<Publication>) {
     let broker = Broker::start();
     let early = Subscriber::open(&broker.url(), "early").await;
     let config = AgentConfig::parse(&config(Some(&broker.url()), &[folder_camera("yard", frames.path())]), "egret.toml").unwrap();
-    pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Nobody), std::future::pending()).await.unwrap();
+    pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Log), std::future::pending()).await.unwrap();
     let late = Subscriber::open(&broker.url(), "late").await;
     (early.received().await, late.received().await)
 }

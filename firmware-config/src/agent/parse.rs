@@ -8,8 +8,8 @@ use super::problems::{Complaint, ConfigErrors, Problems};
 use super::section::Section;
 use super::value::{Checked, choice, duration, flag, found, id, nearest, number, path, quote, rate, size, string, text, whole};
 use super::{
-    AgentConfig, BackendChoice, Camera, ClosedForm, Gate, Gateway, KillSwitch, Model, Mqtt, Node, Policy, Pool, PoolTransport, RouteMode,
-    Rule, url,
+    AgentConfig, BackendChoice, Camera, ClosedForm, Gate, Gateway, KillSwitch, Model, Mqtt, MqttScheme, MqttUrl, Node, Policy, Pool,
+    PoolTransport, RouteMode, Rule, url,
 };
 
 /// Largest configuration text, in bytes.
@@ -134,6 +134,10 @@ fn mqtt(section: &Section<'_>) -> Option<Mqtt> {
     let username_file = section.optional("username-file", path);
     let password_file = section.optional("password-file", path);
     let ca_file = section.optional("ca-file", path);
+    if let (Some(MqttUrl { scheme: MqttScheme::Tcp | MqttScheme::Websocket, .. }), Some(_)) = (&url, &ca_file) {
+        let cure = "write the url with mqtts:// or wss://, or remove the key";
+        section.complain(section.place("ca-file"), "ca-file", Complaint::new("a file", "none beside a url without TLS", cure));
+    }
     let outbox_events_max = count(section.optional("outbox-events", whole(1..=1_000_000)).unwrap_or(OUTBOX_EVENTS));
     Some(Mqtt { url: url?, username_file, password_file, ca_file, outbox_events_max })
 }

@@ -62,8 +62,13 @@ pub(super) fn choice<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(
         let expected = || format!("one of {}", names().collect::<Vec<_>>().join(", "));
         let written = value.as_str().unwrap_or_default();
         choices.iter().find(|(name, _)| *name == written).map(|(_, choice)| *choice).ok_or_else(|| {
-            let near = nearest(written, names()).unwrap_or(choices[0].0);
-            Complaint::new(found(value), expected(), format!("write {near:?}"))
+            // Guessing further could turn a switch the wrong way.
+            let begun = || names().find(|name| !written.is_empty() && name.split('-').next() == Some(written));
+            let cure = match nearest(written, names()).or_else(begun) {
+                Some(near) => format!("write {near:?}"),
+                None => "choose one of them, in quotes".to_owned(),
+            };
+            Complaint::new(found(value), expected(), cure)
         })
     }
 }

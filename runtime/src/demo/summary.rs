@@ -127,9 +127,9 @@ impl Summary {
             events_received: counts.events_received,
             bytes_up: counts.bytes_up,
             cost: Cost {
-                routed: pairs.iter().map(|pair| f64::from(pair.pool_calls)).sum(),
+                routed: f64::from(pairs.iter().map(|pair| pair.pool_calls).sum::<u32>()),
                 // One call for every pair; where the router asked more than once, so would always-pool have.
-                always_pool: pairs.iter().map(|pair| f64::from(pair.pool_calls.max(1))).sum(),
+                always_pool: f64::from(pairs.iter().map(|pair| pair.pool_calls.max(1)).sum::<u32>()),
                 always_local: 0.0,
             },
             accuracy: Accuracy {

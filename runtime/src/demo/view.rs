@@ -29,7 +29,7 @@ impl View {
             Target::Escalate => self.strong(&format!("asking the pool ({reasons})")),
         };
         self.line(&format!(
-            "{cam:<8} {frame:<11} {question:<25} {answer}  {goes}",
+            "{cam:<8} {frame:<11} {question:<28} {answer}  {goes}",
             cam = answer.cam,
             frame = answer.name.as_deref().unwrap_or_default(),
             question = answer.question,
@@ -46,7 +46,7 @@ impl View {
             }
             Err(reason) => format!("no answer ({}): the box's stands", reason.as_str()),
         };
-        let head = format!("{:<8} {:<11} {:<25}", asked.cam, asked.name.as_deref().unwrap_or_default(), format!("  … {}", asked.question));
+        let head = format!("{:<8} {:<11} {:<28}", asked.cam, asked.name.as_deref().unwrap_or_default(), format!("  … {}", asked.question));
         self.line(&self.strong(&format!("{head} {heard}")));
     }
 

@@ -19,9 +19,9 @@ use tokio::time::{Sleep, sleep, timeout};
 use tracing::{debug, warn};
 
 /// Connections at one time; the next ones wait to be accepted.
-const CONNECTIONS_MAX: usize = 128;
+const CONNECTIONS_MAX: usize = 512;
 /// A connection whose next request has not come by then, head and all, is closed.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+const HEAD_TIME_MAX: Duration = Duration::from_secs(15);
 /// A client that has taken nothing of what it is sent for so long is cut off.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
 /// Until the next try when the system gives no connection.

@@ -5,17 +5,17 @@
 //! with [`LinkError::Down`], and whoever must not lose one sends it again. The *session* is the broker's and is kept: what is sent to
 //! our subscriptions while we are away waits there.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rumqttc::Outgoing;
-use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectReturnCode, DisconnectReasonCode, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode,
 };
+use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -33,6 +33,8 @@ const TAKEN_OVER_WAIT: Duration = Duration::from_secs(60);
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// From so many connections in a row that did not last, the reason is likely our own id.
 const SHORT_LIVED_MAX: u32 = 2;
+/// MQTT's reason for a packet above a limit that the broker did not announce: mosquitto's `message_size_limit`, for one.
+const PACKET_TOO_LARGE: u8 = 0x95;
 /// Longest wait for the last bytes at a clean stop.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -58,6 +60,8 @@ pub struct LinkTask {
 enum Ended {
     Stopped,
     TakenOver,
+    /// A publication was refused in a way that ends the connection; it will not be sent again.
+    Refused(String),
     Failed(String),
 }
 
@@ -92,6 +96,10 @@ impl LinkTask {
                         "another client connected to {url} with our id: give each box its own [node] id"
                     );
                     ("another client connected with our id".into(), TAKEN_OVER_WAIT)
+                }
+                Ended::Refused(why) => {
+                    warn!("broker {url}: {why}; connecting again");
+                    (why, RECONNECT.0)
                 }
                 Ended::Failed(mut why) => {
                     if self.status.borrow().connections > connections {
@@ -135,7 +143,7 @@ impl LinkTask {
             client,
             packet_bytes_max: usize::MAX,
             unsent: VecDeque::new(),
-            unacked: HashMap::new(),
+            unacked: VecDeque::new(),
             accepted: false,
             up: false,
         };
@@ -169,6 +177,12 @@ impl LinkTask {
                     reason_code: DisconnectReasonCode::SessionTakenOver,
                     ..
                 }))) => return Ended::TakenOver,
+                Ok(Err(ConnectionError::MqttState(StateError::Deserialization(MqttError::InvalidConnectReturnCode(reason)))))
+                    if connection.up =>
+                {
+                    connection.refused(reason);
+                    return Ended::Refused(format!("it refused a publication with reason {reason:#04x}"));
+                }
                 Ok(Err(error)) => return Ended::Failed(why(&error, connection.accepted)),
                 Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => {
                     // A broker that wants none at all says 0.
@@ -269,8 +283,8 @@ struct Connection {
     packet_bytes_max: usize,
     /// Handed to the client, in order; it writes them in the same order.
     unsent: VecDeque<(Qos, String, Reply)>,
-    /// Written with QoS 1, by packet id.
-    unacked: HashMap<u16, (String, Reply)>,
+    /// Written with QoS 1, in order, by packet id. A broker acknowledges in the same order.
+    unacked: VecDeque<(u16, String, Reply)>,
     /// The broker's CONNACK was there.
     accepted: bool,
     up: bool,
@@ -315,13 +329,14 @@ impl Connection {
     fn sent(&mut self, pkid: u16) {
         match self.unsent.pop_front() {
             Some((Qos::AtMostOnce, _, reply)) => _ = reply.send(Ok(())),
-            Some((Qos::AtLeastOnce, topic, reply)) => _ = self.unacked.insert(pkid, (topic, reply)),
+            Some((Qos::AtLeastOnce, topic, reply)) => self.unacked.push_back((pkid, topic, reply)),
             None => warn!("the client wrote a publication {pkid} that was not handed to it"),
         }
     }
 
     fn acknowledged(&mut self, puback: &PubAck) {
-        let Some((topic, reply)) = self.unacked.remove(&puback.pkid) else {
+        let place = self.unacked.iter().position(|(pkid, ..)| *pkid == puback.pkid);
+        let Some((_, topic, reply)) = place.and_then(|place| self.unacked.remove(place)) else {
             return warn!("PUBACK {} matches no publication", puback.pkid);
         };
         let outcome = match puback.reason {
@@ -329,6 +344,15 @@ impl Connection {
             reason => Err(LinkError::Refused { topic, reason: format!("{reason:?}") }),
         };
         let _ = reply.send(outcome);
+    }
+
+    /// A PUBACK whose reason the library does not know, for which it ends the connection. It is about the oldest publication: sent
+    /// again, that one would end the next connection too, and nothing behind it would ever arrive.
+    fn refused(&mut self, reason: u8) {
+        if let Some((_, topic, reply)) = self.unacked.pop_front() {
+            let reason = if reason == PACKET_TOO_LARGE { "PacketTooLarge".into() } else { format!("reason {reason:#04x}") };
+            let _ = reply.send(Err(LinkError::Refused { topic, reason }));
+        }
     }
 
     fn ack(&self, pkid: u16) {

@@ -68,11 +68,22 @@ pub(super) fn connect_options(options: &LinkOptions) -> Result<MqttOptions, Conn
     Ok(connect)
 }
 
+/// How a certificate begins in a PEM file.
+const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 fn tls(mqtt: &Mqtt) -> Result<TlsConfiguration, ConnectError> {
     // One provider for the process; a second installation is refused and changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match &mqtt.ca_file {
-        Some(path) => Ok(TlsConfiguration::Simple { ca: read(path)?, alpn: None, client_auth: None }),
+        Some(path) => {
+            let ca = read(path)?;
+            // The library would say so too, without the file's name.
+            if !ca.windows(PEM_CERTIFICATE.len()).any(|bytes| bytes == PEM_CERTIFICATE) {
+                let message = "holds no certificate in PEM; name the one of the broker's authority with ca-file".into();
+                return Err(ConnectError::File { path: path.into(), message });
+            }
+            Ok(TlsConfiguration::Simple { ca, alpn: None, client_auth: None })
+        }
         None => Ok(TlsConfiguration::default()),
     }
 }

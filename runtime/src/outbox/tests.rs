@@ -38,6 +38,16 @@ fn says_how_much_waits_and_for_how_long() {
 }
 
 #[test]
+fn large_events_fill_it_before_their_number_does() {
+    let mut outbox = Outbox::new(7, 10_000);
+    for _ in 0..3 {
+        outbox.push("t".into(), Duration::ZERO, |_, _| vec![b'x'; BYTES_MAX / 2 - 1].into());
+    }
+    assert_eq!((outbox.queued(), outbox.counts().dropped), (2, 1));
+    assert!(outbox.queued_bytes() <= BYTES_MAX);
+}
+
+#[test]
 fn what_was_acknowledged_just_before_a_loss_is_sent_again() {
     let mut outbox = Outbox::new(7, 10);
     for _ in 0..4 {

@@ -52,6 +52,9 @@ fn schema(answers: &[String]) -> Value {
     })
 }
 
+/// Longest free text that is taken from a pool, in bytes: it goes into every step of its event.
+const ANSWER_BYTES_MAX: usize = 16 << 10;
+
 /// What a reply says to a question.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Said {
@@ -71,6 +74,9 @@ pub struct Said {
 /// In words, when it holds no content or none of the answers.
 pub fn said(completion: &Completion, answers: &[String]) -> Result<Said, String> {
     let content = content(completion)?;
+    if answers.is_empty() && content.len() > ANSWER_BYTES_MAX {
+        return Err(format!("the answer has {} bytes, at most {ANSWER_BYTES_MAX} are taken", content.len()));
+    }
     let Some(answer) = reading::read(content, answers) else {
         return Err(match answers {
             [] => "the reply's content is empty".to_owned(),
@@ -190,6 +196,13 @@ mod tests {
         the model refused: "I will not"
         expected one of yes, no, got "perhaps"
         "#);
+    }
+
+    #[test]
+    fn free_text_has_a_limit() {
+        let long = |bytes: usize| said(&reply(json!({"choices": [{"message": {"content": "x".repeat(bytes)}}]})), &[]);
+        assert!(long(ANSWER_BYTES_MAX).is_ok());
+        assert_eq!(long(ANSWER_BYTES_MAX + 1).unwrap_err(), "the answer has 16385 bytes, at most 16384 are taken");
     }
 
     #[test]

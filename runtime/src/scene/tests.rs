@@ -9,7 +9,7 @@ use super::*;
 use crate::event::Draft;
 use crate::infer::tests::Scripted;
 use crate::mqtt::{Link, LinkOptions};
-use crate::record::Nobody;
+use crate::record::Log;
 
 const CAMERA: &str = r#"
 [node]
@@ -55,7 +55,7 @@ impl Rig {
             posts,
             clock: Arc::new(Clock::start()),
             metrics: Arc::default(),
-            watcher: Arc::new(Nobody),
+            watcher: Arc::new(Log),
         };
         let online = CameraStatus { state: CameraState::Online, ..CameraStatus::opening() };
         Rig {

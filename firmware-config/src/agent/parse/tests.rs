@@ -186,7 +186,7 @@ listen = "localhost"
     egret.toml:18:13: camera[0].rule[0].threshold: found integer 2, expected a number from 0 to 1
         cure: choose a number within these limits
     egret.toml:19:9: camera[0].rule[0].route: found "cloud", expected one of auto, local, pool, must-escalate
-        cure: write "auto"
+        cure: choose one of them, in quotes
     egret.toml:20:8: camera[0].rule[0].pool: found "vlm-larg", expected the id of a [[pool]] of this file
         cure: did you mean "vlm-large"?
     egret.toml:22:6: camera[0].rule[1].id: found "person" again, first on line 14, expected every rule of a camera to have its own id
@@ -281,4 +281,21 @@ proptest! {
             prop_assert!(!errors.problems().is_empty());
         }
     }
+}
+
+#[test]
+fn a_switch_is_not_guessed_the_wrong_way() {
+    for (written, cure) in [
+        ("on", "choose one of them"),
+        ("true", "choose one of them"),
+        ("local", "write \"local-only\""),
+        ("local_only", "write \"local-only\""),
+    ] {
+        let text = format!("{SMALLEST}\n[policy]\nkill-switch = {written:?}\n");
+        let told = parse(&text).unwrap_err();
+        assert!(told.contains(cure), "{written}: {told}");
+    }
+    let text = format!("{SMALLEST}\n[mqtt]\nurl = \"mqtt://127.0.0.1\"\nca-file = \"/ca.pem\"\n");
+    let told = parse(&text).unwrap_err();
+    assert!(told.contains("mqtt.ca-file") && told.contains("mqtts://"), "{told}");
 }
