@@ -178,6 +178,9 @@ fn ask_aloud(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
         if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     printed?;
+    if answer.text.is_empty() {
+        print("(no answer: the model ended at once)")?;
+    }
     Ok(answer)
 }
 

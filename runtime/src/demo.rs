@@ -145,7 +145,11 @@ impl Stage {
         let mut worker = Sidecar::start("worker", worker_args.into_iter().chain([assets.pool_bundle().into_os_string()]))?;
 
         // Kept: the configuration can be read and run again.
-        let workdir = tempfile::Builder::new().prefix("egret-demo-").tempdir().context("creating a folder for the configuration")?.keep();
+        let workdir = tempfile::Builder::new()
+            .prefix("egret-demo-")
+            .tempdir()
+            .context("creating a folder for the configuration; name one that can be written to with TMPDIR")?
+            .keep();
         let path = workdir.join("egret.toml");
         let text = config::text(assets, address);
         std::fs::write(&path, &text).with_context(|| format!("writing {}", path.display()))?;

@@ -13,6 +13,7 @@ use devices::camera::ffmpeg::{Child, readable};
 use devices::camera::ppm::Pictures;
 use firmware_config::manifest::VideoRules;
 use serde::Deserialize;
+use tracing::warn;
 use vlm::Picture;
 use vlm::video::{Clip, ClipFrame, sample};
 
@@ -159,6 +160,9 @@ fn run<T: Send + 'static>(
         Ok(Ok(read)) => {
             let status = child.end().with_context(|| format!("{program} was lost"))?;
             ensure!(status.success(), "no video that {program} can read ({}); convert it first", last_words(child.said(), path));
+            if !child.said().is_empty() {
+                warn!("{} is damaged, and shown as far as it can be: {program}: {}", path.display(), last_words(child.said(), path));
+            }
             Ok(read)
         }
         Ok(Err(error)) => {
