@@ -1,3 +1,4 @@
+//! [`fuzz::agent_config`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

@@ -1,3 +1,4 @@
+//! [`fuzz::camera`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

@@ -1,3 +1,4 @@
+//! [`fuzz::chat_request`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

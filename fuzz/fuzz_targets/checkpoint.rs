@@ -1,3 +1,4 @@
+//! [`fuzz::checkpoint`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

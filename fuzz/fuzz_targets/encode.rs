@@ -1,3 +1,4 @@
+//! [`fuzz::encode`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

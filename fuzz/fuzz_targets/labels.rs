@@ -1,3 +1,4 @@
+//! [`fuzz::labels`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

@@ -1,3 +1,4 @@
+//! [`fuzz::manifest`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

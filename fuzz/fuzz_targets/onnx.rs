@@ -1,3 +1,4 @@
+//! [`fuzz::onnx`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

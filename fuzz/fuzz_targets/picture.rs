@@ -1,3 +1,4 @@
+//! [`fuzz::picture`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

@@ -1,3 +1,4 @@
+//! [`fuzz::pool_reply`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 

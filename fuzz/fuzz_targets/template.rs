@@ -1,3 +1,4 @@
+//! [`fuzz::template`] under libFuzzer.
 #![no_main]
 #![forbid(unsafe_code)]
 
