@@ -59,24 +59,8 @@ pub(super) fn reply(mut completion: Completion, form: Option<&EnumObject>, model
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::time::Duration;
-
-    use firmware_config::agent::PoolTransport;
-
     use super::*;
-
-    fn pool(closed: ClosedForm) -> Pool {
-        Pool {
-            id: "big".into(),
-            transport: PoolTransport::Mqtt,
-            model: "some-vlm".into(),
-            deadline: Duration::from_secs(8),
-            closed,
-            images: true,
-            attempts: 3,
-            usd_per_call: None,
-        }
-    }
+    use crate::pool::question::tests::pool;
 
     fn form() -> EnumObject {
         EnumObject { property: "verdict".into(), answers: vec!["yes".into(), "no".into()] }

@@ -122,7 +122,7 @@ pub(crate) fn start_of(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::time::Duration;
@@ -141,7 +141,8 @@ mod tests {
         }
     }
 
-    fn pool(closed: ClosedForm) -> Pool {
+    /// A pool behind a broker, which takes pictures.
+    pub(crate) fn pool(closed: ClosedForm) -> Pool {
         Pool {
             id: "big".into(),
             transport: PoolTransport::Mqtt,
