@@ -36,11 +36,14 @@ impl Drop for HalfWritten {
 /// Where the system does not let us watch, they end it at once, as they do by default.
 pub(crate) fn watch(exit: i32) {
     let Ok(runtime) = Builder::new_current_thread().enable_io().build() else { return };
+    // Here and not on the thread: what is interrupted from now on is already watched.
+    let watched = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    };
+    let (Ok(mut interrupt), Ok(mut terminate)) = watched else { return };
     thread::spawn(move || {
         runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
-                return std::future::pending().await;
-            };
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
