@@ -15,7 +15,7 @@
 //! | scene → inference | `infer::QUEUE` | waits; a gateway client is told 503 with Retry-After | the scene's next frame |
 //! | scene → pool | `in-flight`, budgets | not asked | the answer stays local; `BUSY`, `BUDGET_*` |
 //! | scene → publisher | `POSTS` | waits | the scene; the publisher takes, unless the link's window is full |
-//! | outbox | `outbox-events` | the oldest is dropped | declared in a gap; `events_dropped` |
+//! | outbox | `outbox-events`, 64 MiB | the oldest is dropped | declared in a gap; `events_dropped` |
 //! | broker → inbox | Receive Maximum, at least 64 | the newest is dropped | a pool's reply; `deliveries_dropped` |
 
 use std::io;
