@@ -1,9 +1,9 @@
 //! The stages a frame passes on the box, one by one.
 //!
-//! Budgets: the gate and the router must vanish beside a camera's frame interval (33 ms) — the gate under 1 ms for 480x270, a routing
-//! decision under a microsecond; preprocessing one tile must stay under a tenth of a vision encoder's run.
-//! `answer` is the whole of a local answer on the demo's bundle: the first question on a frame pays vision and prefix, the second only
-//! its own tokens.
+//! Budgets: the gate and the router must vanish beside a camera's frame interval (33 ms) — the gate
+//! under 1 ms for 480x270, a routing decision under a microsecond; preprocessing one tile must stay
+//! under a tenth of a vision encoder's run. `answer` is the whole of a local answer on the demo's
+//! bundle: the first question on a frame pays vision and prefix, the second only its own tokens.
 //!
 //! `cargo bench -p benches`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -15,13 +15,15 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use firmware_config::agent::{BackendChoice, Gate as GateSettings, KillSwitch, RouteMode};
 use firmware_config::manifest::ImageRules;
-use runtime::gate::{Gate, Thumbnail};
-use runtime::router::{Terms, route};
+use runtime::capture::gate::{Gate, Thumbnail};
+use runtime::decide::router::{Terms, route};
 use vlm::picture::Picture;
 use vlm::{Options, Request, Vlm, tiles};
 
 fn demo(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../demo")
+        .join(path)
 }
 
 fn frame() -> Picture {
@@ -30,33 +32,63 @@ fn frame() -> Picture {
 
 fn gate(c: &mut Criterion) {
     let picture = frame();
-    let thumbnail = || Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels()).unwrap();
+    let thumbnail =
+        || Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels()).unwrap();
     c.bench_function("gate/thumbnail 480x270", |b| b.iter(thumbnail));
     c.bench_function("gate/decide", |b| {
-        let gate = Gate::new(GateSettings { motion: 0.01, max_age: Duration::from_secs(30) });
-        b.iter_batched(thumbnail, |thumbnail| gate.decide(&thumbnail, Duration::ZERO), BatchSize::SmallInput);
+        let gate = Gate::new(GateSettings {
+            motion: 0.01,
+            max_age: Duration::from_secs(30),
+        });
+        b.iter_batched(
+            thumbnail,
+            |thumbnail| gate.decide(&thumbnail, Duration::ZERO),
+            BatchSize::SmallInput,
+        );
     });
 }
 
 fn router(c: &mut Criterion) {
-    let terms = Terms { mode: RouteMode::Auto, threshold: 0.9 };
-    c.bench_function("router/route", |b| b.iter(|| route(black_box(0.8), terms, KillSwitch::Off)));
+    let terms = Terms {
+        mode: RouteMode::Auto,
+        threshold: 0.9,
+    };
+    c.bench_function("router/route", |b| {
+        b.iter(|| route(black_box(0.8), terms, KillSwitch::Off))
+    });
 }
 
 fn preprocess(c: &mut Criterion) {
     let jpeg = std::fs::read(demo("frames/lobby/035000.jpg")).unwrap();
-    c.bench_function("preprocess/decode 480x270 JPEG", |b| b.iter(|| Picture::decode(black_box(&jpeg)).unwrap()));
+    c.bench_function("preprocess/decode 480x270 JPEG", |b| {
+        b.iter(|| Picture::decode(black_box(&jpeg)).unwrap())
+    });
     let picture = frame();
-    let rules =
-        ImageRules { tile_size: 512, longest_edge: 2048, mean: [0.5; 3], std: [0.5; 3], splits_by_default: true, tokens_per_tile: 64 };
-    c.bench_function("preprocess/one tile of 512", |b| b.iter(|| tiles::tiles(&picture, &rules, false)));
-    c.bench_function("preprocess/split, 13 tiles of 512", |b| b.iter(|| tiles::tiles(&picture, &rules, true)));
+    let rules = ImageRules {
+        tile_size: 512,
+        longest_edge: 2048,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        splits_by_default: true,
+        tokens_per_tile: 64,
+    };
+    c.bench_function("preprocess/one tile of 512", |b| {
+        b.iter(|| tiles::tiles(&picture, &rules, false))
+    });
+    c.bench_function("preprocess/split, 13 tiles of 512", |b| {
+        b.iter(|| tiles::tiles(&picture, &rules, true))
+    });
     let one = tiles::tiles(&picture, &rules, false);
-    c.bench_function("preprocess/pixel_values of one tile", |b| b.iter(|| tiles::pixel_values(&one, &rules)));
+    c.bench_function("preprocess/pixel_values of one tile", |b| {
+        b.iter(|| tiles::pixel_values(&one, &rules))
+    });
 }
 
 fn answer(c: &mut Criterion) {
-    let options = Options { backend: BackendChoice::Tract, ..Options::default() };
+    let options = Options {
+        backend: BackendChoice::Tract,
+        ..Options::default()
+    };
     let mut vlm = Vlm::open(&demo("bundles/nano-edge"), &options).unwrap();
     let ask = |vlm: &mut Vlm, picture: Picture| {
         let mut request = Request::question(picture, "is there a person?");
@@ -65,11 +97,18 @@ fn answer(c: &mut Criterion) {
     };
     let frames: Vec<Picture> = ["035000", "044000", "059000"]
         .iter()
-        .map(|name| Picture::decode(&std::fs::read(demo(&format!("frames/lobby/{name}.jpg"))).unwrap()).unwrap())
+        .map(|name| {
+            Picture::decode(&std::fs::read(demo(&format!("frames/lobby/{name}.jpg"))).unwrap())
+                .unwrap()
+        })
         .collect();
     let mut next = frames.iter().cycle();
-    c.bench_function("answer/first question on a frame", |b| b.iter(|| ask(&mut vlm, next.next().unwrap().clone())));
-    c.bench_function("answer/second question on a frame", |b| b.iter(|| ask(&mut vlm, frames[0].clone())));
+    c.bench_function("answer/first question on a frame", |b| {
+        b.iter(|| ask(&mut vlm, next.next().unwrap().clone()))
+    });
+    c.bench_function("answer/second question on a frame", |b| {
+        b.iter(|| ask(&mut vlm, frames[0].clone()))
+    });
 }
 
 criterion_group!(stages, gate, router, preprocess, answer);

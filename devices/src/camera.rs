@@ -22,26 +22,41 @@ pub trait Camera: Send {
     /// Waits for the next frame; `None` when the source has ended, which a live one never does.
     ///
     /// # Errors
-    /// When a frame cannot be had, or [`Stop`] was thrown. If it [spares the camera](CaptureError::spares_camera) the next call goes
-    /// on with the frame after; otherwise drop the camera and open another.
+    /// When a frame cannot be had, or [`Stop`] was thrown. If it [spares the
+    /// camera](CaptureError::spares_camera) the next call goes on with the frame after; otherwise
+    /// drop the camera and open another.
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
 
-    /// Frames overwritten by newer ones before anyone asked, since it was opened. Always 0 for a folder or a file.
+    /// Frames overwritten by newer ones before anyone asked, since it was opened. Always 0 for a
+    /// folder or a file.
     fn superseded(&self) -> u64 {
         0
     }
 }
 
-/// Opens a source, paced to one frame per `period`; zero is no pace, and every frame. Does not wait for the first.
+/// Opens a source, paced to one frame per `period`; zero is no pace, and every frame. Does not wait
+/// for the first.
 ///
-/// A live source that delivers nothing for `stall_after` fails; before its first frame it is given 10 seconds at least.
+/// A live source that delivers nothing for `stall_after` fails; before its first frame it is given
+/// 10 seconds at least.
 ///
 /// # Errors
 /// When the source is not there, or `ffmpeg` is not.
-pub fn open(source: &Source, period: Duration, stall_after: Duration, stop: &Stop) -> Result<Box<dyn Camera>, CaptureError> {
+pub fn open(
+    source: &Source,
+    period: Duration,
+    stall_after: Duration,
+    stop: &Stop,
+) -> Result<Box<dyn Camera>, CaptureError> {
     Ok(match source {
         Source::Folder(path) => Box::new(folder::Folder::open(path, period, stop)?),
-        Source::File(_) | Source::Rtsp(_) => Box::new(ffmpeg::Ffmpeg::open("ffmpeg", source, period, stall_after, stop)?),
+        Source::File(_) | Source::Rtsp(_) => Box::new(ffmpeg::Ffmpeg::open(
+            "ffmpeg",
+            source,
+            period,
+            stall_after,
+            stop,
+        )?),
     })
 }
 
@@ -60,7 +75,9 @@ pub enum CaptureError {
         error: io::Error,
     },
     /// A folder without picture files.
-    #[error("{camera}: no picture file in it; put .jpg, .jpeg, .png, .webp, .bmp or .gif files there")]
+    #[error(
+        "{camera}: no picture file in it; put .jpg, .jpeg, .png, .webp, .bmp or .gif files there"
+    )]
     EmptyFolder {
         /// The source.
         camera: String,
@@ -92,7 +109,9 @@ pub enum CaptureError {
         max: u64,
     },
     /// No `ffmpeg` on this box.
-    #[error("{camera}: no program {program:?} in PATH, and it decodes video and RTSP; install it: apt install ffmpeg")]
+    #[error(
+        "{camera}: no program {program:?} in PATH, and it decodes video and RTSP; install it: apt install ffmpeg"
+    )]
     NoFfmpeg {
         /// The source.
         camera: String,
@@ -100,7 +119,9 @@ pub enum CaptureError {
         program: String,
     },
     /// `ffmpeg` is there but does not start.
-    #[error("{camera}: ffmpeg does not start: {error}; check that this user may run it, and may start more processes")]
+    #[error(
+        "{camera}: ffmpeg does not start: {error}; check that this user may run it, and may start more processes"
+    )]
     Spawn {
         /// The source.
         camera: String,
@@ -108,7 +129,9 @@ pub enum CaptureError {
         error: io::Error,
     },
     /// `ffmpeg` was started, and the system does not tell what became of it.
-    #[error("{camera}: ffmpeg is lost: {error}; start egret without SIGCHLD ignored, which hides how children end")]
+    #[error(
+        "{camera}: ffmpeg is lost: {error}; start egret without SIGCHLD ignored, which hides how children end"
+    )]
     Lost {
         /// The source.
         camera: String,
@@ -116,7 +139,9 @@ pub enum CaptureError {
         error: io::Error,
     },
     /// A live camera that delivers nothing.
-    #[error("{camera}: no frame for {silent:.1?}, expected one within {limit:?}; check the camera and the network to it")]
+    #[error(
+        "{camera}: no frame for {silent:.1?}, expected one within {limit:?}; check the camera and the network to it"
+    )]
     Stalled {
         /// The source.
         camera: String,
@@ -157,6 +182,9 @@ impl CaptureError {
     /// Whether only this one frame is lost.
     #[must_use]
     pub fn spares_camera(&self) -> bool {
-        matches!(self, CaptureError::Unreadable { .. } | CaptureError::FrameTooLarge { .. })
+        matches!(
+            self,
+            CaptureError::Unreadable { .. } | CaptureError::FrameTooLarge { .. }
+        )
     }
 }

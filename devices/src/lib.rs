@@ -6,11 +6,13 @@
 //! rtsp://  ffmpeg child ── PPM pipe ── reader ── latest ─┘
 //! ```
 //!
-//! A replayed source, a folder or a file, is lossless: every frame is handed out, and a slow reader slows the source. A live one
-//! hands out its newest frame; those overwritten before anyone asked are counted. Nothing here reconnects: a camera that
-//! is over is dropped and opened again by whoever knows how long to wait. Frames are not decoded further than the source needs.
+//! A replayed source, a folder or a file, is lossless: every frame is handed out, and a slow reader
+//! slows the source. A live one hands out its newest frame; those overwritten before anyone asked
+//! are counted. Nothing here reconnects: a camera that is over is dropped and opened again by
+//! whoever knows how long to wait. Frames are not decoded further than the source needs.
 //!
-//! Boards (power modes, fans, device-tree overlays as plan, apply, verify, rollback) will live beside `camera`, in `board`.
+//! Boards (power modes, fans, device-tree overlays as plan, apply, verify, rollback) will live
+//! beside `camera`, in `board`.
 #![forbid(unsafe_code)]
 
 pub mod camera;

@@ -14,7 +14,8 @@ impl Stop {
         Self::default()
     }
 
-    /// Throws it: a blocked [`Camera::next_frame`](crate::Camera::next_frame) returns within 100 ms.
+    /// Throws it: a blocked [`Camera::next_frame`](crate::Camera::next_frame) returns within 100
+    /// ms.
     pub fn stop(&self) {
         let (stopped, thrown) = &*self.0;
         *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -32,7 +33,9 @@ impl Stop {
     pub fn wait(&self, timeout: Duration) -> bool {
         let (stopped, thrown) = &*self.0;
         let guard = stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let (guard, _) = thrown.wait_timeout_while(guard, timeout, |stopped| !*stopped).unwrap_or_else(PoisonError::into_inner);
+        let (guard, _) = thrown
+            .wait_timeout_while(guard, timeout, |stopped| !*stopped)
+            .unwrap_or_else(PoisonError::into_inner);
         *guard
     }
 }

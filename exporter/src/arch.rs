@@ -1,4 +1,5 @@
-//! Architectures: from a checkpoint's tensor names to the graphs of its parts. One file per model family.
+//! Architectures: from a checkpoint's tensor names to the graphs of its parts. One file per model
+//! family.
 
 pub mod smolvlm;
 
@@ -17,7 +18,11 @@ pub enum Part {
 
 impl Part {
     /// Every part, in the order they run.
-    pub const ALL: [Part; 3] = [Part::VisionEncoder, Part::EmbedTokens, Part::DecoderModelMerged];
+    pub const ALL: [Part; 3] = [
+        Part::VisionEncoder,
+        Part::EmbedTokens,
+        Part::DecoderModelMerged,
+    ];
 
     /// The published name.
     pub fn as_str(self) -> &'static str {
@@ -37,7 +42,9 @@ pub enum ArchError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A tensor has another shape than the rest of the model calls for.
-    #[error("{dir}: tensor {tensor:?} is {found:?}, expected {expected}; config and weights are of different models")]
+    #[error(
+        "{dir}: tensor {tensor:?} is {found:?}, expected {expected}; config and weights are of different models"
+    )]
     Shape {
         /// The checkpoint folder.
         dir: String,
@@ -80,7 +87,9 @@ pub enum ArchError {
         tensor: String,
     },
     /// The config contradicts the tensors.
-    #[error("{dir}/config.json: {field} is {found}, but {tensors}; config and weights are of different models")]
+    #[error(
+        "{dir}/config.json: {field} is {found}, but {tensors}; config and weights are of different models"
+    )]
     Config {
         /// The checkpoint folder.
         dir: String,

@@ -1,6 +1,7 @@
 //! Bundles on disk: written aside, hashed while written, renamed whole.
 //!
-//! A bundle appears under its name complete or not at all, so a device that watches the folder never loads half of one.
+//! A bundle appears under its name complete or not at all, so a device that watches the folder
+//! never loads half of one.
 
 pub(crate) mod chat_template;
 mod clips;
@@ -43,7 +44,9 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// There is something under the bundle's name that is no bundle.
-    #[error("{path}: exists and is no bundle (it has no manifest.json), so --force leaves it alone; choose another name")]
+    #[error(
+        "{path}: exists and is no bundle (it has no manifest.json), so --force leaves it alone; choose another name"
+    )]
     NotABundle {
         /// The folder.
         path: PathBuf,
@@ -57,10 +60,14 @@ pub enum BundleError {
 pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleError> {
     let occupied = target.symlink_metadata().is_ok();
     if occupied && !replace {
-        return Err(BundleError::Exists { path: target.to_owned() });
+        return Err(BundleError::Exists {
+            path: target.to_owned(),
+        });
     }
     if occupied && !target.join(MANIFEST).is_file() {
-        return Err(BundleError::NotABundle { path: target.to_owned() });
+        return Err(BundleError::NotABundle {
+            path: target.to_owned(),
+        });
     }
     Ok(())
 }
@@ -77,7 +84,8 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Starts a bundle that will be at `target`. With `replace`, a bundle that is there gives way in the end.
+    /// Starts a bundle that will be at `target`. With `replace`, a bundle that is there gives way
+    /// in the end.
     ///
     /// # Errors
     /// When the place is taken or cannot be written to.
@@ -87,12 +95,24 @@ impl Draft {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let io = |source| BundleError::Io { path: parent.to_owned(), source };
+        let io = |source| BundleError::Io {
+            path: parent.to_owned(),
+            source,
+        };
         fs::create_dir_all(parent).map_err(io)?;
         // Beside the target, so that the rename stays on one file system.
-        let dir = tempfile::Builder::new().prefix(".egret-export-").tempdir_in(parent).map_err(io)?;
+        let dir = tempfile::Builder::new()
+            .prefix(".egret-export-")
+            .tempdir_in(parent)
+            .map_err(io)?;
         let half_written = HalfWritten::new(dir.path());
-        Ok(Draft { dir, _half_written: half_written, target: target.to_owned(), replace, files: BTreeMap::new() })
+        Ok(Draft {
+            dir,
+            _half_written: half_written,
+            target: target.to_owned(),
+            replace,
+            files: BTreeMap::new(),
+        })
     }
 
     /// Where the bundle lies for now.
@@ -106,7 +126,10 @@ impl Draft {
     /// When it cannot be written.
     pub fn add(&mut self, path: &str, content: &[u8]) -> Result<(), BundleError> {
         let mut file = self.create(path)?;
-        file.write_all(content).map_err(|source| BundleError::Io { path: self.target.join(path), source })?;
+        file.write_all(content).map_err(|source| BundleError::Io {
+            path: self.target.join(path),
+            source,
+        })?;
         self.close(path, file)
     }
 
@@ -116,11 +139,18 @@ impl Draft {
     /// When it cannot be created.
     pub fn create(&self, path: &str) -> Result<HashedFile, BundleError> {
         let full = self.dir.path().join(path);
-        let io = |source| BundleError::Io { path: self.target.join(path), source };
+        let io = |source| BundleError::Io {
+            path: self.target.join(path),
+            source,
+        };
         if let Some(folder) = full.parent() {
             fs::create_dir_all(folder).map_err(io)?;
         }
-        Ok(HashedFile { file: BufWriter::with_capacity(1 << 20, File::create(full).map_err(io)?), hash: Sha256::new(), bytes: 0 })
+        Ok(HashedFile {
+            file: BufWriter::with_capacity(1 << 20, File::create(full).map_err(io)?),
+            hash: Sha256::new(),
+            bytes: 0,
+        })
     }
 
     /// Ends a file and enters it in the manifest's list.
@@ -128,9 +158,19 @@ impl Draft {
     /// # Errors
     /// When its last bytes cannot be written.
     pub fn close(&mut self, path: &str, file: HashedFile) -> Result<(), BundleError> {
-        let io = |source: io::Error| BundleError::Io { path: self.target.join(path), source };
-        let entry = FileEntry { bytes: file.bytes, sha256: hex(&file.hash.finalize()) };
-        file.file.into_inner().map_err(|error| io(error.into_error()))?.sync_all().map_err(io)?;
+        let io = |source: io::Error| BundleError::Io {
+            path: self.target.join(path),
+            source,
+        };
+        let entry = FileEntry {
+            bytes: file.bytes,
+            sha256: hex(&file.hash.finalize()),
+        };
+        file.file
+            .into_inner()
+            .map_err(|error| io(error.into_error()))?
+            .sync_all()
+            .map_err(io)?;
         self.files.insert(path.to_owned(), entry);
         Ok(())
     }
@@ -148,15 +188,20 @@ impl Draft {
         self.attach(MANIFEST, &pretty(manifest))
     }
 
-    /// Writes a file about the bundle that its manifest does not list, because the same checkpoint need not give the same bytes: a
-    /// report holds what this machine measured.
+    /// Writes a file about the bundle that its manifest does not list, because the same checkpoint
+    /// need not give the same bytes: a report holds what this machine measured.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn attach(&self, path: &str, content: &[u8]) -> Result<(), BundleError> {
-        let io = |source| BundleError::Io { path: self.target.join(path), source };
+        let io = |source| BundleError::Io {
+            path: self.target.join(path),
+            source,
+        };
         let mut file = File::create(self.dir.path().join(path)).map_err(io)?;
-        file.write_all(content).and_then(|()| file.sync_all()).map_err(io)
+        file.write_all(content)
+            .and_then(|()| file.sync_all())
+            .map_err(io)
     }
 
     /// Puts the bundle in its place.
@@ -164,13 +209,20 @@ impl Draft {
     /// # Errors
     /// When it cannot be renamed; what was there before is put back.
     pub fn publish(self) -> Result<(), BundleError> {
-        let io = |source| BundleError::Io { path: self.target.clone(), source };
+        let io = |source| BundleError::Io {
+            path: self.target.clone(),
+            source,
+        };
         readable(self.dir.path()).map_err(io)?;
-        // A folder cannot be renamed over a full one: the old bundle steps aside into a folder that is removed at the end.
+        // A folder cannot be renamed over a full one: the old bundle steps aside into a folder that
+        // is removed at the end.
         let mut old = None;
         if self.replace && self.target.exists() {
             let parent = self.dir.path().parent().expect("made inside a folder");
-            let aside = tempfile::Builder::new().prefix(".egret-replaced-").tempdir_in(parent).map_err(io)?;
+            let aside = tempfile::Builder::new()
+                .prefix(".egret-replaced-")
+                .tempdir_in(parent)
+                .map_err(io)?;
             fs::rename(&self.target, aside.path().join("bundle")).map_err(io)?;
             old = Some(aside);
         }
@@ -237,7 +289,10 @@ mod tests {
         draft.add("onnx/a", b"abc").unwrap();
         let entry = &draft.files()["onnx/a"];
         assert_eq!(entry.bytes, 3);
-        assert_eq!(entry.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            entry.sha256,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]
@@ -253,8 +308,14 @@ mod tests {
         let target = folder.path().join("bundle");
         fs::create_dir(&target).unwrap();
         fs::write(target.join("thesis.txt"), b"years of work").unwrap();
-        assert!(matches!(Draft::new(&target, false), Err(BundleError::Exists { .. })));
-        assert!(matches!(Draft::new(&target, true), Err(BundleError::NotABundle { .. })));
+        assert!(matches!(
+            Draft::new(&target, false),
+            Err(BundleError::Exists { .. })
+        ));
+        assert!(matches!(
+            Draft::new(&target, true),
+            Err(BundleError::NotABundle { .. })
+        ));
 
         fs::write(target.join(MANIFEST), b"{}").unwrap();
         let mut draft = Draft::new(&target, true).unwrap();

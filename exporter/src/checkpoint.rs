@@ -1,7 +1,8 @@
 //! A checkpoint folder: `config.json` and the weights, in one safetensors file or several shards.
 //!
-//! The files come from anywhere, so nothing in them is believed before it is checked: headers when the folder is opened, values
-//! when a tensor is read. Weights stay mapped; one tensor at a time becomes f32.
+//! The files come from anywhere, so nothing in them is believed before it is checked: headers when
+//! the folder is opened, values when a tensor is read. Weights stay mapped; one tensor at a time
+//! becomes f32.
 
 pub mod config;
 mod header;
@@ -71,7 +72,9 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// A file the checkpoint needs is not there.
-    #[error("{path}: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them")]
+    #[error(
+        "{path}: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them"
+    )]
     Missing {
         /// The file.
         path: PathBuf,
@@ -85,7 +88,9 @@ pub enum CheckpointError {
         problem: String,
     },
     /// The folder holds no weights.
-    #[error("{dir}: no model.safetensors and no model.safetensors.index.json; save the model with safe_serialization=True")]
+    #[error(
+        "{dir}: no model.safetensors and no model.safetensors.index.json; save the model with safe_serialization=True"
+    )]
     NoWeights {
         /// The checkpoint folder.
         dir: PathBuf,
@@ -99,7 +104,9 @@ pub enum CheckpointError {
         problem: HeaderError,
     },
     /// The index names a file that is not in the folder.
-    #[error("{index}: shard {shard:?} is outside the checkpoint folder; shards lie beside their index")]
+    #[error(
+        "{index}: shard {shard:?} is outside the checkpoint folder; shards lie beside their index"
+    )]
     ShardOutside {
         /// The index file.
         index: PathBuf,
@@ -107,7 +114,9 @@ pub enum CheckpointError {
         shard: String,
     },
     /// The index promises a tensor that its shard does not hold.
-    #[error("{index}: tensor {tensor:?} should be in {shard:?} but is not; the shards are of different downloads")]
+    #[error(
+        "{index}: tensor {tensor:?} should be in {shard:?} but is not; the shards are of different downloads"
+    )]
     NotInShard {
         /// The index file.
         index: PathBuf,
@@ -117,7 +126,9 @@ pub enum CheckpointError {
         shard: String,
     },
     /// A tensor the architecture needs is not there.
-    #[error("{dir}: tensor {tensor:?} is missing, {present} others are present; the checkpoint is incomplete or of another architecture")]
+    #[error(
+        "{dir}: tensor {tensor:?} is missing, {present} others are present; the checkpoint is incomplete or of another architecture"
+    )]
     MissingTensor {
         /// The checkpoint folder.
         dir: PathBuf,
@@ -127,7 +138,9 @@ pub enum CheckpointError {
         present: usize,
     },
     /// A tensor has a type that weights do not have here.
-    #[error("{path}: tensor {tensor:?} is {dtype}, expected F32, F16, BF16 or F64; save the model in one of these")]
+    #[error(
+        "{path}: tensor {tensor:?} is {dtype}, expected F32, F16, BF16 or F64; save the model in one of these"
+    )]
     Dtype {
         /// The weight file.
         path: PathBuf,
@@ -137,7 +150,9 @@ pub enum CheckpointError {
         dtype: String,
     },
     /// A tensor holds a value that is no number.
-    #[error("{path}: tensor {tensor:?} holds {value} at index {index}; the training run diverged or the file is damaged")]
+    #[error(
+        "{path}: tensor {tensor:?} holds {value} at index {index}; the training run diverged or the file is damaged"
+    )]
     NotFinite {
         /// The weight file.
         path: PathBuf,
@@ -154,8 +169,13 @@ impl CheckpointError {
     /// A file that could not be read; one that is not there has its own words.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::NotFound => CheckpointError::Missing { path: path.to_owned() },
-            _ => CheckpointError::Io { path: path.to_owned(), source },
+            io::ErrorKind::NotFound => CheckpointError::Missing {
+                path: path.to_owned(),
+            },
+            _ => CheckpointError::Io {
+                path: path.to_owned(),
+                source,
+            },
         }
     }
 }
@@ -172,15 +192,36 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for (file, path) in found.paths.iter().enumerate() {
             let map = MappedFile::open(path).map_err(|source| CheckpointError::io(path, source))?;
-            let header = header::read(map.as_bytes()).map_err(|problem| CheckpointError::Header { path: path.clone(), problem })?;
+            let header =
+                header::read(map.as_bytes()).map_err(|problem| CheckpointError::Header {
+                    path: path.clone(),
+                    problem,
+                })?;
             for (tensor, entry) in header {
-                tensors.insert(tensor, Place { file, dtype: entry.dtype, shape: entry.shape, bytes: entry.bytes });
+                tensors.insert(
+                    tensor,
+                    Place {
+                        file,
+                        dtype: entry.dtype,
+                        shape: entry.shape,
+                        bytes: entry.bytes,
+                    },
+                );
             }
-            files.push(WeightFile { path: path.clone(), map });
+            files.push(WeightFile {
+                path: path.clone(),
+                map,
+            });
         }
         found.check(|tensor, file| tensors.get(tensor).is_some_and(|place| place.file == file))?;
         let name = folder_name(dir)?;
-        Ok(Checkpoint { dir: dir.to_owned(), name, config, files, tensors })
+        Ok(Checkpoint {
+            dir: dir.to_owned(),
+            name,
+            config,
+            files,
+            tensors,
+        })
     }
 
     /// The folder it was opened from.
@@ -205,17 +246,27 @@ impl Checkpoint {
 
     /// Values in all tensors together.
     pub fn parameter_count(&self) -> usize {
-        self.tensors.values().map(|place| place.shape.iter().product::<usize>()).sum()
+        self.tensors
+            .values()
+            .map(|place| place.shape.iter().product::<usize>())
+            .sum()
     }
 
     /// Bytes of all weight files together.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.map.as_bytes().len() as u64).sum()
+        self.files
+            .iter()
+            .map(|file| file.map.as_bytes().len() as u64)
+            .sum()
     }
 
     /// The types weights are stored in, each once, sorted.
     pub fn dtypes(&self) -> Vec<String> {
-        let mut dtypes: Vec<String> = self.tensors.values().map(|place| place.dtype.to_string()).collect();
+        let mut dtypes: Vec<String> = self
+            .tensors
+            .values()
+            .map(|place| place.dtype.to_string())
+            .collect();
         dtypes.sort();
         dtypes.dedup();
         dtypes
@@ -231,23 +282,58 @@ impl Checkpoint {
     /// # Errors
     /// When it is missing, of another type than F32, F16, BF16 or F64, or holds NaN or an infinity.
     pub fn tensor(&self, tensor: &str) -> Result<Tensor, CheckpointError> {
-        let place = self.tensors.get(tensor).ok_or_else(|| self.missing(tensor))?;
+        let place = self
+            .tensors
+            .get(tensor)
+            .ok_or_else(|| self.missing(tensor))?;
         let file = &self.files[place.file];
         let bytes = &file.map.as_bytes()[place.bytes.clone()];
         let values: Vec<f32> = match place.dtype {
             // What training did in f64 is rounded as loading into an f32 model rounds it.
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::F64 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| f64::from_le_bytes(b) as f32)
+                .collect(),
+            Dtype::F32 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b))
+                .collect(),
+            Dtype::F16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| half::f16::from_le_bytes(b).to_f32())
+                .collect(),
+            Dtype::BF16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| half::bf16::from_le_bytes(b).to_f32())
+                .collect(),
             other => {
-                return Err(CheckpointError::Dtype { path: file.path.clone(), tensor: tensor.into(), dtype: other.to_string() });
+                return Err(CheckpointError::Dtype {
+                    path: file.path.clone(),
+                    tensor: tensor.into(),
+                    dtype: other.to_string(),
+                });
             }
         };
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            return Err(CheckpointError::NotFinite { path: file.path.clone(), tensor: tensor.into(), index, value: values[index] });
+            return Err(CheckpointError::NotFinite {
+                path: file.path.clone(),
+                tensor: tensor.into(),
+                index,
+                value: values[index],
+            });
         }
-        Ok(Tensor { shape: place.shape.clone(), values })
+        Ok(Tensor {
+            shape: place.shape.clone(),
+            values,
+        })
     }
 
     /// Lower-case hex sha256 over the weight files, in shard order.
@@ -261,15 +347,25 @@ impl Checkpoint {
 
     /// The error for a tensor that should be there.
     pub(crate) fn missing(&self, tensor: &str) -> CheckpointError {
-        CheckpointError::MissingTensor { dir: self.dir.clone(), tensor: tensor.into(), present: self.tensors.len() }
+        CheckpointError::MissingTensor {
+            dir: self.dir.clone(),
+            tensor: tensor.into(),
+            present: self.tensors.len(),
+        }
     }
 }
 
-/// The last path component, also of `.` and of paths that end in a slash; a snapshot of the hub's cache is called after its model.
+/// The last path component, also of `.` and of paths that end in a slash; a snapshot of the hub's
+/// cache is called after its model.
 fn folder_name(dir: &Path) -> Result<String, CheckpointError> {
-    let absolute = dir.canonicalize().map_err(|source| CheckpointError::io(dir, source))?;
+    let absolute = dir
+        .canonicalize()
+        .map_err(|source| CheckpointError::io(dir, source))?;
     if let Some(model) = model_of(&absolute) {
         return Ok(model.to_owned());
     }
-    Ok(absolute.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()))
+    Ok(absolute.file_name().map_or_else(
+        || "model".into(),
+        |name| name.to_string_lossy().into_owned(),
+    ))
 }

@@ -19,7 +19,8 @@ use crate::verify::{self, VerifyError};
 use crate::{ExportError, Options, export_verified, interrupt, source};
 use vlm::VlmError;
 
-/// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a report.
+/// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a
+/// report.
 #[derive(Debug, Parser)]
 #[command(name = "egret-export", version, propagate_version = true)]
 struct Cli {
@@ -123,13 +124,18 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for, and go to stdout; anything else is wrong usage.
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let exit = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
             // Nobody is left to tell when the terminal is gone.
             let _ = error.print();
             return exit.into();
         }
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| vlm::backend::LOG_FILTER.into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| vlm::backend::LOG_FILTER.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -159,12 +165,33 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
     }
     let source = source::folder(&args.source, args.revision.as_deref())?;
     // `onnx` is not a target among others: it is always there.
-    let targets = args.targets.iter().filter(|&target| target != "onnx").cloned().collect();
-    let options = Options { precision: args.precision, targets, name: args.name.clone(), replace: args.force };
-    let verification = verify::Options { images: args.calibration.clone(), ..verify::Options::default() };
-    let (manifest, report) = export_verified(&source, &args.out, &options, &verification, args.allow_loss)?;
+    let targets = args
+        .targets
+        .iter()
+        .filter(|&target| target != "onnx")
+        .cloned()
+        .collect();
+    let options = Options {
+        precision: args.precision,
+        targets,
+        name: args.name.clone(),
+        replace: args.force,
+    };
+    let verification = verify::Options {
+        images: args.calibration.clone(),
+        ..verify::Options::default()
+    };
+    let (manifest, report) =
+        export_verified(&source, &args.out, &options, &verification, args.allow_loss)?;
     if args.json {
-        say(format_args!("{}", one_line(&Made { bundle: &args.out, manifest: &manifest, report: &report })))?;
+        say(format_args!(
+            "{}",
+            one_line(&Made {
+                bundle: &args.out,
+                manifest: &manifest,
+                report: &report
+            })
+        ))?;
     } else {
         say(format_args!("{}{report}", table(&manifest, &args.out)))?;
     }
@@ -182,12 +209,18 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
 }
 
 fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
-    is_folder(&args.bundle, "expected a bundle, as `egret-export export` makes one")?;
+    is_folder(
+        &args.bundle,
+        "expected a bundle, as `egret-export export` makes one",
+    )?;
     if let Some(folder) = &args.images {
         is_folder(folder, PICTURES)?;
     }
     let reference = source::folder(&args.reference, args.revision.as_deref())?;
-    let options = verify::Options { images: args.images.clone(), ..verify::Options::default() };
+    let options = verify::Options {
+        images: args.images.clone(),
+        ..verify::Options::default()
+    };
     let report = verify::verify(&args.bundle, &reference, &options)?;
     if args.json {
         say(format_args!("{}", one_line(&report)))?;
@@ -211,10 +244,22 @@ struct Made<'a> {
 /// What was made, for people.
 fn table(manifest: &Manifest, out: &Path) -> String {
     let graphs = &manifest.graphs;
-    let mut text = format!("{} ({}) in {}\n", manifest.name, manifest.precision.as_str(), out.display());
-    for graph in [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged] {
+    let mut text = format!(
+        "{} ({}) in {}\n",
+        manifest.name,
+        manifest.precision.as_str(),
+        out.display()
+    );
+    for graph in [
+        &graphs.vision_encoder,
+        &graphs.embed_tokens,
+        &graphs.decoder_model_merged,
+    ] {
         let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
-        text += &format!("  {graph:<40} {:>10}\n", megabytes(size(graph) + size(&format!("{graph}_data"))));
+        text += &format!(
+            "  {graph:<40} {:>10}\n",
+            megabytes(size(graph) + size(&format!("{graph}_data")))
+        );
     }
     let total = manifest.files.values().map(|entry| entry.bytes).sum();
     text + &format!("  {:<40} {:>10}\n", "all files", megabytes(total))
@@ -225,7 +270,14 @@ const PICTURES: &str = "expected one with 1 to 256 pictures";
 
 /// A folder, or the words for what it should be.
 fn is_folder(path: &Path, expected: &str) -> Result<(), ExportError> {
-    if path.is_dir() { Ok(()) } else { Err(ExportError::NoFolder { path: path.to_owned(), expected: expected.to_owned() }) }
+    if path.is_dir() {
+        Ok(())
+    } else {
+        Err(ExportError::NoFolder {
+            path: path.to_owned(),
+            expected: expected.to_owned(),
+        })
+    }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
@@ -233,7 +285,9 @@ fn precision(text: &str) -> Result<Precision, String> {
         "fp32" => Ok(Precision::Fp32),
         "fp16" => Ok(Precision::Fp16),
         "int8" => Ok(Precision::Int8),
-        "q8" | "q4" => Err(format!("{text} is not built yet; choose fp32, fp16 or int8")),
+        "q8" | "q4" => Err(format!(
+            "{text} is not built yet; choose fp32, fp16 or int8"
+        )),
         _ => Err("no such precision; choose fp32, fp16 or int8".into()),
     }
 }
@@ -241,9 +295,9 @@ fn precision(text: &str) -> Result<Precision, String> {
 fn target(text: &str) -> Result<String, String> {
     match text {
         "onnx" => Ok(text.into()),
-        "cpu" | "cuda" | "tensorrt" => {
-            Err(format!("graphs fused for {text} are not built yet; onnx, which every runtime loads, is always there"))
-        }
+        "cpu" | "cuda" | "tensorrt" => Err(format!(
+            "graphs fused for {text} are not built yet; onnx, which every runtime loads, is always there"
+        )),
         _ => Err("no such target; onnx is always there".into()),
     }
 }
@@ -265,7 +319,9 @@ fn one_line(value: &impl serde::Serialize) -> String {
 /// An error with its causes; a cause that the text before it already tells is left out.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string) {
+    for cause in
+        std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string)
+    {
         if !text.contains(&cause) {
             text += &format!(": {cause}");
         }
@@ -273,7 +329,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Prints a result; a reader that has gone is told in the exit code, as any file that cannot be written.
+/// Prints a result; a reader that has gone is told in the exit code, as any file that cannot be
+/// written.
 fn say(text: std::fmt::Arguments<'_>) -> Result<(), ExportError> {
     writeln!(io::stdout(), "{text}").map_err(ExportError::Output)
 }
@@ -285,7 +342,9 @@ fn exit_of(error: &ExportError) -> Exit {
         | ExportError::NoFolder { .. }
         | ExportError::Checkpoint(CheckpointError::Io { .. })
         | ExportError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. }))
-        | ExportError::Onnx(OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }))
+        | ExportError::Onnx(
+            OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }),
+        )
         | ExportError::Bundle(BundleError::Io { .. })
         | ExportError::Verify(
             VerifyError::Io { .. }
@@ -293,12 +352,18 @@ fn exit_of(error: &ExportError) -> Exit {
             | VerifyError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. })),
         ) => Exit::Io,
         ExportError::Hub(error) if !error.is_usage() => Exit::Io,
-        // A bundle of other sizes is not this checkpoint, and a changed one is not what was made of it: that is an answer, not a
-        // mistake in asking.
-        ExportError::Lossy(_) | ExportError::Verify(VerifyError::Geometry { .. }) => Exit::CheckFailed,
-        ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(error))) if error.is_damage() => Exit::CheckFailed,
+        // A bundle of other sizes is not this checkpoint, and a changed one is not what was made of
+        // it: that is an answer, not a mistake in asking.
+        ExportError::Lossy(_) | ExportError::Verify(VerifyError::Geometry { .. }) => {
+            Exit::CheckFailed
+        }
+        ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(error))) if error.is_damage() => {
+            Exit::CheckFailed
+        }
         ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(_))) => Exit::Io,
-        ExportError::Verify(VerifyError::Bundle(_) | VerifyError::Model(_) | VerifyError::NoTrace) => Exit::Internal,
+        ExportError::Verify(
+            VerifyError::Bundle(_) | VerifyError::Model(_) | VerifyError::NoTrace,
+        ) => Exit::Internal,
         _ => Exit::Usage,
     }
 }
@@ -318,7 +383,13 @@ mod tests {
     fn what_is_not_built_yet_is_told() {
         let refusal = |args: &[&str]| {
             let args = ["egret-export", "export", "in", "out"].iter().chain(args);
-            Cli::try_parse_from(args).unwrap_err().to_string().lines().next().unwrap_or_default().to_owned()
+            Cli::try_parse_from(args)
+                .unwrap_err()
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         };
         insta::assert_snapshot!(refusal(&["--precision", "q4"]), @"error: invalid value 'q4' for '--precision <PRECISION>': q4 is not built yet; choose fp32, fp16 or int8");
         insta::assert_snapshot!(refusal(&["--precision", "fp8"]), @"error: invalid value 'fp8' for '--precision <PRECISION>': no such precision; choose fp32, fp16 or int8");

@@ -1,7 +1,8 @@
 //! Graphs: what the exporter builds, quantizes and writes.
 //!
-//! A graph is owned data in topological order. Weights are named, not held: an [`Initializer`] says which checkpoint tensor it is
-//! and in which form, and the bytes are made while the file is written. So a model never lies in memory whole.
+//! A graph is owned data in topological order. Weights are named, not held: an [`Initializer`] says
+//! which checkpoint tensor it is and in which form, and the bytes are made while the file is
+//! written. So a model never lies in memory whole.
 
 pub mod builder;
 pub mod onnx;
@@ -177,11 +178,17 @@ pub trait Weights {
     ///
     /// # Errors
     /// When it cannot be read.
-    fn read(&self, tensor: &str) -> Result<crate::checkpoint::Tensor, crate::checkpoint::CheckpointError>;
+    fn read(
+        &self,
+        tensor: &str,
+    ) -> Result<crate::checkpoint::Tensor, crate::checkpoint::CheckpointError>;
 }
 
 impl Weights for crate::checkpoint::Checkpoint {
-    fn read(&self, tensor: &str) -> Result<crate::checkpoint::Tensor, crate::checkpoint::CheckpointError> {
+    fn read(
+        &self,
+        tensor: &str,
+    ) -> Result<crate::checkpoint::Tensor, crate::checkpoint::CheckpointError> {
         self.tensor(tensor)
     }
 }
@@ -189,7 +196,10 @@ impl Weights for crate::checkpoint::Checkpoint {
 impl Graph {
     /// Bytes of all constants together.
     pub fn initializer_bytes(&self) -> u64 {
-        self.initializers.iter().map(|initializer| initializer.bytes() as u64).sum()
+        self.initializers
+            .iter()
+            .map(|initializer| initializer.bytes() as u64)
+            .sum()
     }
 }
 
@@ -197,7 +207,11 @@ impl Graph {
 pub fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     /// Side of a block that stays in the cache while both sides are walked.
     const BLOCK: usize = 32;
-    assert_eq!(values.len(), rows * columns, "a matrix has rows times columns values");
+    assert_eq!(
+        values.len(),
+        rows * columns,
+        "a matrix has rows times columns values"
+    );
     let mut turned = vec![0.0; values.len()];
     for from_row in (0..rows).step_by(BLOCK) {
         for from_column in (0..columns).step_by(BLOCK) {
@@ -219,7 +233,10 @@ mod tests {
 
     #[test]
     fn transpose_turns_rows_to_columns() {
-        assert_eq!(transpose(&[1., 2., 3., 4., 5., 6.], 2, 3), [1., 4., 2., 5., 3., 6.]);
+        assert_eq!(
+            transpose(&[1., 2., 3., 4., 5., 6.], 2, 3),
+            [1., 4., 2., 5., 3., 6.]
+        );
     }
 
     proptest! {

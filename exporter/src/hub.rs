@@ -5,9 +5,9 @@
 //! | `GET {endpoint}/api/models/{id}/revision/{revision}` | the commit, and which files it has |
 //! | `GET {endpoint}/{id}/resolve/{commit}/{file}` | a file; large ones redirect to another host, with their sha256 in a header |
 //!
-//! Only files that an export reads are fetched, each once: what the cache has is not asked for again. A file gets its name when it is
-//! whole and hashed, so whoever finds it may use it. The folder is the one that Python's `huggingface_hub` uses, and either finds what
-//! the other fetched.
+//! Only files that an export reads are fetched, each once: what the cache has is not asked for
+//! again. A file gets its name when it is whole and hashed, so whoever finds it may use it. The
+//! folder is the one that Python's `huggingface_hub` uses, and either finds what the other fetched.
 //!
 //! The only part of this crate that is async, since its HTTP client is.
 
@@ -59,7 +59,11 @@ const SMALL_BYTES_MAX: u64 = 64 << 20;
 const WEIGHTS_BYTES_MAX: u64 = 64 << 30;
 
 /// Waits before the second attempt, the third, and so on.
-const PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+const PAUSES: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
 
 /// A revision, as the hub describes it.
 #[derive(Deserialize)]
@@ -76,15 +80,32 @@ struct Sibling {
 /// Fetches a checkpoint, or what the cache lacks of it. Returns its folder.
 ///
 /// # Errors
-/// When the hub does not have it or does not hand it out, or a file does not arrive whole. Half a file is never left under its name.
+/// When the hub does not have it or does not hand it out, or a file does not arrive whole. Half a
+/// file is never left under its name.
 pub fn fetch(id: &HubId, revision: &str) -> Result<PathBuf, ExportError> {
     let settings = Settings::new(|name| std::env::var(name).ok())?;
     let cache = Cache::new(settings.cache.clone(), id);
     // Two exports of one model at once would write the same files.
     let _locked = cache.lock()?;
     let client = Client::new(settings)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    runtime.map_err(|source| HubError::Io { path: cache.model().to_owned(), source })?.block_on(Fetch { id, revision, client, cache }.run())
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build();
+    runtime
+        .map_err(|source| HubError::Io {
+            path: cache.model().to_owned(),
+            source,
+        })?
+        .block_on(
+            Fetch {
+                id,
+                revision,
+                client,
+                cache,
+            }
+            .run(),
+        )
 }
 
 /// One checkpoint being fetched.
@@ -97,10 +118,16 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     async fn run(&self) -> Result<PathBuf, ExportError> {
-        let Revision { sha: commit, siblings } = patiently(async || self.client.revision(self.id, self.revision).await).await?;
+        let Revision {
+            sha: commit,
+            siblings,
+        } = patiently(async || self.client.revision(self.id, self.revision).await).await?;
         let has = |file: &str| siblings.iter().any(|sibling| sibling.rfilename == file);
         // Whatever is missing is told before anything is fetched.
-        if let Some((file, _)) = FILES.iter().find(|(file, is_needed)| *is_needed && !has(file)) {
+        if let Some((file, _)) = FILES
+            .iter()
+            .find(|(file, is_needed)| *is_needed && !has(file))
+        {
             return Err(self.lacks(file).into());
         }
         if !has(SINGLE) && !has(INDEX) {
@@ -109,35 +136,64 @@ impl Fetch<'_> {
         let folder = self.cache.snapshot(&commit)?;
         let mut progress = Progress::new(&format!("{} at {commit:.12}", self.id));
         for (file, _) in FILES.iter().filter(|(file, _)| has(file)) {
-            self.file(&commit, file, &folder, SMALL_BYTES_MAX, &mut progress).await?;
+            self.file(&commit, file, &folder, SMALL_BYTES_MAX, &mut progress)
+                .await?;
         }
         if !has(SINGLE) {
-            self.file(&commit, INDEX, &folder, SMALL_BYTES_MAX, &mut progress).await?;
+            self.file(&commit, INDEX, &folder, SMALL_BYTES_MAX, &mut progress)
+                .await?;
         }
-        let weights = if has(SINGLE) { vec![SINGLE.to_owned()] } else { shards::listed(&folder)? };
+        let weights = if has(SINGLE) {
+            vec![SINGLE.to_owned()]
+        } else {
+            shards::listed(&folder)?
+        };
         if let Some(file) = weights.iter().find(|file| !has(file)) {
             return Err(self.lacks(file).into());
         }
         for file in &weights {
-            self.file(&commit, file, &folder, WEIGHTS_BYTES_MAX, &mut progress).await?;
+            self.file(&commit, file, &folder, WEIGHTS_BYTES_MAX, &mut progress)
+                .await?;
         }
         Ok(folder)
     }
 
     fn lacks(&self, file: &str) -> HubError {
-        HubError::NoFile { id: self.id.clone(), revision: self.revision.to_owned(), file: file.to_owned() }
+        HubError::NoFile {
+            id: self.id.clone(),
+            revision: self.revision.to_owned(),
+            file: file.to_owned(),
+        }
     }
 
     /// Fetches one file, unless the cache has it.
-    async fn file(&self, commit: &str, file: &str, folder: &Path, bytes_max: u64, progress: &mut Progress) -> Result<(), HubError> {
+    async fn file(
+        &self,
+        commit: &str,
+        file: &str,
+        folder: &Path,
+        bytes_max: u64,
+        progress: &mut Progress,
+    ) -> Result<(), HubError> {
         let path = folder.join(file);
         if path.is_file() {
             return Ok(());
         }
-        // Under a name of its own until it is whole. One that a killed process left is written over.
+        // Under a name of its own until it is whole. One that a killed process left is written
+        // over.
         let aside = path.with_added_extension("incomplete");
-        let fetched = patiently(async || self.client.download(self.id, commit, file, &aside, bytes_max, progress).await).await;
-        match fetched.and_then(|()| fs::rename(&aside, &path).map_err(|source| HubError::Io { path: path.clone(), source })) {
+        let fetched = patiently(async || {
+            self.client
+                .download(self.id, commit, file, &aside, bytes_max, progress)
+                .await
+        })
+        .await;
+        match fetched.and_then(|()| {
+            fs::rename(&aside, &path).map_err(|source| HubError::Io {
+                path: path.clone(),
+                source,
+            })
+        }) {
             Ok(()) => Ok(()),
             Err(error) => {
                 // The error that stopped the fetch is the one to tell.
@@ -149,7 +205,9 @@ impl Fetch<'_> {
 }
 
 /// Tries again, after longer and longer waits, what may pass.
-async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, HubError>) -> Result<T, HubError> {
+async fn patiently<T>(
+    mut attempt: impl AsyncFnMut() -> Result<T, HubError>,
+) -> Result<T, HubError> {
     for pause in PAUSES {
         match attempt().await {
             Err(error) if error.may_pass() => {
@@ -196,7 +254,9 @@ pub enum HubError {
         endpoint: String,
     },
     /// The hub does not say, or not to us.
-    #[error("{id}: no such folder here, and {endpoint} answers {status}: it has no model of that name, or a private or gated one; {cure}")]
+    #[error(
+        "{id}: no such folder here, and {endpoint} answers {status}: it has no model of that name, or a private or gated one; {cure}"
+    )]
     Denied {
         /// The model.
         id: HubId,
@@ -208,7 +268,9 @@ pub enum HubError {
         cure: &'static str,
     },
     /// The model is there, but without a file.
-    #[error("{id} at {revision}: has no {file}, expected a checkpoint as save_pretrained writes it, with safetensors; mind --revision")]
+    #[error(
+        "{id} at {revision}: has no {file}, expected a checkpoint as save_pretrained writes it, with safetensors; mind --revision"
+    )]
     NoFile {
         /// The model.
         id: HubId,
@@ -234,7 +296,9 @@ pub enum HubError {
         problem: String,
     },
     /// The network, or whoever is at its other end, failed.
-    #[error("{url}: {message}; see whether this box reaches it (HF_ENDPOINT, HTTPS_PROXY), and try again")]
+    #[error(
+        "{url}: {message}; see whether this box reaches it (HF_ENDPOINT, HTTPS_PROXY), and try again"
+    )]
     Network {
         /// What was asked for.
         url: String,
@@ -242,7 +306,9 @@ pub enum HubError {
         message: String,
     },
     /// Nothing came for a while.
-    #[error("{url}: silent for {seconds} s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds")]
+    #[error(
+        "{url}: silent for {seconds} s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds"
+    )]
     Silent {
         /// What was asked for.
         url: String,
@@ -260,7 +326,9 @@ pub enum HubError {
         got: u64,
     },
     /// A file is larger than any real one.
-    #[error("{url}: has more than {bytes_max} bytes, which no checkpoint of this family needs; fetch it by other means if it is one")]
+    #[error(
+        "{url}: has more than {bytes_max} bytes, which no checkpoint of this family needs; fetch it by other means if it is one"
+    )]
     TooLarge {
         /// What was asked for.
         url: String,
@@ -268,7 +336,9 @@ pub enum HubError {
         bytes_max: u64,
     },
     /// A file is another one.
-    #[error("{url}: sha256 is {got}, expected {expected}; it was damaged or replaced on its way: try again, or without a mirror")]
+    #[error(
+        "{url}: sha256 is {got}, expected {expected}; it was damaged or replaced on its way: try again, or without a mirror"
+    )]
     Sha256 {
         /// What was asked for.
         url: String,
@@ -312,5 +382,8 @@ impl HubError {
 
 /// A file of the cache, to be written from its beginning.
 fn create(path: &Path) -> Result<File, HubError> {
-    File::create(path).map_err(|source| HubError::Io { path: path.to_owned(), source })
+    File::create(path).map_err(|source| HubError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -1,4 +1,5 @@
-//! What a checkpoint or a bundle holds: geometry, sizes, precision, and each graph's interface and operators.
+//! What a checkpoint or a bundle holds: geometry, sizes, precision, and each graph's interface and
+//! operators.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -141,7 +142,11 @@ pub struct Edge {
 /// # Errors
 /// When it is neither, or not a sound one.
 pub fn inspect(dir: &Path) -> Result<Inspection, ExportError> {
-    if dir.join(MANIFEST).exists() { bundle(dir).map(Inspection::Bundle) } else { checkpoint(dir).map(Inspection::Checkpoint) }
+    if dir.join(MANIFEST).exists() {
+        bundle(dir).map(Inspection::Bundle)
+    } else {
+        checkpoint(dir).map(Inspection::Checkpoint)
+    }
 }
 
 fn checkpoint(dir: &Path) -> Result<CheckpointSummary, ExportError> {
@@ -201,12 +206,20 @@ fn bundle(dir: &Path) -> Result<BundleSummary, ExportError> {
         tokens_per_tile: manifest.image.tokens_per_tile,
         source: manifest.source.name.clone(),
         quantized: manifest.quantization.len(),
-        quantization_error_relative_max: manifest.quantization.iter().map(|tensor| tensor.error_relative).fold(0.0, f32::max),
+        quantization_error_relative_max: manifest
+            .quantization
+            .iter()
+            .map(|tensor| tensor.error_relative)
+            .fold(0.0, f32::max),
         bytes: manifest.files.values().map(|entry| entry.bytes).sum(),
-        graphs: [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged]
-            .into_iter()
-            .map(summary)
-            .collect::<Result<_, _>>()?,
+        graphs: [
+            &graphs.vision_encoder,
+            &graphs.embed_tokens,
+            &graphs.decoder_model_merged,
+        ]
+        .into_iter()
+        .map(summary)
+        .collect::<Result<_, _>>()?,
     })
 }
 
@@ -226,7 +239,11 @@ fn graph(file: GraphFile, path: &str, bytes: u64) -> GraphSummary {
 
 impl From<&ValueInfo> for Edge {
     fn from(value: &ValueInfo) -> Self {
-        Edge { name: value.name.clone(), element: value.element.as_str(), dims: value.dims.iter().map(ToString::to_string).collect() }
+        Edge {
+            name: value.name.clone(),
+            element: value.element.as_str(),
+            dims: value.dims.iter().map(ToString::to_string).collect(),
+        }
     }
 }
 
@@ -247,13 +264,26 @@ impl fmt::Display for CheckpointSummary {
         write_geometry(f, &self.geometry, self.tokens_per_tile)?;
         let head = if self.tied_head { "tied" } else { "its own" };
         writeln!(f, "  head     {head}")?;
-        let Self { rope_theta, layer_norm_eps, rms_norm_eps, .. } = self;
-        writeln!(f, "  theta    {rope_theta}, eps {rms_norm_eps:e} (text), {layer_norm_eps:e} (vision)")?;
+        let Self {
+            rope_theta,
+            layer_norm_eps,
+            rms_norm_eps,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "  theta    {rope_theta}, eps {rms_norm_eps:e} (text), {layer_norm_eps:e} (vision)"
+        )?;
         if let Some(feeding) = &self.feeding {
             feeding.fmt(f)?;
         }
         let (parameters, dtypes) = (self.parameters as f64 / 1e6, self.dtypes.join(", "));
-        write!(f, "  tensors  {}, {parameters:.1} M values, {dtypes}, {}", self.tensors, megabytes(self.bytes))?;
+        write!(
+            f,
+            "  tensors  {}, {parameters:.1} M values, {dtypes}, {}",
+            self.tensors,
+            megabytes(self.bytes)
+        )?;
         match &self.refusal {
             Some(refusal) => write!(f, "\nan export would refuse it: {refusal}"),
             None => Ok(()),
@@ -263,65 +293,136 @@ impl fmt::Display for CheckpointSummary {
 
 impl fmt::Display for Feeding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ImageRules { tile_size, longest_edge, mean, std, splits_by_default, .. } = self.image;
+        let ImageRules {
+            tile_size,
+            longest_edge,
+            mean,
+            std,
+            splits_by_default,
+            ..
+        } = self.image;
         let split = if splits_by_default { "split" } else { "whole" };
         writeln!(
             f,
             "  pictures {split}, longest edge {longest_edge} px, tiles of {tile_size} px, mean {mean:?}, std {std:?} ({})",
             self.image_from
         )?;
-        let VideoRules { frames_per_second, frames_max } = self.video;
-        writeln!(f, "  clips    frames at {} a second, at most {frames_max} ({})", frames_per_second, self.video_from)?;
+        let VideoRules {
+            frames_per_second,
+            frames_max,
+        } = self.video;
+        writeln!(
+            f,
+            "  clips    frames at {} a second, at most {frames_max} ({})",
+            frames_per_second, self.video_from
+        )?;
         writeln!(f, "  template {}", self.chat_template_from)?;
         writeln!(f, "  stop     {}", self.stop.join(", "))?;
-        self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning  {warning}"))
+        self.warnings
+            .iter()
+            .try_for_each(|warning| writeln!(f, "  warning  {warning}"))
     }
 }
 
 /// A number and what it counts.
 fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+    if count == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{count} {what}s")
+    }
 }
 
 impl fmt::Display for BundleSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let precision = self.precision.as_str();
-        writeln!(f, "bundle {} ({}, {precision} from {})", self.name, self.architecture, self.source)?;
+        writeln!(
+            f,
+            "bundle {} ({}, {precision} from {})",
+            self.name, self.architecture, self.source
+        )?;
         write_geometry(f, &self.geometry, self.tokens_per_tile)?;
         let worst = self.quantization_error_relative_max;
         if self.quantized > 0 {
-            writeln!(f, "  quantized matrices  {}, the worst {worst:.1e} off", self.quantized)?;
+            writeln!(
+                f,
+                "  quantized matrices  {}, the worst {worst:.1e} off",
+                self.quantized
+            )?;
         }
-        writeln!(f, "  files    {}, identity {}", megabytes(self.bytes), self.sha256)?;
+        writeln!(
+            f,
+            "  files    {}, identity {}",
+            megabytes(self.bytes),
+            self.sha256
+        )?;
         self.graphs.iter().try_for_each(|graph| graph.fmt(f))
     }
 }
 
 impl fmt::Display for GraphSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}  {}, opset {}, {} constants", self.path, megabytes(self.bytes), self.opset, self.constants)?;
+        writeln!(
+            f,
+            "{}  {}, opset {}, {} constants",
+            self.path,
+            megabytes(self.bytes),
+            self.opset,
+            self.constants
+        )?;
         // A decoder has two such lines for every layer.
-        let shown =
-            |edge: &&Edge| !(edge.name.starts_with("past_key_values.") || edge.name.starts_with("present.")) || edge.name.contains(".0.");
+        let shown = |edge: &&Edge| {
+            !(edge.name.starts_with("past_key_values.") || edge.name.starts_with("present."))
+                || edge.name.contains(".0.")
+        };
         for (arrow, edges) in [("in ", &self.inputs), ("out", &self.outputs)] {
             for edge in edges.iter().filter(shown) {
-                writeln!(f, "  {arrow}  {} {} [{}]", edge.name, edge.element, edge.dims.join(", "))?;
+                writeln!(
+                    f,
+                    "  {arrow}  {} {} [{}]",
+                    edge.name,
+                    edge.element,
+                    edge.dims.join(", ")
+                )?;
             }
         }
-        let operators: Vec<String> = self.operators.iter().map(|(op, count)| format!("{op} {count}")).collect();
+        let operators: Vec<String> = self
+            .operators
+            .iter()
+            .map(|(op, count)| format!("{op} {count}"))
+            .collect();
         writeln!(f, "  ops  {}", operators.join(", "))
     }
 }
 
-fn write_geometry(f: &mut fmt::Formatter<'_>, geometry: &Geometry, tokens_per_tile: usize) -> fmt::Result {
+fn write_geometry(
+    f: &mut fmt::Formatter<'_>,
+    geometry: &Geometry,
+    tokens_per_tile: usize,
+) -> fmt::Result {
     let (vision, text) = (&geometry.vision, &geometry.text);
-    let (layers, heads) = (counted(vision.layers, "layer"), counted(vision.heads, "head"));
+    let (layers, heads) = (
+        counted(vision.layers, "layer"),
+        counted(vision.heads, "head"),
+    );
     writeln!(f, "  vision   {layers} of {}, {heads}", vision.hidden_size)?;
     let tokens = counted(tokens_per_tile, "token");
-    writeln!(f, "  tile     {} px, patches of {} px, {tokens}", vision.image_size, vision.patch_size)?;
+    writeln!(
+        f,
+        "  tile     {} px, patches of {} px, {tokens}",
+        vision.image_size, vision.patch_size
+    )?;
     let (layers, heads) = (counted(text.layers, "layer"), counted(text.heads, "head"));
-    writeln!(f, "  text     {layers} of {}, {heads} of {} over {}", text.hidden_size, text.head_dim, text.kv_heads)?;
-    writeln!(f, "  context  {} tokens, vocabulary of {}", text.context_length, text.vocab_size)
+    writeln!(
+        f,
+        "  text     {layers} of {}, {heads} of {} over {}",
+        text.hidden_size, text.head_dim, text.kv_heads
+    )?;
+    writeln!(
+        f,
+        "  context  {} tokens, vocabulary of {}",
+        text.context_length, text.vocab_size
+    )
 }
 
 /// Decimal megabytes, as file managers and download pages count.

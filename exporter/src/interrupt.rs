@@ -31,17 +31,25 @@ impl Drop for HalfWritten {
     }
 }
 
-/// From now on SIGINT and SIGTERM end the program with `exit`, after what is half-written has been removed.
+/// From now on SIGINT and SIGTERM end the program with `exit`, after what is half-written has been
+/// removed.
 ///
 /// Where the system does not let us watch, they end it at once, as they do by default.
 pub(crate) fn watch(exit: i32) {
-    let Ok(runtime) = Builder::new_current_thread().enable_io().build() else { return };
+    let Ok(runtime) = Builder::new_current_thread().enable_io().build() else {
+        return;
+    };
     // Here and not on the thread: what is interrupted from now on is already watched.
     let watched = {
         let _entered = runtime.enter();
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        (
+            signal(SignalKind::interrupt()),
+            signal(SignalKind::terminate()),
+        )
     };
-    let (Ok(mut interrupt), Ok(mut terminate)) = watched else { return };
+    let (Ok(mut interrupt), Ok(mut terminate)) = watched else {
+        return;
+    };
     thread::spawn(move || {
         runtime.block_on(async {
             tokio::select! {

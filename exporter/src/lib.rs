@@ -10,8 +10,9 @@
 //! | verify | [`verify::verify`] | a [`VerificationReport`]: the bundle against an independent [`reference`](mod@reference) |
 //! | judge | [`VerificationReport::verdict`] | exit code 0 or 1; `report.json` is kept in the bundle |
 //!
-//! Where a tensor name becomes an initializer: [`arch::smolvlm`] and its two files name it, [`graph::builder`] makes it one. What ONNX
-//! looks like on disk: [`graph::onnx`], and nowhere else.
+//! Where a tensor name becomes an initializer: [`arch::smolvlm`] and its two files name it,
+//! [`graph::builder`] makes it one. What ONNX looks like on disk: [`graph::onnx`], and nowhere
+//! else.
 #![forbid(unsafe_code)]
 
 pub mod arch;
@@ -93,24 +94,30 @@ pub enum ExportError {
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// The bundle is not close enough to its checkpoint.
-    #[error("{0}\nno bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it")]
+    #[error(
+        "{0}\nno bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it"
+    )]
     Lossy(Box<VerificationReport>),
 }
 
-/// Turns a checkpoint folder into a bundle at `out`, unverified: whoever uses it unseen wants [`export_verified`].
+/// Turns a checkpoint folder into a bundle at `out`, unverified: whoever uses it unseen wants
+/// [`export_verified`].
 ///
 /// # Errors
-/// When the checkpoint is not to be believed, or the bundle cannot be written; then `out` is as it was.
+/// When the checkpoint is not to be believed, or the bundle cannot be written; then `out` is as it
+/// was.
 pub fn export(source: &Path, out: &Path, options: &Options) -> Result<Manifest, ExportError> {
     let (draft, manifest) = assemble(source, out, options)?;
     draft.publish()?;
     Ok(manifest)
 }
 
-/// Turns a checkpoint folder into a bundle at `out`, held to an independent reference before it gets its name.
+/// Turns a checkpoint folder into a bundle at `out`, held to an independent reference before it
+/// gets its name.
 ///
 /// # Errors
-/// As [`export`], and when the bundle cannot be verified or, unless `allow_loss`, misses a quality gate.
+/// As [`export`], and when the bundle cannot be verified or, unless `allow_loss`, misses a quality
+/// gate.
 pub fn export_verified(
     source: &Path,
     out: &Path,
@@ -129,31 +136,54 @@ pub fn export_verified(
 }
 
 /// Load, build, quantize, write: everything up to a whole bundle without its name.
-fn assemble(source: &Path, out: &Path, options: &Options) -> Result<(Draft, Manifest), ExportError> {
+fn assemble(
+    source: &Path,
+    out: &Path,
+    options: &Options,
+) -> Result<(Draft, Manifest), ExportError> {
     // Load and build: whatever is wrong with the source is told before anything is written.
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
     let metadata = Metadata::read(&checkpoint, &model)?;
-    metadata.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    metadata
+        .warnings
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
 
     // Quantize and write, one graph after the other, so that one at a time is in memory.
     let mut draft = Draft::new(out, options.replace)?;
     let mut quantization = Vec::new();
     let mut external_data = Vec::new();
     for part in Part::ALL {
-        let (losses, external) = write_graph(&mut draft, &model, part, options.precision, &checkpoint)?;
+        let (losses, external) =
+            write_graph(&mut draft, &model, part, options.precision, &checkpoint)?;
         quantization.extend(losses);
         external_data.extend(external);
     }
-    let facts =
-        companions::Facts { geometry: &model.geometry, metadata: &metadata, precision: options.precision, external_data: &external_data };
+    let facts = companions::Facts {
+        geometry: &model.geometry,
+        metadata: &metadata,
+        precision: options.precision,
+        external_data: &external_data,
+    };
     companions::write(&mut draft, source, &facts)?;
-    let Metadata { image, video, prompt, .. } = metadata;
+    let Metadata {
+        image,
+        video,
+        prompt,
+        ..
+    } = metadata;
     let path = |part| graph_path(part, options.precision);
     let manifest = Manifest {
         format: FORMAT,
-        name: options.name.clone().unwrap_or_else(|| checkpoint.name().to_owned()),
-        source: Source { name: checkpoint.name().to_owned(), sha256: checkpoint.sha256() },
+        name: options
+            .name
+            .clone()
+            .unwrap_or_else(|| checkpoint.name().to_owned()),
+        source: Source {
+            name: checkpoint.name().to_owned(),
+            sha256: checkpoint.sha256(),
+        },
         architecture: smolvlm::NAME.into(),
         precision: options.precision,
         targets: options.targets.clone(),
@@ -174,7 +204,8 @@ fn assemble(source: &Path, out: &Path, options: &Options) -> Result<(Draft, Mani
     Ok((draft, manifest))
 }
 
-/// Builds, quantizes and writes one graph. Returns what its matrices lost, and its file's name if the weights are in a second one.
+/// Builds, quantizes and writes one graph. Returns what its matrices lost, and its file's name if
+/// the weights are in a second one.
 fn write_graph(
     draft: &mut Draft,
     model: &SmolVlm,
@@ -182,7 +213,12 @@ fn write_graph(
     precision: Precision,
     checkpoint: &Checkpoint,
 ) -> Result<(Vec<QuantizedTensor>, Option<String>), ExportError> {
-    let quantized = quantize::quantize(model.build(part), precision, checkpoint, smolvlm::takes_int8)?;
+    let quantized = quantize::quantize(
+        model.build(part),
+        precision,
+        checkpoint,
+        smolvlm::takes_int8,
+    )?;
     let path = graph_path(part, precision);
     let mut file = draft.create(&path)?;
     let mut external = None;

@@ -1,4 +1,5 @@
-//! Precision passes: graph in, graph out. The arithmetic on values is apart from the surgery on graphs.
+//! Precision passes: graph in, graph out. The arithmetic on values is apart from the surgery on
+//! graphs.
 
 mod fp16;
 mod int8;
@@ -28,7 +29,10 @@ pub fn quantize(
     takes_int8: impl Fn(&str) -> bool,
 ) -> Result<Quantized, CheckpointError> {
     match precision {
-        Precision::Fp32 => Ok(Quantized { graph, tensors: Vec::new() }),
+        Precision::Fp32 => Ok(Quantized {
+            graph,
+            tensors: Vec::new(),
+        }),
         Precision::Fp16 => fp16::quantize(graph, weights),
         Precision::Int8 => int8::quantize(graph, weights, takes_int8),
     }
@@ -51,6 +55,14 @@ fn distance(name: &str, source: &[f32], stored: impl Iterator<Item = f32>) -> Qu
         error_square += f64::from(error).powi(2);
         square += f64::from(source).powi(2);
     }
-    let error_relative = if square > 0.0 { (error_square / square).sqrt() as f32 } else { 0.0 };
-    QuantizedTensor { name: name.into(), error_max, error_relative }
+    let error_relative = if square > 0.0 {
+        (error_square / square).sqrt() as f32
+    } else {
+        0.0
+    };
+    QuantizedTensor {
+        name: name.into(),
+        error_max,
+        error_relative,
+    }
 }

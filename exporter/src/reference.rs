@@ -7,8 +7,9 @@
 //!                                         blocks, each token attending to itself and all before ─▶ norm ─▶ head ─▶ logits
 //! ```
 //!
-//! What an export is held to, so it shares nothing with the graph builder but the checkpoint's reader: no graph, no fusing, no
-//! folding, written as the model sheet reads. Itself held to what transformers computes (`tests/data/reference.json`).
+//! What an export is held to, so it shares nothing with the graph builder but the checkpoint's
+//! reader: no graph, no fusing, no folding, written as the model sheet reads. Itself held to what
+//! transformers computes (`tests/data/reference.json`).
 
 mod math;
 mod text;
@@ -39,13 +40,20 @@ impl Reference {
     pub fn open(checkpoint: &Checkpoint) -> Result<Self, ReferenceError> {
         let weights = Weights(checkpoint);
         let embedding = weights.matrix("model.text_model.embed_tokens.weight")?;
-        let head = match checkpoint.config.tie_word_embeddings && checkpoint.shape("lm_head.weight").is_none() {
+        let head = match checkpoint.config.tie_word_embeddings
+            && checkpoint.shape("lm_head.weight").is_none()
+        {
             true => None,
             false => Some(weights.sized("lm_head.weight", embedding.rows, embedding.columns)?),
         };
         let vision = VisionEncoder::open(checkpoint, embedding.columns)?;
         let text = TextDecoder::open(checkpoint, embedding.columns)?;
-        Ok(Reference { vision, text, embedding, head })
+        Ok(Reference {
+            vision,
+            text,
+            embedding,
+            head,
+        })
     }
 
     /// Width of the text decoder's residual stream, H.
@@ -68,13 +76,21 @@ impl Reference {
         self.vision.tokens()
     }
 
-    /// The vision encoder over frames of [frames, 3, T, T], normalised. Returns image features, [frames · S, H].
+    /// The vision encoder over frames of [frames, 3, T, T], normalised. Returns image features,
+    /// [frames · S, H].
     ///
     /// # Panics
     /// When `pixel_values` is not `frames` whole frames.
     pub fn encode(&self, pixel_values: &[f32], frames: usize) -> Vec<f32> {
-        assert_eq!(pixel_values.len() % frames.max(1), 0, "pixel_values hold whole frames");
-        pixel_values.chunks_exact(pixel_values.len() / frames.max(1)).flat_map(|frame| self.vision.encode(frame)).collect()
+        assert_eq!(
+            pixel_values.len() % frames.max(1),
+            0,
+            "pixel_values hold whole frames"
+        );
+        pixel_values
+            .chunks_exact(pixel_values.len() / frames.max(1))
+            .flat_map(|frame| self.vision.encode(frame))
+            .collect()
     }
 
     /// Embedding rows, [ids, H].
@@ -82,11 +98,15 @@ impl Reference {
     /// # Panics
     /// When an id is outside the vocabulary.
     pub fn embed(&self, input_ids: &[u32]) -> Vec<f32> {
-        input_ids.iter().flat_map(|&id| self.embedding.row(id as usize)).copied().collect()
+        input_ids
+            .iter()
+            .flat_map(|&id| self.embedding.row(id as usize))
+            .copied()
+            .collect()
     }
 
-    /// The decoder over `inputs_embeds` ([n, H]) behind `past`, which grows by n. Returns the final hidden states, [n, H]:
-    /// what the head reads.
+    /// The decoder over `inputs_embeds` ([n, H]) behind `past`, which grows by n. Returns the final
+    /// hidden states, [n, H]: what the head reads.
     pub fn hidden(&self, inputs_embeds: &[f32], past: &mut Past) -> Vec<f32> {
         self.text.run(inputs_embeds, past)
     }
@@ -96,17 +116,29 @@ impl Reference {
         self.head.as_ref().unwrap_or(&self.embedding).apply(hidden)
     }
 
-    /// A prompt's embeddings with the rows of `image_token` overwritten by image features, in order.
+    /// A prompt's embeddings with the rows of `image_token` overwritten by image features, in
+    /// order.
     ///
     /// # Panics
     /// When there is not exactly one feature row for each.
     pub fn prompt(&self, input_ids: &[u32], image_token: u32, image_features: &[f32]) -> Vec<f32> {
         let mut inputs_embeds = self.embed(input_ids);
         let mut features = image_features.chunks_exact(self.hidden_size());
-        for (row, _) in inputs_embeds.chunks_exact_mut(self.hidden_size()).zip(input_ids).filter(|(_, id)| **id == image_token) {
-            row.copy_from_slice(features.next().expect("one feature row for each image token"));
+        for (row, _) in inputs_embeds
+            .chunks_exact_mut(self.hidden_size())
+            .zip(input_ids)
+            .filter(|(_, id)| **id == image_token)
+        {
+            row.copy_from_slice(
+                features
+                    .next()
+                    .expect("one feature row for each image token"),
+            );
         }
-        assert!(features.next().is_none(), "one image token for each feature row");
+        assert!(
+            features.next().is_none(),
+            "one image token for each feature row"
+        );
         inputs_embeds
     }
 }
@@ -119,15 +151,27 @@ impl Weights<'_> {
     fn matrix(&self, name: &str) -> Result<Matrix, ReferenceError> {
         let Tensor { shape, values } = self.0.tensor(name)?;
         match shape[..] {
-            [rows, columns] => Ok(Matrix { rows, columns, values }),
-            _ => Err(ReferenceError::Rank { tensor: name.into(), expected: 2, got: shape }),
+            [rows, columns] => Ok(Matrix {
+                rows,
+                columns,
+                values,
+            }),
+            _ => Err(ReferenceError::Rank {
+                tensor: name.into(),
+                expected: 2,
+                got: shape,
+            }),
         }
     }
 
     /// A matrix of [rows, columns].
     fn sized(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix, ReferenceError> {
         let values = self.values(name, &[rows, columns])?;
-        Ok(Matrix { rows, columns, values })
+        Ok(Matrix {
+            rows,
+            columns,
+            values,
+        })
     }
 
     fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ReferenceError> {
@@ -137,14 +181,20 @@ impl Weights<'_> {
     fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, ReferenceError> {
         let Tensor { shape, values } = self.0.tensor(name)?;
         if shape != expected {
-            return Err(ReferenceError::Shape { tensor: name.into(), expected: expected.into(), got: shape });
+            return Err(ReferenceError::Shape {
+                tensor: name.into(),
+                expected: expected.into(),
+                got: shape,
+            });
         }
         Ok(values)
     }
 
     /// How many of `{prefix}0.{suffix}`, `{prefix}1.{suffix}`, … there are.
     fn layers(&self, prefix: &str, suffix: &str) -> usize {
-        (0..).take_while(|layer| self.0.shape(&format!("{prefix}{layer}.{suffix}")).is_some()).count()
+        (0..)
+            .take_while(|layer| self.0.shape(&format!("{prefix}{layer}.{suffix}")).is_some())
+            .count()
     }
 }
 
@@ -156,7 +206,9 @@ pub enum ReferenceError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A tensor has another shape than its neighbours and the config ask for.
-    #[error("tensor {tensor:?}: expected shape {expected:?}, got {got:?}; config.json and weights are of different models")]
+    #[error(
+        "tensor {tensor:?}: expected shape {expected:?}, got {got:?}; config.json and weights are of different models"
+    )]
     Shape {
         /// The tensor's name.
         tensor: String,
@@ -178,7 +230,9 @@ pub enum ReferenceError {
         got: Vec<usize>,
     },
     /// The config asks for what cannot be divided evenly.
-    #[error("{what} {whole} is not a multiple of {part_name} {part}; config.json and weights are of different models")]
+    #[error(
+        "{what} {whole} is not a multiple of {part_name} {part}; config.json and weights are of different models"
+    )]
     Indivisible {
         /// What is divided.
         what: &'static str,
@@ -192,9 +246,19 @@ pub enum ReferenceError {
 }
 
 /// `whole / part`, which must leave no rest.
-fn divide(what: &'static str, whole: usize, part_name: &'static str, part: usize) -> Result<usize, ReferenceError> {
+fn divide(
+    what: &'static str,
+    whole: usize,
+    part_name: &'static str,
+    part: usize,
+) -> Result<usize, ReferenceError> {
     match whole.checked_rem(part) {
         Some(0) => Ok(whole / part),
-        _ => Err(ReferenceError::Indivisible { what, whole, part_name, part }),
+        _ => Err(ReferenceError::Indivisible {
+            what,
+            whole,
+            part_name,
+            part,
+        }),
     }
 }

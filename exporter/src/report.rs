@@ -1,7 +1,8 @@
-//! The verification report: `report.json` for programs, a table for people, a verdict for the exit code.
+//! The verification report: `report.json` for programs, a table for people, a verdict for the exit
+//! code.
 //!
-//! Same bundle, same backend, same bytes: nothing in it is timed. A gate that has no limit yet is written down with its value as
-//! `not_gated`, so it cannot be mistaken for one that was passed.
+//! Same bundle, same backend, same bytes: nothing in it is timed. A gate that has no limit yet is
+//! written down with its value as `not_gated`, so it cannot be mistaken for one that was passed.
 
 use std::fmt;
 
@@ -188,7 +189,12 @@ impl Gate {
             Some(Limit::AtMost(limit)) if value <= limit => Outcome::Pass,
             Some(_) => Outcome::Fail,
         };
-        Gate { name, value, limit, outcome }
+        Gate {
+            name,
+            value,
+            limit,
+            outcome,
+        }
     }
 }
 
@@ -196,7 +202,8 @@ impl Gate {
 struct Limits {
     /// Of each graph's outputs.
     cosine: Option<Limit>,
-    /// Largest error over the largest value, of each graph's outputs. Sees one wrong value that a cosine over millions does not.
+    /// Largest error over the largest value, of each graph's outputs. Sees one wrong value that a
+    /// cosine over millions does not.
     error_relative: Option<Limit>,
     top1_agreement: Option<Limit>,
     kl_mean: Option<Limit>,
@@ -207,7 +214,13 @@ struct Limits {
 impl Limits {
     fn of(precision: Precision) -> Self {
         use Limit::{AtLeast, AtMost};
-        let none = Limits { cosine: None, error_relative: None, top1_agreement: None, kl_mean: None, answers: None };
+        let none = Limits {
+            cosine: None,
+            error_relative: None,
+            top1_agreement: None,
+            kl_mean: None,
+            answers: None,
+        };
         match precision {
             // Only the order of sums differs.
             Precision::Fp32 => Limits {
@@ -217,7 +230,10 @@ impl Limits {
                 kl_mean: Some(AtMost(1e-6)),
                 answers: Some(AtLeast(1.0)),
             },
-            Precision::Fp16 => Limits { cosine: Some(AtLeast(0.9999)), ..none },
+            Precision::Fp16 => Limits {
+                cosine: Some(AtLeast(0.9999)),
+                ..none
+            },
             // Measured and told, until its smoothing is there to be held to a limit.
             Precision::Int8 => none,
         }
@@ -226,7 +242,10 @@ impl Limits {
 
 impl VerificationReport {
     /// Judges what was measured.
-    #[expect(clippy::too_many_arguments, reason = "one for each section of the report, made once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each section of the report, made once"
+    )]
     pub(crate) fn new(
         (name, precision): (&str, Precision),
         source_is_the_same: bool,
@@ -242,15 +261,47 @@ impl VerificationReport {
         let gates = vec![
             Gate::new("files that differ", files.differ.len() as f64, none),
             Gate::new("weights that differ", weights.differ.len() as f64, none),
-            Gate::new("vision_encoder cosine", graphs.vision_encoder.cosine, limits.cosine),
-            Gate::new("vision_encoder relative error", graphs.vision_encoder.error_relative, limits.error_relative),
-            Gate::new("embed_tokens cosine", graphs.embed_tokens.cosine, limits.cosine),
-            Gate::new("embed_tokens relative error", graphs.embed_tokens.error_relative, limits.error_relative),
-            Gate::new("decoder_model_merged cosine", graphs.decoder_model_merged.cosine, limits.cosine),
-            Gate::new("decoder_model_merged relative error", graphs.decoder_model_merged.error_relative, limits.error_relative),
-            Gate::new("top-1 agreement", steps.top1_agreement, limits.top1_agreement),
+            Gate::new(
+                "vision_encoder cosine",
+                graphs.vision_encoder.cosine,
+                limits.cosine,
+            ),
+            Gate::new(
+                "vision_encoder relative error",
+                graphs.vision_encoder.error_relative,
+                limits.error_relative,
+            ),
+            Gate::new(
+                "embed_tokens cosine",
+                graphs.embed_tokens.cosine,
+                limits.cosine,
+            ),
+            Gate::new(
+                "embed_tokens relative error",
+                graphs.embed_tokens.error_relative,
+                limits.error_relative,
+            ),
+            Gate::new(
+                "decoder_model_merged cosine",
+                graphs.decoder_model_merged.cosine,
+                limits.cosine,
+            ),
+            Gate::new(
+                "decoder_model_merged relative error",
+                graphs.decoder_model_merged.error_relative,
+                limits.error_relative,
+            ),
+            Gate::new(
+                "top-1 agreement",
+                steps.top1_agreement,
+                limits.top1_agreement,
+            ),
             Gate::new("mean KL divergence", steps.kl_mean, limits.kl_mean),
-            Gate::new("equal answers", answers.equal as f64 / answers.asked.max(1) as f64, limits.answers),
+            Gate::new(
+                "equal answers",
+                answers.equal as f64 / answers.asked.max(1) as f64,
+                limits.answers,
+            ),
         ];
         let failed = gates.iter().any(|gate| gate.outcome == Outcome::Fail);
         VerificationReport {
@@ -287,20 +338,46 @@ const SHOWN: usize = 10;
 
 impl fmt::Display for VerificationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Backend { name: backend, execution_provider } = &self.backend;
-        writeln!(f, "{} ({}) on {backend} ({execution_provider})", self.name, self.precision.as_str())?;
+        let Backend {
+            name: backend,
+            execution_provider,
+        } = &self.backend;
+        writeln!(
+            f,
+            "{} ({}) on {backend} ({execution_provider})",
+            self.name,
+            self.precision.as_str()
+        )?;
         if !self.source_is_the_same {
-            writeln!(f, "the checkpoint's weight files are not the ones the bundle was made from")?;
+            writeln!(
+                f,
+                "the checkpoint's weight files are not the ones the bundle was made from"
+            )?;
         }
         writeln!(f)?;
         for gate in &self.gates {
             let (limit, outcome) = (told(gate.limit), told_outcome(gate.outcome));
-            writeln!(f, "  {:<38}{:>12}  {limit:<18}{outcome}", gate.name, number(gate.value))?;
+            writeln!(
+                f,
+                "  {:<38}{:>12}  {limit:<18}{outcome}",
+                gate.name,
+                number(gate.value)
+            )?;
         }
         let Answers { asked, equal, list } = &self.answers;
-        writeln!(f, "\n{equal} of {asked} answers are the reference's, {} tokens in all", self.steps.count)?;
+        writeln!(
+            f,
+            "\n{equal} of {asked} answers are the reference's, {} tokens in all",
+            self.steps.count
+        )?;
         for answer in list.iter().filter(|answer| !answer.is_equal).take(SHOWN) {
-            writeln!(f, "  {}: differs from token {} on: {:?}", answer.probe, answer.first_difference.unwrap_or(0), answer.text)?;
+            writeln!(
+                f,
+                "  {}: differs from token {} on: {:?}",
+                answer.probe,
+                answer.first_difference.unwrap_or(0),
+                answer.text
+            )?;
         }
         for file in self.files.differ.iter().take(SHOWN) {
             writeln!(f, "  {file} is not the checkpoint's")?;
@@ -309,9 +386,21 @@ impl fmt::Display for VerificationReport {
             writeln!(f, "  {name}: {problem}")?;
         }
         if self.weights.differ.len() > SHOWN {
-            writeln!(f, "  … and {} weights more", self.weights.differ.len() - SHOWN)?;
+            writeln!(
+                f,
+                "  … and {} weights more",
+                self.weights.differ.len() - SHOWN
+            )?;
         }
-        write!(f, "\n{}", if self.verdict == Verdict::Pass { "pass" } else { "FAIL" })
+        write!(
+            f,
+            "\n{}",
+            if self.verdict == Verdict::Pass {
+                "pass"
+            } else {
+                "FAIL"
+            }
+        )
     }
 }
 
@@ -331,7 +420,8 @@ fn told_outcome(outcome: Outcome) -> &'static str {
     }
 }
 
-/// Whole numbers whole, small ones by their magnitude, shares with enough digits to tell 0.99999 from 1.
+/// Whole numbers whole, small ones by their magnitude, shares with enough digits to tell 0.99999
+/// from 1.
 fn number(value: f64) -> String {
     if value.fract() == 0.0 && value < 1e9 {
         format!("{value}")

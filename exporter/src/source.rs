@@ -13,7 +13,10 @@ pub fn folder(source: &Path, revision: Option<&str>) -> Result<PathBuf, ExportEr
     if source.is_dir() {
         return match revision {
             None => Ok(source.to_owned()),
-            Some(_) => Err(ExportError::Source(format!("--revision is for hub ids, and {} is a folder; leave it out", source.display()))),
+            Some(_) => Err(ExportError::Source(format!(
+                "--revision is for hub ids, and {} is a folder; leave it out",
+                source.display()
+            ))),
         };
     }
     match source.to_str().and_then(HubId::parse).filter(|_| !source.exists()) {

@@ -8,7 +8,8 @@
 //! | image features, embeddings of the whole vocabulary, logits of every position | a graph that computes something else |
 //! | answers, token by token | a cache, a position or a prompt that goes wrong while generating |
 //!
-//! The bundle goes first and is closed before the reference opens, so the two are never in memory together.
+//! The bundle goes first and is closed before the reference opens, so the two are never in memory
+//! together.
 
 mod companions;
 mod measure;
@@ -54,22 +55,37 @@ pub struct Options {
 /// Holds a bundle to the checkpoint it was made from.
 ///
 /// # Errors
-/// When either cannot be read or does not run. A bundle that runs and is wrong is no error: its report's verdict is `fail`.
-pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<VerificationReport, VerifyError> {
+/// When either cannot be read or does not run. A bundle that runs and is wrong is no error: its
+/// report's verdict is `fail`.
+pub fn verify(
+    bundle: &Path,
+    source: &Path,
+    options: &Options,
+) -> Result<VerificationReport, VerifyError> {
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
     let mut probes = probe::built_in();
     if let Some(folder) = &options.images {
         probes.extend(probe::of_folder(folder)?);
     }
-    let options = vlm::Options { backend: options.backend, threads: options.threads, ..vlm::Options::default() };
+    let options = vlm::Options {
+        backend: options.backend,
+        threads: options.threads,
+        ..vlm::Options::default()
+    };
     let mut vlm = Vlm::open(bundle, &options)?;
     let manifest = vlm.manifest().clone();
-    let backend = Backend { name: vlm.identity().backend.clone(), execution_provider: vlm.identity().execution_provider.clone() };
+    let backend = Backend {
+        name: vlm.identity().backend.clone(),
+        execution_provider: vlm.identity().execution_provider.clone(),
+    };
     tracing::info!("verify: asking {} on {}", manifest.name, backend.name);
     probes = fitting(probes, &mut vlm)?;
     let embeddings = embeddings(&mut vlm, &manifest)?;
-    let observed = probes.iter().map(|probe| observe(&mut vlm, &manifest, probe)).collect::<Result<Vec<_>, _>>()?;
+    let observed = probes
+        .iter()
+        .map(|probe| observe(&mut vlm, &manifest, probe))
+        .collect::<Result<Vec<_>, _>>()?;
     drop(vlm);
 
     tracing::info!("verify: computing the reference");
@@ -82,7 +98,13 @@ pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<Verific
     for (probe, observed) in probes.iter().zip(&observed) {
         comparison.probe(&reference, &manifest, probe, observed);
     }
-    let Comparison { vision_encoder, embed_tokens, decoder_model_merged, steps, answers } = comparison;
+    let Comparison {
+        vision_encoder,
+        embed_tokens,
+        decoder_model_merged,
+        steps,
+        answers,
+    } = comparison;
     Ok(VerificationReport::new(
         (&manifest.name, manifest.precision),
         checkpoint.sha256() == manifest.source.sha256,
@@ -95,7 +117,11 @@ pub fn verify(bundle: &Path, source: &Path, options: &Options) -> Result<Verific
             decoder_model_merged: decoder_model_merged.distance(),
         },
         steps.summary(),
-        Answers { asked: answers.len(), equal: answers.iter().filter(|answer| answer.is_equal).count(), list: answers },
+        Answers {
+            asked: answers.len(),
+            equal: answers.iter().filter(|answer| answer.is_equal).count(),
+            list: answers,
+        },
     ))
 }
 
@@ -104,10 +130,21 @@ fn fitting(probes: Vec<Probe>, vlm: &mut Vlm) -> Result<Vec<Probe>, VerifyError>
     let context = vlm.manifest().geometry.text.context_length;
     let text = |probe: &Probe| -> usize {
         let content = probe.request.turns.iter().flat_map(|turn| &turn.content);
-        content.map(|content| if let vlm::Content::Text(text) = content { vlm.token_count(text) } else { 0 }).sum()
+        content
+            .map(|content| {
+                if let vlm::Content::Text(text) = content {
+                    vlm.token_count(text)
+                } else {
+                    0
+                }
+            })
+            .sum()
     };
     // Half of the context is plenty for the rest of the prompt and the answer of a text probe.
-    Ok(probes.into_iter().filter(|probe| probe.name != probe::LONG || text(probe) <= context / 2).collect())
+    Ok(probes
+        .into_iter()
+        .filter(|probe| probe.name != probe::LONG || text(probe) <= context / 2)
+        .collect())
 }
 
 /// Whether what goes in and comes out of the graphs can be compared at all.
@@ -115,12 +152,20 @@ fn same_sizes(reference: &Reference, manifest: &Manifest) -> Result<(), VerifyEr
     let (vision, text) = (&manifest.geometry.vision, &manifest.geometry.text);
     for (what, expected, got) in [
         ("tile size", reference.image_size(), vision.image_size),
-        ("number of image tokens", reference.tokens_per_frame(), manifest.image.tokens_per_tile),
+        (
+            "number of image tokens",
+            reference.tokens_per_frame(),
+            manifest.image.tokens_per_tile,
+        ),
         ("vocabulary", reference.vocab_size(), text.vocab_size),
         ("text width", reference.hidden_size(), text.hidden_size),
     ] {
         if expected != got {
-            return Err(VerifyError::Geometry { what, expected, got });
+            return Err(VerifyError::Geometry {
+                what,
+                expected,
+                got,
+            });
         }
     }
     Ok(())
@@ -148,7 +193,8 @@ fn embeddings(vlm: &mut Vlm, manifest: &Manifest) -> Result<Vec<f32>, VerifyErro
     Ok(rows)
 }
 
-/// Asks the bundle, then runs prompt and answer through the decoder once more, for the logits of every position.
+/// Asks the bundle, then runs prompt and answer through the decoder once more, for the logits of
+/// every position.
 fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed, VerifyError> {
     let answer = vlm.ask(&probe.request)?;
     let trace = answer.trace.ok_or(VerifyError::NoTrace)?;
@@ -165,13 +211,26 @@ fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed
     let model = vlm.model();
     let mut inputs_embeds = model.embed(&fed)?;
     let features = image_features.chunks_exact(hidden);
-    let images = inputs_embeds.chunks_exact_mut(hidden).zip(&fed).filter(|(_, id)| **id == manifest.prompt.image);
-    images.zip(features).for_each(|((row, _), feature)| row.copy_from_slice(feature));
-    let logits = model.decode(&inputs_embeds, &KvCache::empty(), Logits::All)?.logits;
+    let images = inputs_embeds
+        .chunks_exact_mut(hidden)
+        .zip(&fed)
+        .filter(|(_, id)| **id == manifest.prompt.image);
+    images
+        .zip(features)
+        .for_each(|((row, _), feature)| row.copy_from_slice(feature));
+    let logits = model
+        .decode(&inputs_embeds, &KvCache::empty(), Logits::All)?
+        .logits;
     if let Some(end) = ids.last_mut().filter(|id| **id == u32::MAX) {
         *end = top(&logits[logits.len() - manifest.geometry.text.vocab_size..]);
     }
-    Ok(Observed { image_features, input_ids: trace.input_ids, answer: ids, text: answer.text, logits })
+    Ok(Observed {
+        image_features,
+        input_ids: trace.input_ids,
+        answer: ids,
+        text: answer.text,
+        logits,
+    })
 }
 
 /// The running comparison of all probes.
@@ -201,17 +260,38 @@ impl Comparison {
     }
 
     /// Each side on its own image features: errors add up here as they do in use.
-    fn probe(&mut self, reference: &Reference, manifest: &Manifest, probe: &Probe, observed: &Observed) {
-        let tiles = tiles_of_turns(&probe.request.turns, &manifest.image, probe.request.split == Split::On);
-        let image_features: Vec<f32> =
-            tiles.iter().flat_map(|tiles| reference.encode(&pixel_values(tiles, &manifest.image), tiles.frames())).collect();
-        self.vision_encoder.add(&image_features, &observed.image_features);
+    fn probe(
+        &mut self,
+        reference: &Reference,
+        manifest: &Manifest,
+        probe: &Probe,
+        observed: &Observed,
+    ) {
+        let tiles = tiles_of_turns(
+            &probe.request.turns,
+            &manifest.image,
+            probe.request.split == Split::On,
+        );
+        let image_features: Vec<f32> = tiles
+            .iter()
+            .flat_map(|tiles| {
+                reference.encode(&pixel_values(tiles, &manifest.image), tiles.frames())
+            })
+            .collect();
+        self.vision_encoder
+            .add(&image_features, &observed.image_features);
 
-        let fed = [&observed.input_ids[..], &observed.answer[..observed.answer.len().saturating_sub(1)]].concat();
+        let fed = [
+            &observed.input_ids[..],
+            &observed.answer[..observed.answer.len().saturating_sub(1)],
+        ]
+        .concat();
         let inputs_embeds = reference.prompt(&fed, manifest.prompt.image, &image_features);
         let hidden = reference.hidden(&inputs_embeds, &mut Past::default());
         let vocabulary = reference.vocab_size();
-        let positions = hidden.chunks_exact(reference.hidden_size()).zip(observed.logits.chunks_exact(vocabulary));
+        let positions = hidden
+            .chunks_exact(reference.hidden_size())
+            .zip(observed.logits.chunks_exact(vocabulary));
         let mut expected = Vec::new();
         for (position, (hidden, logits)) in positions.enumerate() {
             let reference = reference.logits(hidden);
@@ -221,7 +301,10 @@ impl Comparison {
                 expected.push(top(&reference));
             }
         }
-        let first_difference = expected.iter().zip(&observed.answer).position(|(expected, got)| expected != got);
+        let first_difference = expected
+            .iter()
+            .zip(&observed.answer)
+            .position(|(expected, got)| expected != got);
         self.answers.push(Answer {
             probe: probe.name.clone(),
             text: observed.text.clone(),
@@ -252,7 +335,12 @@ impl StepSums {
 
     fn summary(&self) -> Steps {
         let count = self.count.max(1) as f64;
-        Steps { count: self.count, top1_agreement: self.top1 as f64 / count, kl_mean: self.kl_sum / count, kl_max: self.kl_max }
+        Steps {
+            count: self.count,
+            top1_agreement: self.top1 as f64 / count,
+            kl_mean: self.kl_sum / count,
+            kl_max: self.kl_max,
+        }
     }
 }
 

@@ -50,7 +50,8 @@ pub struct Model {
     pub threads: Option<usize>,
     /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
     pub ort_library: Option<PathBuf>,
-    /// Start-up fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`, `tract`).
+    /// Start-up fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`,
+    /// `tract`).
     pub require_execution_provider: Option<String>,
 }
 
@@ -127,7 +128,8 @@ pub struct Camera {
 /// Where frames come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// `dir:///frames`: every picture file in name order, once, lossless, paced by the camera's rate.
+    /// `dir:///frames`: every picture file in name order, once, lossless, paced by the camera's
+    /// rate.
     Folder(PathBuf),
     /// `file:///clip.mp4`: a video file, once.
     File(PathBuf),
@@ -162,7 +164,8 @@ pub struct Rule {
     pub id: String,
     /// The question, as put to the model.
     pub question: String,
-    /// The answers to choose from; empty for free text. Trimmed, distinct, at least two when not empty.
+    /// The answers to choose from; empty for free text. Trimmed, distinct, at least two when not
+    /// empty.
     pub answers: Vec<String>,
     /// Answers that mean ON; a subset of `answers`.
     pub alert: Vec<String>,
@@ -248,7 +251,8 @@ pub struct Policy {
     pub in_flight_max: usize,
     /// Bytes of pool requests allowed in any 60 seconds; `None` is no limit.
     pub bytes_per_minute: Option<u64>,
-    /// US dollars of pool calls allowed in any 24 hours; `None` is no limit. Counts calls of pools with a price.
+    /// US dollars of pool calls allowed in any 24 hours; `None` is no limit. Counts calls of pools
+    /// with a price.
     pub usd_per_day: Option<f64>,
 }
 

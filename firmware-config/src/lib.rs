@@ -1,8 +1,9 @@
-//! Formats that are written to a device and read back: the agent's `egret.toml` ([`agent`]) and a bundle's `manifest.json`
-//! ([`manifest`]).
+//! Formats that are written to a device and read back: the agent's `egret.toml` ([`agent`]) and a
+//! bundle's `manifest.json` ([`manifest`]).
 //!
-//! This crate is data and its rules: no I/O, no async, no model. A value of [`agent::AgentConfig`] or [`manifest::Manifest`] is
-//! valid by construction; what was wrong with the text it came from is told all at once, with places.
+//! This crate is data and its rules: no I/O, no async, no model. A value of [`agent::AgentConfig`]
+//! or [`manifest::Manifest`] is valid by construction; what was wrong with the text it came from is
+//! told all at once, with places.
 #![forbid(unsafe_code)]
 
 pub mod agent;

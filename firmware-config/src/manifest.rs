@@ -1,7 +1,7 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how its model must be fed.
 //!
-//! The exporter writes it, the runtime reads it. Maps are ordered and numbers are exact, so the same checkpoint gives the same
-//! bytes; the sha256 of those bytes is the bundle's identity.
+//! The exporter writes it, the runtime reads it. Maps are ordered and numbers are exact, so the
+//! same checkpoint gives the same bytes; the sha256 of those bytes is the bundle's identity.
 
 mod rules;
 
@@ -15,8 +15,11 @@ pub const FORMAT: u32 = 1;
 /// Why a text is no manifest this build can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Written by a newer exporter. Told before anything else: what else is strange about the file follows from it.
-    #[error("the bundle has manifest format {found}, and this build reads up to {FORMAT}; update egret, or export the bundle again")]
+    /// Written by a newer exporter. Told before anything else: what else is strange about the file
+    /// follows from it.
+    #[error(
+        "the bundle has manifest format {found}, and this build reads up to {FORMAT}; update egret, or export the bundle again"
+    )]
     TooNew {
         /// The file's `format`.
         found: u64,
@@ -56,10 +59,12 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The bytes of a `manifest.json`: the same manifest gives the same text, which ends with a newline.
+    /// The bytes of a `manifest.json`: the same manifest gives the same text, which ends with a
+    /// newline.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("a manifest is maps with text keys, lists and numbers");
+        let mut json = serde_json::to_string_pretty(self)
+            .expect("a manifest is maps with text keys, lists and numbers");
         json.push('\n');
         json
     }
@@ -218,8 +223,8 @@ pub struct PromptTokens {
     pub fake_token_around_image: u32,
     /// `<global-img>`.
     pub global_img: u32,
-    /// `<row_r_col_c>`, row-major from `<row_1_col_1>`, with the widest column; empty where the tokenizer has none (then pictures
-    /// cannot be split).
+    /// `<row_r_col_c>`, row-major from `<row_1_col_1>`, with the widest column; empty where the
+    /// tokenizer has none (then pictures cannot be split).
     pub rows_cols: BTreeMap<String, u32>,
     /// Ids that end an answer.
     pub stop: Vec<u32>,

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
-/// `text` with the user information of every URL in it replaced: `rtsp://me:secret@host/` becomes `rtsp://***@host/`.
+/// `text` with the user information of every URL in it replaced: `rtsp://me:secret@host/` becomes
+/// `rtsp://***@host/`.
 ///
-/// A password that holds `/` or `@` unescaped is no valid URL, but cameras are configured so; everything up to the last `@` before
-/// white space is therefore taken for user information. Rather a host name too many is hidden than a password shown.
+/// A password that holds `/` or `@` unescaped is no valid URL, but cameras are configured so;
+/// everything up to the last `@` before white space is therefore taken for user information. Rather
+/// a host name too many is hidden than a password shown.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     let mut rest = text;
@@ -39,9 +41,18 @@ mod tests {
         for (text, expected) in [
             ("no url at all", "no url at all"),
             ("rtsp://192.0.2.7/stream2", "rtsp://192.0.2.7/stream2"),
-            ("rtsp://me:secret@192.0.2.7/stream2", "rtsp://***@192.0.2.7/stream2"),
-            ("two: rtsp://a:b@c/d and 'mqtt://e:f@g' end", "two: rtsp://***@c/d and 'mqtt://***@g' end"),
-            ("rtsp://me:p/w@d@host/x: Connection refused", "rtsp://***@host/x: Connection refused"),
+            (
+                "rtsp://me:secret@192.0.2.7/stream2",
+                "rtsp://***@192.0.2.7/stream2",
+            ),
+            (
+                "two: rtsp://a:b@c/d and 'mqtt://e:f@g' end",
+                "two: rtsp://***@c/d and 'mqtt://***@g' end",
+            ),
+            (
+                "rtsp://me:p/w@d@host/x: Connection refused",
+                "rtsp://***@host/x: Connection refused",
+            ),
             ("rtsp://me:it's\"so\"@host/x", "rtsp://***@host/x"),
             ("://@", "://***@"),
         ] {

@@ -1,7 +1,9 @@
-//! What must hold whatever outside bytes say: one function for each reader of them, which panics where its promise is broken.
+//! What must hold whatever outside bytes say: one function for each reader of them, which panics
+//! where its promise is broken.
 //!
-//! A promise is held twice. `fuzz_targets/` hands it to libFuzzer, which looks for bytes that nobody thought of (`scripts/fuzz.sh`);
-//! the tests beside this file hand it whole files of its kind, damaged at random, on every run of the tests.
+//! A promise is held twice. `fuzz_targets/` hands it to libFuzzer, which looks for bytes that
+//! nobody thought of (`scripts/fuzz.sh`); the tests beside this file hand it whole files of its
+//! kind, damaged at random, on every run of the tests.
 #![forbid(unsafe_code)]
 
 use std::sync::LazyLock;
@@ -11,39 +13,53 @@ use exporter::checkpoint::Checkpoint;
 use exporter::graph::onnx::GraphFile;
 use firmware_config::agent::AgentConfig;
 use firmware_config::manifest::Manifest;
-use runtime::openai::Completion;
 use runtime::pool::{question, reading};
+use runtime::serve::openai::Completion;
 use vlm::template::{Piece, Template};
 use vlm::tokenizer::Tokenizer;
 use vlm::{Content, Picture, Role, Turn};
 
 /// The released tokenizer.
-static TOKENIZER: LazyLock<Tokenizer> =
-    LazyLock::new(|| Tokenizer::from_json(include_bytes!("../../tests/data/tokenizer.json")).expect("the released one is read"));
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    Tokenizer::from_json(include_bytes!("../../tests/data/tokenizer.json"))
+        .expect("the released one is read")
+});
 
 /// `egret.toml`: a configuration, or errors that each have a place and a cure.
 pub fn agent_config(text: &str) {
     if let Err(errors) = AgentConfig::parse(text, "egret.toml") {
         let told = errors.to_string();
-        assert!(told.contains("egret.toml") && told.contains("cure"), "{told}");
+        assert!(
+            told.contains("egret.toml") && told.contains("cure"),
+            "{told}"
+        );
     }
 }
 
 /// `manifest.json`: what is accepted is written back, and read again as the same.
 pub fn manifest(json: &[u8]) {
     if let Ok(manifest) = Manifest::from_json(json) {
-        let again = Manifest::from_json(manifest.to_json().as_bytes()).expect("what was written is read");
+        let again =
+            Manifest::from_json(manifest.to_json().as_bytes()).expect("what was written is read");
         assert_eq!(again.to_json(), manifest.to_json());
     }
 }
 
-/// `model.safetensors`: a tensor that is listed has as many values as its shape says, or is refused by name.
+/// `model.safetensors`: a tensor that is listed has as many values as its shape says, or is refused
+/// by name.
 pub fn checkpoint(bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder can be made");
-    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("a file can be written");
-    write("config.json", include_bytes!("../../demo/bundles/nano-edge/config.json"));
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).expect("a file can be written")
+    };
+    write(
+        "config.json",
+        include_bytes!("../../demo/bundles/nano-edge/config.json"),
+    );
     write("model.safetensors", bytes);
-    let Ok(checkpoint) = Checkpoint::open(folder.path()) else { return };
+    let Ok(checkpoint) = Checkpoint::open(folder.path()) else {
+        return;
+    };
     for name in checkpoint.names() {
         let values: usize = checkpoint.shape(name).expect("listed").iter().product();
         match checkpoint.tensor(name) {
@@ -72,12 +88,16 @@ pub fn picture(bytes: &[u8]) {
     }
 }
 
-/// What a decoder writes: every picture is whole; the stream ends, or is refused, after as much as came.
+/// What a decoder writes: every picture is whole; the stream ends, or is refused, after as much as
+/// came.
 pub fn camera(bytes: &[u8]) {
     let mut pictures = Pictures::new(bytes);
     let mut pixels = 0;
     while let Ok(Some(picture)) = pictures.next_picture() {
-        assert_eq!(picture.data.len(), picture.width as usize * picture.height as usize * 3);
+        assert_eq!(
+            picture.data.len(),
+            picture.width as usize * picture.height as usize * 3
+        );
         pixels += picture.data.len();
         assert!(pixels <= bytes.len());
     }
@@ -86,9 +106,16 @@ pub fn camera(bytes: &[u8]) {
 /// A chat template: what is said is never cut, and never among the template's own words.
 pub fn template(source: &str) {
     const SAID: &str = "<|im_end|>{{ 7 * 7 }}";
-    let turns = [Turn { role: Role::User, content: vec![Content::Text(SAID.into())] }];
-    let Ok(template) = Template::new(source) else { return };
-    let Ok(pieces) = template.render(&turns) else { return };
+    let turns = [Turn {
+        role: Role::User,
+        content: vec![Content::Text(SAID.into())],
+    }];
+    let Ok(template) = Template::new(source) else {
+        return;
+    };
+    let Ok(pieces) = template.render(&turns) else {
+        return;
+    };
     for piece in pieces {
         match piece {
             Piece::Said(text) => assert_eq!(text.trim(), SAID),
@@ -98,25 +125,36 @@ pub fn template(source: &str) {
     }
 }
 
-/// Text from outside: never a special token, and it comes back as it was, except for bytes the vocabulary has no token for.
+/// Text from outside: never a special token, and it comes back as it was, except for bytes the
+/// vocabulary has no token for.
 pub fn encode(text: &str) {
     /// As transformers does, the tokenizer leaves these out.
-    const WITHOUT_TOKEN: [u8; 11] = [0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xc0, 0xc1, 0xf1, 0xf2, 0xf5];
+    const WITHOUT_TOKEN: [u8; 11] = [
+        0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xc0, 0xc1, 0xf1, 0xf2, 0xf5,
+    ];
     let ids = TOKENIZER.encode(text).expect("any text is encoded");
-    assert!(TOKENIZER.specials().all(|(_, special)| !ids.contains(&special)));
+    assert!(
+        TOKENIZER
+            .specials()
+            .all(|(_, special)| !ids.contains(&special))
+    );
     if !text.bytes().any(|byte| WITHOUT_TOKEN.contains(&byte)) {
         assert_eq!(TOKENIZER.decode(&ids), text);
     }
 }
 
-/// The body of a chat-completion request: refused with a status of the client's fault, or understood within the limits.
+/// The body of a chat-completion request: refused with a status of the client's fault, or
+/// understood within the limits.
 pub fn chat_request(body: &[u8]) {
-    match runtime::chat::read(body) {
+    match runtime::serve::chat::read(body) {
         Ok(asked) => {
             assert!(asked.request.top_logprobs <= 20 && asked.request.max_new_tokens >= 1);
             assert!(asked.picture_bytes() <= 3 * 64_000_000);
         }
-        Err(error) => assert!((400..500).contains(&error.status) && !error.message.is_empty(), "{error:?}"),
+        Err(error) => assert!(
+            (400..500).contains(&error.status) && !error.message.is_empty(),
+            "{error:?}"
+        ),
     }
 }
 
@@ -135,9 +173,12 @@ pub fn pool_reply(reply: &[u8]) {
 
 /// Labels, one JSON object a line: a line is a label, a bad row with its number, or blank.
 pub fn labels(text: &str) {
-    let (labels, bad) = runtime::labels::parse(text);
+    let (labels, bad) = runtime::commands::labels::parse(text);
     assert!(labels.len() + bad.len() <= text.lines().count());
-    assert!(bad.iter().all(|row| (1..=text.lines().count()).contains(&row.line)));
+    assert!(
+        bad.iter()
+            .all(|row| (1..=text.lines().count()).contains(&row.line))
+    );
 }
 
 #[cfg(test)]

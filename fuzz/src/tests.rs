@@ -13,7 +13,8 @@ enum Damage {
     Truncate(Place),
 }
 
-/// Where: near the beginning as often as anywhere, since that is where most formats say how long the rest is.
+/// Where: near the beginning as often as anywhere, since that is where most formats say how long
+/// the rest is.
 #[derive(Debug, Clone)]
 struct Place {
     head: bool,
@@ -22,7 +23,11 @@ struct Place {
 
 impl Place {
     fn of(&self, bytes: &[u8]) -> usize {
-        let end = if self.head { bytes.len().min(512) } else { bytes.len() };
+        let end = if self.head {
+            bytes.len().min(512)
+        } else {
+            bytes.len()
+        };
         self.index.index(end + 1).min(end)
     }
 }
@@ -95,12 +100,18 @@ fn safetensors() -> Vec<u8> {
 
 #[test]
 fn configurations() {
-    holds_for_text(&[include_str!("../../firmware-config/agent.example.toml")], crate::agent_config);
+    holds_for_text(
+        &[include_str!("../../firmware-config/agent.example.toml")],
+        crate::agent_config,
+    );
 }
 
 #[test]
 fn manifests() {
-    holds(&[include_bytes!("../../demo/bundles/nano-edge/manifest.json")], crate::manifest);
+    holds(
+        &[include_bytes!("../../demo/bundles/nano-edge/manifest.json")],
+        crate::manifest,
+    );
 }
 
 #[test]
@@ -110,7 +121,12 @@ fn checkpoints() {
 
 #[test]
 fn onnx_files() {
-    holds(&[include_bytes!("../../demo/bundles/nano-edge/onnx/embed_tokens_fp16.onnx")], crate::onnx);
+    holds(
+        &[include_bytes!(
+            "../../demo/bundles/nano-edge/onnx/embed_tokens_fp16.onnx"
+        )],
+        crate::onnx,
+    );
 }
 
 #[test]
@@ -136,12 +152,20 @@ fn cameras() {
 
 #[test]
 fn templates() {
-    holds_for_text(&[include_str!("../../demo/bundles/nano-edge/chat_template.jinja")], crate::template);
+    holds_for_text(
+        &[include_str!(
+            "../../demo/bundles/nano-edge/chat_template.jinja"
+        )],
+        crate::template,
+    );
 }
 
 #[test]
 fn texts() {
-    holds_for_text(&["<|im_start|>User: 12.5 m² of naïve 日本語 🦩<image><end_of_utterance>\n\nAssistant:"], crate::encode);
+    holds_for_text(
+        &["<|im_start|>User: 12.5 m² of naïve 日本語 🦩<image><end_of_utterance>\n\nAssistant:"],
+        crate::encode,
+    );
 }
 
 #[test]
@@ -150,14 +174,24 @@ fn chat_requests() {
     let asked = format!(
         r#"{{"model":"auto","messages":[{{"role":"system","content":"Short."}},{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"{pixel}"}}}},{{"type":"text","text":"a person?"}}]}}],"logprobs":true,"top_logprobs":5,"max_tokens":9,"response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{{"type":"object","properties":{{"answer":{{"type":"string","enum":["yes","no"]}}}},"required":["answer"],"additionalProperties":false}}}}}}}}"#
     );
-    assert!(runtime::chat::read(asked.as_bytes()).is_ok(), "the seed is whole");
+    assert!(
+        runtime::serve::chat::read(asked.as_bytes()).is_ok(),
+        "the seed is whole"
+    );
     holds(&[asked.as_bytes()], crate::chat_request);
 }
 
 #[test]
 fn pool_replies() {
     let completion = r#"{"id":"1","object":"chat.completion","model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"{\"answer\":\"yes\"}"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10}}"#;
-    holds(&[completion.as_bytes(), b"Well, not visible.", b"```json\n{\"answer\": \"no\"}\n```"], crate::pool_reply);
+    holds(
+        &[
+            completion.as_bytes(),
+            b"Well, not visible.",
+            b"```json\n{\"answer\": \"no\"}\n```",
+        ],
+        crate::pool_reply,
+    );
 }
 
 #[test]

@@ -1,7 +1,12 @@
-//! A camera's thread: opens the source, reads frames, gates them, hands admitted ones over; opens again when it fails.
+//! A camera's thread: opens the source, reads frames, gates them, hands admitted ones over; opens
+//! again when it fails.
 //!
-//! [`Capture::run`] is the retry policy and `run_once` the work. A source that fails or falls silent costs its own frames only, since
-//! each camera has its thread.
+//! [`Capture::run`] is the retry policy and `run_once` the work. A source that fails or falls
+//! silent costs its own frames only, since each camera has its thread.
+
+pub mod admitted;
+pub mod gate;
+pub mod handoff;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,13 +25,13 @@ use tracing::{info, warn};
 use vlm::Picture;
 use vlm::picture::PictureError;
 
-use crate::backoff::Backoff;
-use crate::clock::Clock;
-use crate::gate::{Decision, Gate, Thumbnail, ThumbnailError};
-use crate::handoff::{self, Handed};
+use crate::capture::admitted::Sighting;
+use crate::capture::gate::{Decision, Gate, Thumbnail, ThumbnailError};
+use crate::capture::handoff::{self, Handed};
+use crate::environment::backoff::Backoff;
+use crate::environment::clock::Clock;
 use crate::metrics::Metrics;
-use crate::record::{Record, Watcher};
-use crate::sighting::Sighting;
+use crate::observe::{Record, Watcher};
 
 /// First and longest wait before a camera is opened again.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -76,7 +81,12 @@ pub struct CameraStatus {
 impl CameraStatus {
     /// Before the first attempt.
     pub fn opening() -> Self {
-        CameraStatus { state: CameraState::Offline, reason: "not open yet".into(), since: Timestamp::now(), losses: 0 }
+        CameraStatus {
+            state: CameraState::Offline,
+            reason: "not open yet".into(),
+            since: Timestamp::now(),
+            losses: 0,
+        }
     }
 }
 
@@ -102,7 +112,10 @@ impl Capture {
     /// Captures until the source ends or `stop` is set. Blocks.
     pub fn run(self) {
         let mut backoff = Backoff::new(REOPEN.0, REOPEN.1);
-        let mut view = View { gate: Gate::new(self.camera.gate), frames: 0 };
+        let mut view = View {
+            gate: Gate::new(self.camera.gate),
+            frames: 0,
+        };
         loop {
             let before = view.frames;
             let error = match self.run_once(&mut view) {
@@ -112,7 +125,11 @@ impl Capture {
             };
             // Its events end now, so the next frame is news even where it shows the same.
             view.gate = Gate::new(self.camera.gate);
-            let state = if matches!(error, CaptureError::Stalled { .. }) { CameraState::Stalled } else { CameraState::Offline };
+            let state = if matches!(error, CaptureError::Stalled { .. }) {
+                CameraState::Stalled
+            } else {
+                CameraState::Offline
+            };
             self.tell(state, &error.to_string());
             if is_finite(&self.camera.source) {
                 // Opened again it would start over, and show everything twice.
@@ -123,7 +140,10 @@ impl Capture {
                 backoff.reset();
             }
             let wait = backoff.next_wait(rand::random());
-            warn!(cam = self.camera.id, "{error}; opening it again in {wait:.1?}");
+            warn!(
+                cam = self.camera.id,
+                "{error}; opening it again in {wait:.1?}"
+            );
             self.metrics.camera_restarts.count();
             if self.stop.wait(wait) {
                 return self.tell(CameraState::Ended, "stopped");
@@ -132,7 +152,12 @@ impl Capture {
     }
 
     fn run_once(&self, view: &mut View) -> Result<(), CaptureError> {
-        let agent::Camera { source, period, stall_after, .. } = &self.camera;
+        let agent::Camera {
+            source,
+            period,
+            stall_after,
+            ..
+        } = &self.camera;
         let mut camera = camera::open(source, *period, *stall_after, &self.stop)?;
         let mut superseded = 0;
         loop {
@@ -145,7 +170,9 @@ impl Capture {
                 }
                 Err(error) => return Err(error),
             };
-            self.metrics.frames_superseded.add(camera.superseded().saturating_sub(superseded));
+            self.metrics
+                .frames_superseded
+                .add(camera.superseded().saturating_sub(superseded));
             superseded = camera.superseded();
             self.tell(CameraState::Online, "");
             match self.offer(frame, view) {
@@ -160,12 +187,25 @@ impl Capture {
     fn offer(&self, frame: Frame, view: &mut View) -> Result<ControlFlow<()>, FrameError> {
         view.frames += 1;
         self.metrics.frames.count();
-        let (number, Frame { captured_at, name, image, .. }) = (view.frames, frame);
+        let (
+            number,
+            Frame {
+                captured_at,
+                name,
+                image,
+                ..
+            },
+        ) = (view.frames, frame);
         let (picture, own) = decoded(image)?;
         let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
         let now = self.clock.elapsed();
         let decision = view.gate.decide(&thumbnail, now);
-        self.watcher.see(Record::Frame { cam: self.camera.id.clone(), frame: number, name: name.clone(), decision });
+        self.watcher.see(Record::Frame {
+            cam: self.camera.id.clone(),
+            frame: number,
+            name: name.clone(),
+            decision,
+        });
         if let Decision::Skip(_) = decision {
             self.metrics.frames_skipped.count();
             return Ok(ControlFlow::Continue(()));
@@ -173,9 +213,17 @@ impl Capture {
         let jpeg = own_or_encoded(&picture, own)?;
         view.gate.admitted(thumbnail, now);
         let sha256 = vlm::hash::hex(&Sha256::digest(&jpeg));
-        // A box whose clock is before 1970 or after 9999 has other worries; its events say `unsynced`.
+        // A box whose clock is before 1970 or after 9999 has other worries; its events say
+        // `unsynced`.
         let time = Timestamp::try_from(captured_at).unwrap_or(Timestamp::UNIX_EPOCH);
-        match self.frames.hand_over(Sighting { number, time, name, picture, jpeg, sha256 }) {
+        match self.frames.hand_over(Sighting {
+            number,
+            time,
+            name,
+            picture,
+            jpeg,
+            sha256,
+        }) {
             Handed::Over => {}
             Handed::Superseding => self.metrics.frames_superseded.count(),
             Handed::Nowhere => return Ok(ControlFlow::Break(())),
@@ -194,9 +242,15 @@ impl Capture {
             let changed = status.state != state || status.reason != reason;
             if changed {
                 info!(cam = self.camera.id, "{} {reason}", state.as_str());
-                let lost = status.state == CameraState::Online && matches!(state, CameraState::Stalled | CameraState::Offline);
+                let lost = status.state == CameraState::Online
+                    && matches!(state, CameraState::Stalled | CameraState::Offline);
                 let losses = status.losses + u64::from(lost);
-                *status = CameraStatus { state, reason: reason.to_owned(), since: Timestamp::now(), losses };
+                *status = CameraStatus {
+                    state,
+                    reason: reason.to_owned(),
+                    since: Timestamp::now(),
+                    losses,
+                };
             }
             changed
         });
@@ -237,7 +291,11 @@ fn decoded(image: FrameImage) -> Result<(Picture, Option<Bytes>), PictureError> 
             let jpeg = bytes.starts_with(&[0xff, 0xd8]).then_some(bytes);
             Ok((picture, jpeg))
         }
-        FrameImage::Rgb { width, height, data } => Ok((Picture::from_rgb(width, height, data.to_vec())?, None)),
+        FrameImage::Rgb {
+            width,
+            height,
+            data,
+        } => Ok((Picture::from_rgb(width, height, data.to_vec())?, None)),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The inference thread: owns the model, answers one request at a time, in the order they came.
 //!
-//! The model is busy for long and needs `&mut`, so it has a thread of its own; everyone else holds a [`Handle`]. A camera asks all
-//! its rules about one frame in one job, so that they share the frame's prefix in the model's cache.
+//! The model is busy for long and needs `&mut`, so it has a thread of its own; everyone else holds
+//! a [`Handle`]. A camera asks all its rules about one frame in one job, so that they share the
+//! frame's prefix in the model's cache.
 //!
-//! The thread never waits for an asker: answers and their pieces go into queues with room for all of them, which is what one answer
-//! holds at most (`max_new_tokens`, and the model's context). A client that reads slowly, or not at all, costs that memory and stops
-//! nobody.
+//! The thread never waits for an asker: answers and their pieces go into queues with room for all
+//! of them, which is what one answer holds at most (`max_new_tokens`, and the model's context). A
+//! client that reads slowly, or not at all, costs that memory and stops nobody.
 
 use std::ops::ControlFlow;
 
@@ -15,7 +16,8 @@ use tokio::sync::mpsc;
 use vlm::answer::Piece;
 use vlm::{Answer, Identity, Request, Vlm, VlmError};
 
-/// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and its frames with it.
+/// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and
+/// its frames with it.
 pub const QUEUE: usize = 16;
 
 /// More than any context has tokens.
@@ -26,11 +28,16 @@ pub trait Answerer: Send {
     /// Which model it is.
     fn identity(&self) -> &Identity;
 
-    /// Answers one request, piece by piece; `Break` ends the answer there. `None` only asks whether to go on.
+    /// Answers one request, piece by piece; `Break` ends the answer there. `None` only asks whether
+    /// to go on.
     ///
     /// # Errors
     /// When the request cannot be put to the model, or the model fails.
-    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError>;
+    fn answer(
+        &mut self,
+        request: &Request,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+    ) -> Result<Answer, VlmError>;
 
     /// Length of a text in tokens.
     fn token_count(&self, text: &str) -> usize;
@@ -41,7 +48,11 @@ impl Answerer for Vlm {
         Vlm::identity(self)
     }
 
-    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    fn answer(
+        &mut self,
+        request: &Request,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+    ) -> Result<Answer, VlmError> {
         self.ask_streaming(request, on_piece)
     }
 
@@ -89,15 +100,25 @@ pub struct Inference {
 
 /// A queue with room for every piece of the answer to `request`.
 pub fn pieces(request: &Request) -> (mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
-    // A piece has a token at least, and what is left at the end is one more; a chosen candidate is one piece.
+    // A piece has a token at least, and what is left at the end is one more; a chosen candidate is
+    // one piece.
     mpsc::channel(request.max_new_tokens.saturating_add(1).min(PIECES_MAX))
 }
 
 /// The two sides of one model.
 pub fn channel(model: impl Answerer + 'static) -> (Handle, Inference) {
     let (sender, jobs) = mpsc::channel(QUEUE);
-    let handle = Handle { jobs: sender, identity: model.identity().clone() };
-    (handle, Inference { model: Box::new(model), jobs })
+    let handle = Handle {
+        jobs: sender,
+        identity: model.identity().clone(),
+    };
+    (
+        handle,
+        Inference {
+            model: Box::new(model),
+            jobs,
+        },
+    )
 }
 
 impl Handle {
@@ -106,7 +127,8 @@ impl Handle {
         &self.identity
     }
 
-    /// Asks one request; dropping the future stops the model before its next picture, candidate or token.
+    /// Asks one request; dropping the future stops the model before its next picture, candidate or
+    /// token.
     ///
     /// # Errors
     /// When the queue is full, the thread ended, or the model does not answer.
@@ -114,25 +136,40 @@ impl Handle {
         self.ask_one(request, None).await
     }
 
-    /// As [`Handle::ask`], with each piece of the answer sent as soon as it is known. Dropping their receiver stops the model; not
-    /// reading from it does not.
+    /// As [`Handle::ask`], with each piece of the answer sent as soon as it is known. Dropping
+    /// their receiver stops the model; not reading from it does not.
     ///
     /// # Errors
     /// As [`Handle::ask`].
-    pub async fn ask_streaming(&self, request: Request, pieces: mpsc::Sender<Piece>) -> Result<Answer, AskError> {
+    pub async fn ask_streaming(
+        &self,
+        request: Request,
+        pieces: mpsc::Sender<Piece>,
+    ) -> Result<Answer, AskError> {
         self.ask_one(request, Some(pieces)).await
     }
 
-    async fn ask_one(&self, request: Request, pieces: Option<mpsc::Sender<Piece>>) -> Result<Answer, AskError> {
+    async fn ask_one(
+        &self,
+        request: Request,
+        pieces: Option<mpsc::Sender<Piece>>,
+    ) -> Result<Answer, AskError> {
         let (replies, mut answers) = mpsc::channel(1);
-        self.jobs.try_send(Job { requests: vec![request], pieces, replies }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => AskError::Busy,
-            mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
-        })?;
+        self.jobs
+            .try_send(Job {
+                requests: vec![request],
+                pieces,
+                replies,
+            })
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => AskError::Busy,
+                mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
+            })?;
         Ok(answers.recv().await.ok_or(AskError::Stopped)??)
     }
 
-    /// Resolves when the thread has ended, which it does before its last handle only when the engine panicked.
+    /// Resolves when the thread has ended, which it does before its last handle only when the
+    /// engine panicked.
     pub async fn ended(&self) {
         self.jobs.closed().await;
     }
@@ -143,9 +180,18 @@ impl Handle {
         let jobs = self.jobs.clone();
         let queued = async move {
             // Without a thread the replies are closed at once, which says it.
-            let _ = jobs.send(Job { requests, pieces: None, replies }).await;
+            let _ = jobs
+                .send(Job {
+                    requests,
+                    pieces: None,
+                    replies,
+                })
+                .await;
         };
-        Answers { queued: Some(queued.boxed()), answers }
+        Answers {
+            queued: Some(queued.boxed()),
+            answers,
+        }
     }
 }
 
@@ -157,7 +203,8 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// The next answer, in the order of the requests; fewer come when the thread ends. May be dropped and called again.
+    /// The next answer, in the order of the requests; fewer come when the thread ends. May be
+    /// dropped and called again.
     pub async fn next(&mut self) -> Option<Result<Answer, VlmError>> {
         if let Some(queued) = &mut self.queued {
             queued.await;
@@ -180,11 +227,17 @@ impl Inference {
                         // There is room for it; a receiver that is gone is seen below.
                         let _ = pieces.try_send(piece.clone());
                     }
-                    let left = job.replies.is_closed() || job.pieces.as_ref().is_some_and(mpsc::Sender::is_closed);
-                    if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    let left = job.replies.is_closed()
+                        || job.pieces.as_ref().is_some_and(mpsc::Sender::is_closed);
+                    if left {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
                 };
                 let answer = self.model.answer(request, &mut on_piece);
-                // An asker who lost interest does not stop the thread, and there is room for every answer.
+                // An asker who lost interest does not stop the thread, and there is room for every
+                // answer.
                 let _ = job.replies.try_send(answer);
             }
         }
@@ -217,7 +270,10 @@ pub(crate) mod tests {
                 execution_provider: "tract".into(),
                 load: Duration::ZERO,
             };
-            Scripted { identity, script: Box::new(script) }
+            Scripted {
+                identity,
+                script: Box::new(script),
+            }
         }
     }
 
@@ -226,16 +282,35 @@ pub(crate) mod tests {
             &self.identity
         }
 
-        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+        fn answer(
+            &mut self,
+            request: &Request,
+            on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        ) -> Result<Answer, VlmError> {
             let (text, p) = (self.script)(request);
-            let token = Token { id: 1, text: text.clone(), logprob: p.ln() as f32, top: Vec::new() };
-            let _ = on_piece(Some(&Piece { text: text.clone(), tokens: vec![token.clone()] }));
+            let token = Token {
+                id: 1,
+                text: text.clone(),
+                logprob: p.ln() as f32,
+                top: Vec::new(),
+            };
+            let _ = on_piece(Some(&Piece {
+                text: text.clone(),
+                tokens: vec![token.clone()],
+            }));
             Ok(Answer {
                 text: text.clone(),
                 finish_reason: FinishReason::Stop,
                 tokens: vec![token],
-                candidates: vec![Candidate { text, score: 0.0, probability: p }],
-                confidence: Confidence { p, source: ConfidenceSource::Candidates },
+                candidates: vec![Candidate {
+                    text,
+                    score: 0.0,
+                    probability: p,
+                }],
+                confidence: Confidence {
+                    p,
+                    source: ConfidenceSource::Candidates,
+                },
                 prompt_tokens: 81,
                 timings: Timings::default(),
                 trace: None,
@@ -256,11 +331,29 @@ pub(crate) mod tests {
         }));
         let thread = std::thread::spawn(move || inference.run());
         let mut answers = handle.ask_each(vec![Request::default(), Request::default()]);
-        assert_eq!(answers.next().await.expect("first").expect("answered").text, "1");
-        assert_eq!(answers.next().await.expect("second").expect("answered").text, "2");
+        assert_eq!(
+            answers.next().await.expect("first").expect("answered").text,
+            "1"
+        );
+        assert_eq!(
+            answers
+                .next()
+                .await
+                .expect("second")
+                .expect("answered")
+                .text,
+            "2"
+        );
         assert!(answers.next().await.is_none());
         let (pieces, mut received) = pieces(&Request::default());
-        assert_eq!(handle.ask_streaming(Request::default(), pieces).await.expect("answered").text, "3");
+        assert_eq!(
+            handle
+                .ask_streaming(Request::default(), pieces)
+                .await
+                .expect("answered")
+                .text,
+            "3"
+        );
         assert_eq!(received.recv().await.expect("a piece").text, "3");
         drop(handle);
         thread.join().expect("ends");
@@ -274,8 +367,15 @@ pub(crate) mod tests {
             self.0.identity()
         }
 
-        fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
-            let piece = Piece { text: "word ".into(), tokens: Vec::new() };
+        fn answer(
+            &mut self,
+            request: &Request,
+            on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        ) -> Result<Answer, VlmError> {
+            let piece = Piece {
+                text: "word ".into(),
+                tokens: Vec::new(),
+            };
             for _ in 1..request.max_new_tokens {
                 if on_piece(Some(&piece)).is_break() {
                     break;
@@ -293,10 +393,27 @@ pub(crate) mod tests {
     async fn an_asker_who_does_not_read_stops_nobody() {
         let (handle, inference) = channel(Talker(Scripted::new(|_| ("end".into(), 0.5))));
         let thread = std::thread::spawn(move || inference.run());
-        let long = Request { max_new_tokens: 10_000, ..Request::default() };
+        let long = Request {
+            max_new_tokens: 10_000,
+            ..Request::default()
+        };
         let (pieces, mut unread) = pieces(&long);
-        assert_eq!(handle.ask_streaming(long, pieces).await.expect("answered, with no piece read").text, "end");
-        assert_eq!(handle.ask(Request::default()).await.expect("the next one too").text, "end");
+        assert_eq!(
+            handle
+                .ask_streaming(long, pieces)
+                .await
+                .expect("answered, with no piece read")
+                .text,
+            "end"
+        );
+        assert_eq!(
+            handle
+                .ask(Request::default())
+                .await
+                .expect("the next one too")
+                .text,
+            "end"
+        );
         let mut read = 0;
         while unread.recv().await.is_some() {
             read += 1;
@@ -309,12 +426,23 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_full_queue_is_busy_and_an_ended_thread_is_stopped() {
         let (handle, inference) = channel(Scripted::new(|_| ("yes".into(), 0.5)));
-        let mut waiting: Vec<_> = (0..QUEUE).map(|_| handle.ask_each(vec![Request::default()])).collect();
+        let mut waiting: Vec<_> = (0..QUEUE)
+            .map(|_| handle.ask_each(vec![Request::default()]))
+            .collect();
         for answers in &mut waiting {
-            assert!(answers.next().now_or_never().is_none(), "it is queued, and not answered");
+            assert!(
+                answers.next().now_or_never().is_none(),
+                "it is queued, and not answered"
+            );
         }
-        assert!(matches!(handle.ask(Request::default()).await, Err(AskError::Busy)));
+        assert!(matches!(
+            handle.ask(Request::default()).await,
+            Err(AskError::Busy)
+        ));
         drop((waiting, inference));
-        assert!(matches!(handle.ask(Request::default()).await, Err(AskError::Stopped)));
+        assert!(matches!(
+            handle.ask(Request::default()).await,
+            Err(AskError::Stopped)
+        ));
     }
 }

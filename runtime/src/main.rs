@@ -4,5 +4,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    runtime::cli::main()
+    runtime::commands::main()
 }

@@ -1,4 +1,5 @@
-//! What the box counts: one struct of counters, shown in `health`. Whatever is dropped, shed or superseded is here.
+//! What the box counts: one struct of counters, shown in `health`. Whatever is dropped, shed or
+//! superseded is here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,7 +57,8 @@ counters! {
     frames_skipped,
     /// Of them, admitted and asked about.
     frames_answered,
-    /// Replaced by a newer one: in the decoder, before the gate, or admitted, before the model was free.
+    /// Replaced by a newer one: in the decoder, before the gate, or admitted, before the model was
+    /// free.
     frames_superseded,
     /// Not usable: no picture, no thumbnail, no JPEG.
     frames_bad,
@@ -99,6 +101,7 @@ counters! {
 impl Totals {
     /// Events that the broker has not acknowledged yet.
     pub fn events_queued(&self) -> u64 {
-        self.events_produced.saturating_sub(self.events_published + self.events_dropped)
+        self.events_produced
+            .saturating_sub(self.events_published + self.events_dropped)
     }
 }

@@ -1,5 +1,6 @@
-//! Starts every long-lived thread and task of `egret run`, joins them by queues, and ends them in order (the gateway's `serve` has its
-//! connections, the demo its auditor). `Link::open`, `infer::channel` and `handoff` make the queues that have two ends of their own.
+//! Starts every long-lived thread and task of `egret run`, joins them by queues, and ends them in
+//! order (the gateway's `serve` has its connections, the demo its auditor). `Link::open`,
+//! `infer::channel` and `handoff` make the queues that have two ends of their own.
 //!
 //! ```text
 //! capture thread ─▶ handoff (latest, or every) ─▶ scene task ─▶ posts: mpsc ─▶ publisher task ─▶ link task ─▶ broker
@@ -36,32 +37,37 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use vlm::{Options, Vlm, VlmError};
 
+use crate::capture::handoff;
 use crate::capture::{self, CameraStatus, Capture};
-use crate::clock::Clock;
-use crate::gateway;
-use crate::handoff;
-use crate::inbox::Inbox;
+use crate::decide::policy::InForce;
+use crate::deliver::inbox::Inbox;
+use crate::deliver::mqtt::{
+    Deliveries, LastWill, Link, LinkOptions, LinkState, LinkTask, Publication, Qos,
+};
+use crate::deliver::outbox::Outbox;
+use crate::deliver::publisher::{self, Kind, Post, Publisher};
+use crate::deliver::topics::Topics;
+use crate::environment::clock::Clock;
 use crate::infer::{self, Answerer, Handle};
 use crate::metrics::{Metrics, Totals};
-use crate::mqtt::{Deliveries, LastWill, Link, LinkOptions, LinkState, LinkTask, Publication, Qos};
-use crate::outbox::Outbox;
-use crate::policy::InForce;
+use crate::observe::{Record, Watcher};
 use crate::pool::mqtt::reply_topic;
 use crate::pool::{Pools, PoolsError};
-use crate::publisher::{self, Kind, Post, Publisher};
-use crate::record::{Record, Watcher};
 use crate::scene::{Scene, Surroundings};
-use crate::topics::Topics;
+use crate::serve::gateway;
 
 /// Posts on their way to the publisher.
 const POSTS: usize = 64;
 /// How long the broker waits with our last will, so that a short outage does not flap.
 const WILL_DELAY: Duration = Duration::from_secs(10);
-/// At the start, how long the first frame waits for the broker, so that its questions can be escalated over it.
+/// At the start, how long the first frame waits for the broker, so that its questions can be
+/// escalated over it.
 const BROKER_PATIENCE: Duration = Duration::from_secs(1);
-/// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's goodbye and the gateway's it is all under 5 s.
+/// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's goodbye
+/// and the gateway's it is all under 5 s.
 const SCENES_PATIENCE: Duration = Duration::from_millis(2000);
-/// What the scenes then still take to tell how everything ended; one that takes longer is left behind.
+/// What the scenes then still take to tell how everything ended; one that takes longer is left
+/// behind.
 const SCENES_LAST_WORDS: Duration = Duration::from_millis(300);
 const PUBLISHER_PATIENCE: Duration = Duration::from_millis(1500);
 /// What the publisher then still takes to notice.
@@ -96,7 +102,8 @@ pub enum RunError {
     /// A thread.
     #[error("the system gives no thread")]
     Thread(#[source] io::Error),
-    /// A part of the agent panicked. Without it the agent would go on for years doing half its work, so all of it ends.
+    /// A part of the agent panicked. Without it the agent would go on for years doing half its
+    /// work, so all of it ends.
     #[error("{part} ended by a fault of Egret; what it said is in the log above: please report it")]
     Fault {
         /// Which part.
@@ -104,15 +111,21 @@ pub enum RunError {
     },
 }
 
-/// Runs the agent: until `shutdown`, or until every source has ended and nothing else is configured.
+/// Runs the agent: until `shutdown`, or until every source has ended and nothing else is
+/// configured.
 ///
 /// A broker or pool that is not there is normal; a bundle that is not, is an error.
 ///
 /// # Errors
 /// When something the box cannot work without is not to be had, or ends by a fault.
-pub async fn run(config: AgentConfig, watcher: Arc<dyn Watcher>, shutdown: impl Future<Output = ()>) -> Result<Totals, RunError> {
+pub async fn run(
+    config: AgentConfig,
+    watcher: Arc<dyn Watcher>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<Totals, RunError> {
     let mut shutdown = pin!(shutdown);
-    // A large bundle takes its time, and whoever stops the agent meanwhile does not have to wait for it.
+    // A large bundle takes its time, and whoever stops the agent meanwhile does not have to wait
+    // for it.
     let model = tokio::select! {
         model = open_model(&config) => model?,
         () = &mut shutdown => return Ok(Totals::default()),
@@ -128,9 +141,13 @@ async fn open_model(config: &AgentConfig) -> Result<Vlm, RunError> {
         ort_library: config.model.ort_library.clone(),
         require_execution_provider: config.model.require_execution_provider.clone(),
     };
-    let opening = tokio::task::spawn_blocking(move || Vlm::open(&path, &options).map_err(|source| RunError::Model { path, source }));
+    let opening = tokio::task::spawn_blocking(move || {
+        Vlm::open(&path, &options).map_err(|source| RunError::Model { path, source })
+    });
     // Nothing cancels it, so it panicked.
-    opening.await.map_err(|_| RunError::Fault { part: "loading the model".into() })?
+    opening.await.map_err(|_| RunError::Fault {
+        part: "loading the model".into(),
+    })?
 }
 
 /// As [`run`], with a model that is open already.
@@ -172,7 +189,8 @@ struct Running {
 struct RunningCamera {
     id: String,
     stop: Stop,
-    /// Taken when its scene has ended. Not joined before: a thread stuck in a driver must not keep the box from stopping.
+    /// Taken when its scene has ended. Not joined before: a thread stuck in a driver must not keep
+    /// the box from stopping.
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -193,7 +211,11 @@ enum Ended {
 }
 
 impl Running {
-    async fn start(model: impl Answerer + 'static, config: AgentConfig, watcher: Arc<dyn Watcher>) -> Result<Running, RunError> {
+    async fn start(
+        model: impl Answerer + 'static,
+        config: AgentConfig,
+        watcher: Arc<dyn Watcher>,
+    ) -> Result<Running, RunError> {
         let clock = Arc::new(Clock::start());
         let metrics = Arc::new(Metrics::default());
         let topics = Topics::new(&config.node.id);
@@ -203,8 +225,12 @@ impl Running {
             Some(gateway) => Some(listen(gateway.listen).await?),
             None => None,
         };
-        let broker =
-            config.mqtt.as_ref().map(|mqtt| (mqtt.outbox_events_max, Link::open(link_options(&config, mqtt, &topics, epoch, &clock))));
+        let broker = config.mqtt.as_ref().map(|mqtt| {
+            (
+                mqtt.outbox_events_max,
+                Link::open(link_options(&config, mqtt, &topics, epoch, &clock)),
+            )
+        });
         let link = broker.as_ref().map(|(_, (link, ..))| link.clone());
         let pools = Pools::new(&config.pools, link.clone(), &config.node.id)?;
         let (model, _thread) = spawn_inference(model).map_err(RunError::Thread)?;
@@ -222,17 +248,33 @@ impl Running {
             watcher,
         };
         tell_info(&around, &topics, &config).await;
-        let (publisher, inbox, link_task) = start_broker_side(broker, &around, epoch, posted, patience);
+        let (publisher, inbox, link_task) =
+            start_broker_side(broker, &around, epoch, posted, patience);
         let gateway = listener.map(|listener| start_gateway(listener, &around));
         if let Some(link) = &link {
-            // A broker that is not there yet is not waited for: events queue, and questions are settled on the box.
-            let _ = timeout(BROKER_PATIENCE, link.status().wait_for(|status| status.state == LinkState::Up)).await;
+            // A broker that is not there yet is not waited for: events queue, and questions are
+            // settled on the box.
+            let _ = timeout(
+                BROKER_PATIENCE,
+                link.status()
+                    .wait_for(|status| status.state == LinkState::Up),
+            )
+            .await;
         }
         let (scenes_deadline, deadline) = watch::channel(None);
         let mut scenes = JoinSet::new();
         let mut cameras = Vec::new();
         for camera in config.cameras {
-            cameras.push(start_camera(&mut scenes, cameras.len(), camera, &around, deadline.clone()).map_err(RunError::Thread)?);
+            cameras.push(
+                start_camera(
+                    &mut scenes,
+                    cameras.len(),
+                    camera,
+                    &around,
+                    deadline.clone(),
+                )
+                .map_err(RunError::Thread)?,
+            );
         }
         Ok(Running {
             cameras,
@@ -251,14 +293,27 @@ impl Running {
 
     /// Resolves when there is nothing more to do, or a part that the others need is gone.
     async fn ended(&mut self) -> Ended {
-        let (has_gateway, gateway) = (self.gateway.is_some(), self.gateway.as_mut().map(|gateway| &mut gateway.task));
+        let (has_gateway, gateway) = (
+            self.gateway.is_some(),
+            self.gateway.as_mut().map(|gateway| &mut gateway.task),
+        );
         let sources = async {
             while let Some(ended) = self.scenes.join_next().await {
-                let Ok(place) = ended else { return Ended::Fault { part: "a camera's scene".into() } };
+                let Ok(place) = ended else {
+                    return Ended::Fault {
+                        part: "a camera's scene".into(),
+                    };
+                };
                 let camera = &mut self.cameras[place];
                 // Its last act was to let go of what the scene waited for.
-                if camera.thread.take().is_some_and(|thread| thread.join().is_err()) {
-                    return Ended::Fault { part: format!("camera {}", camera.id) };
+                if camera
+                    .thread
+                    .take()
+                    .is_some_and(|thread| thread.join().is_err())
+                {
+                    return Ended::Fault {
+                        part: format!("camera {}", camera.id),
+                    };
                 }
             }
             // With a gateway the box is of use without any camera.
@@ -278,8 +333,13 @@ impl Running {
         }
     }
 
-    /// Ends every part in the order of the data: cameras and clients, what they wait for, publisher, link.
-    async fn drain(mut self, ended: Ended, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Totals, RunError> {
+    /// Ends every part in the order of the data: cameras and clients, what they wait for,
+    /// publisher, link.
+    async fn drain(
+        mut self,
+        ended: Ended,
+        shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Totals, RunError> {
         let hurry = !matches!(ended, Ended::Sources);
         match &ended {
             Ended::Sources => info!("every source has ended"),
@@ -291,13 +351,17 @@ impl Running {
         }
         if hurry {
             self.publisher_patience.send_replace(PUBLISHER_PATIENCE);
-            self.scenes_deadline.send_replace(Some(Instant::now() + SCENES_PATIENCE));
+            self.scenes_deadline
+                .send_replace(Some(Instant::now() + SCENES_PATIENCE));
         }
         let gateway = self.gateway.map(Stoppable::stop);
         let last_words = async { while self.scenes.join_next().await.is_some() {} };
         if !hurry {
             last_words.await;
-        } else if timeout(SCENES_PATIENCE + SCENES_LAST_WORDS, last_words).await.is_err() {
+        } else if timeout(SCENES_PATIENCE + SCENES_LAST_WORDS, last_words)
+            .await
+            .is_err()
+        {
             warn!("left behind a camera that did not end in time");
             self.scenes.shutdown().await;
         }
@@ -312,7 +376,8 @@ impl Running {
         }
         // The publisher takes posts as long as anybody could send one.
         drop(self.posts);
-        // Whoever asks to stop while the last events are on their way waits no longer than at any other time.
+        // Whoever asks to stop while the last events are on their way waits no longer than at any
+        // other time.
         let hurried = async {
             if hurry {
                 // It ends by itself, unless it waits for room on a connection that is stuck.
@@ -337,10 +402,15 @@ impl Running {
 }
 
 impl Stoppable {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(task: impl FnOnce(BoxFuture<'static, ()>) -> F) -> Stoppable {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        task: impl FnOnce(BoxFuture<'static, ()>) -> F,
+    ) -> Stoppable {
         let (stop, stopped) = oneshot::channel();
         // A sender that is gone means that everything is, which is a stop too.
-        Stoppable { stop, task: tokio::spawn(task(stopped.map(|_| ()).boxed())) }
+        Stoppable {
+            stop,
+            task: tokio::spawn(task(stopped.map(|_| ()).boxed())),
+        }
     }
 
     /// Tells it to end; what it gives resolves when it has.
@@ -371,9 +441,13 @@ async fn joined(task: JoinHandle<()>) {
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn spawn_inference(model: impl Answerer + 'static) -> io::Result<(Handle, thread::JoinHandle<()>)> {
+pub fn spawn_inference(
+    model: impl Answerer + 'static,
+) -> io::Result<(Handle, thread::JoinHandle<()>)> {
     let (handle, inference) = infer::channel(model);
-    let thread = thread::Builder::new().name("inference".into()).spawn(move || inference.run())?;
+    let thread = thread::Builder::new()
+        .name("inference".into())
+        .spawn(move || inference.run())?;
     Ok((handle, thread))
 }
 
@@ -393,7 +467,14 @@ fn start_broker_side(
         return (tokio::spawn(without_broker(posted, watcher)), None, None);
     };
     let outbox = Outbox::new(epoch, outbox_events_max);
-    let publisher = Publisher::new(&around.node, outbox, link, Arc::clone(&around.clock), Arc::clone(&around.metrics), watcher);
+    let publisher = Publisher::new(
+        &around.node,
+        outbox,
+        link,
+        Arc::clone(&around.clock),
+        Arc::clone(&around.metrics),
+        watcher,
+    );
     let inbox = Inbox {
         topics: Topics::new(&around.node),
         pools: around.pools.clone(),
@@ -402,12 +483,26 @@ fn start_broker_side(
         metrics: Arc::clone(&around.metrics),
     };
     let publisher = tokio::spawn(publisher.run(posted, patience));
-    (publisher, Some(tokio::spawn(inbox.run(deliveries))), Some(Stoppable::spawn(|stopped| link_task.run(stopped))))
+    (
+        publisher,
+        Some(tokio::spawn(inbox.run(deliveries))),
+        Some(Stoppable::spawn(|stopped| link_task.run(stopped))),
+    )
 }
 
 fn start_gateway(listener: TcpListener, around: &Surroundings) -> Stoppable {
-    let Surroundings { model, pools, in_force, .. } = around.clone();
-    let parts = gateway::Parts { name: model.identity().name.clone(), local: model, pools, in_force };
+    let Surroundings {
+        model,
+        pools,
+        in_force,
+        ..
+    } = around.clone();
+    let parts = gateway::Parts {
+        name: model.identity().name.clone(),
+        local: model,
+        pools,
+        in_force,
+    };
     Stoppable::spawn(|stopped| serve(parts, listener, stopped))
 }
 
@@ -418,7 +513,11 @@ fn start_camera(
     around: &Surroundings,
     deadline: watch::Receiver<Option<Instant>>,
 ) -> io::Result<RunningCamera> {
-    let (sender, frames) = if capture::is_finite(&camera.source) { handoff::every() } else { handoff::latest() };
+    let (sender, frames) = if capture::is_finite(&camera.source) {
+        handoff::every()
+    } else {
+        handoff::latest()
+    };
     let (status, status_seen) = watch::channel(CameraStatus::opening());
     let scene = Scene::new(&camera, around.clone());
     scenes.spawn(async move {
@@ -435,8 +534,14 @@ fn start_camera(
         metrics: Arc::clone(&around.metrics),
         watcher: Arc::clone(&around.watcher),
     };
-    let thread = thread::Builder::new().name(format!("cam {id}")).spawn(move || capture.run())?;
-    Ok(RunningCamera { id, stop, thread: Some(thread) })
+    let thread = thread::Builder::new()
+        .name(format!("cam {id}"))
+        .spawn(move || capture.run())?;
+    Ok(RunningCamera {
+        id,
+        stop,
+        thread: Some(thread),
+    })
 }
 
 async fn serve(parts: gateway::Parts, listener: TcpListener, stopped: BoxFuture<'static, ()>) {
@@ -446,12 +551,24 @@ async fn serve(parts: gateway::Parts, listener: TcpListener, stopped: BoxFuture<
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen { address, source })
 }
 
-fn link_options(config: &AgentConfig, mqtt: &Mqtt, topics: &Topics, epoch: u64, clock: &Clock) -> LinkOptions {
+fn link_options(
+    config: &AgentConfig,
+    mqtt: &Mqtt,
+    topics: &Topics,
+    epoch: u64,
+    clock: &Clock,
+) -> LinkOptions {
     let mut subscriptions = vec![(topics.kill_switch_set(), Qos::AtLeastOnce)];
-    if config.pools.iter().any(|pool| pool.transport == PoolTransport::Mqtt) {
+    if config
+        .pools
+        .iter()
+        .any(|pool| pool.transport == PoolTransport::Mqtt)
+    {
         subscriptions.push((reply_topic(&config.node.id), Qos::AtLeastOnce));
     }
     let offline = Publication {
@@ -462,7 +579,10 @@ fn link_options(config: &AgentConfig, mqtt: &Mqtt, topics: &Topics, epoch: u64, 
     };
     LinkOptions {
         subscriptions,
-        last_will: Some(LastWill { publication: offline, delay: WILL_DELAY }),
+        last_will: Some(LastWill {
+            publication: offline,
+            delay: WILL_DELAY,
+        }),
         ..LinkOptions::new(mqtt.clone(), format!("egret-{}", config.node.id))
     }
 }
@@ -484,7 +604,14 @@ async fn tell_info(around: &Surroundings, topics: &Topics, config: &AgentConfig)
         "pools": config.pools.iter().map(|pool| &pool.id).collect::<Vec<_>>(),
     });
     // The first post, and so there is room for it.
-    let _ = around.posts.send(Post::Standing { topic: topics.info(), payload: info.to_string().into(), kind: Kind::Json }).await;
+    let _ = around
+        .posts
+        .send(Post::Standing {
+            topic: topics.info(),
+            payload: info.to_string().into(),
+            kind: Kind::Json,
+        })
+        .await;
 }
 
 /// Stands in for the publisher of a box without a broker: events are only seen by whoever watches.

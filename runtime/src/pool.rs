@@ -19,12 +19,12 @@ use bytes::Bytes;
 use firmware_config::agent::{Pool, PoolTransport};
 use uuid::Uuid;
 
-use crate::backoff::Backoff;
-use crate::event::{By, Place, Settled};
-use crate::mqtt::{Link, Publication};
-use crate::openai::Completion;
-use crate::openai::error::ErrorBody;
-use crate::router::Reason;
+use crate::decide::router::Reason;
+use crate::deliver::event::{By, Place, Settled};
+use crate::deliver::mqtt::{Link, Publication};
+use crate::environment::backoff::Backoff;
+use crate::serve::openai::Completion;
+use crate::serve::openai::error::ErrorBody;
 use breaker::{Breaker, Limits};
 use retry::{Class, Failure};
 
@@ -131,12 +131,14 @@ impl From<&PoolError> for Reason {
     }
 }
 
-/// What a question has cost so far. The asker's, so that it is known also when the question is given up in the middle of an attempt.
+/// What a question has cost so far. The asker's, so that it is known also when the question is
+/// given up in the middle of an attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Attempts made.
     pub attempts: u32,
-    /// Those that the pool may charge for: not the ones that never reached it or came back with an error status.
+    /// Those that the pool may charge for: not the ones that never reached it or came back with an
+    /// error status.
     pub charged: u32,
     /// Request bytes sent, all attempts together.
     pub bytes_up: u64,
@@ -167,13 +169,17 @@ enum Transport {
 #[derive(Debug, thiserror::Error)]
 pub enum PoolsError {
     /// An MQTT pool without a broker.
-    #[error("pool {pool} has mqtt = true, but there is no broker; add an [mqtt] table with its url")]
+    #[error(
+        "pool {pool} has mqtt = true, but there is no broker; add an [mqtt] table with its url"
+    )]
     NoBroker {
         /// The pool.
         pool: String,
     },
     /// The HTTPS client does not start: no certificate authorities on this system, for one.
-    #[error("the HTTPS client does not start: {message}; see that the package ca-certificates is installed")]
+    #[error(
+        "the HTTPS client does not start: {message}; see that the package ca-certificates is installed"
+    )]
     Https {
         /// In the client's own words.
         message: String,
@@ -181,8 +187,8 @@ pub enum PoolsError {
 }
 
 impl Pools {
-    /// The pools of a configuration. `link` has to be subscribed to [`mqtt::reply_topic`], and its deliveries there handed to
-    /// [`Pools::on_reply`].
+    /// The pools of a configuration. `link` has to be subscribed to [`mqtt::reply_topic`], and its
+    /// deliveries there handed to [`Pools::on_reply`].
     ///
     /// # Errors
     /// When a pool wants MQTT and there is no `link`, or the HTTPS client does not start.
@@ -194,14 +200,27 @@ impl Pools {
                 (PoolTransport::Https { url, api_key_file }, _) => {
                     Transport::Https(https::Https::new(client.clone(), url, api_key_file.clone()))
                 }
-                (PoolTransport::Mqtt, Some(link)) => {
-                    Transport::Mqtt(mqtt::Mqtt::new(link.clone(), config.id.clone(), Arc::clone(&replies)))
+                (PoolTransport::Mqtt, Some(link)) => Transport::Mqtt(mqtt::Mqtt::new(
+                    link.clone(),
+                    config.id.clone(),
+                    Arc::clone(&replies),
+                )),
+                (PoolTransport::Mqtt, None) => {
+                    return Err(PoolsError::NoBroker {
+                        pool: config.id.clone(),
+                    });
                 }
-                (PoolTransport::Mqtt, None) => return Err(PoolsError::NoBroker { pool: config.id.clone() }),
             };
-            Ok(Member { config: config.clone(), transport, breaker: Mutex::new(Breaker::new(Limits::default())) })
+            Ok(Member {
+                config: config.clone(),
+                transport,
+                breaker: Mutex::new(Breaker::new(Limits::default())),
+            })
         };
-        Ok(Pools { pools: pools.iter().map(member).collect::<Result<_, _>>()?, replies: Arc::clone(&replies) })
+        Ok(Pools {
+            pools: pools.iter().map(member).collect::<Result<_, _>>()?,
+            replies: Arc::clone(&replies),
+        })
     }
 
     /// A pool's configuration.
@@ -214,17 +233,22 @@ impl Pools {
         self.pools.iter().map(|member| &member.config)
     }
 
-    /// The pool that is asked where none is named: the first that takes the request, with pictures or without.
+    /// The pool that is asked where none is named: the first that takes the request, with pictures
+    /// or without.
     pub fn capable(&self, pictures: bool) -> Option<&Pool> {
         self.iter().find(|pool| pool.images || !pictures)
     }
 
-    /// What is in the way of asking the pool right now: no broker session on the way to it, or too many failures in a row.
+    /// What is in the way of asking the pool right now: no broker session on the way to it, or too
+    /// many failures in a row.
     pub fn obstacle(&self, id: &str) -> Option<Reason> {
         let member = self.member(id)?;
         match &member.transport {
             Transport::Mqtt(mqtt) if !mqtt.is_up() => Some(Reason::LinkDown),
-            _ => member.breaker().is_open(Instant::now()).then_some(Reason::BreakerOpen),
+            _ => member
+                .breaker()
+                .is_open(Instant::now())
+                .then_some(Reason::BreakerOpen),
         }
     }
 
@@ -233,7 +257,8 @@ impl Pools {
         &self.replies.topic
     }
 
-    /// Hands over what arrived on [`mqtt::reply_topic`]. False when nobody waits for it: wrong, late, or repeated; counted.
+    /// Hands over what arrived on [`mqtt::reply_topic`]. False when nobody waits for it: wrong,
+    /// late, or repeated; counted.
     pub fn on_reply(&self, publication: Publication) -> bool {
         self.replies.deliver(publication)
     }
@@ -250,26 +275,44 @@ impl Pools {
     pub async fn ask(&self, id: &str, question: &PoolQuestion) -> Result<PoolReply, PoolError> {
         let mut spent = Spent::default();
         let started = Instant::now();
-        let Some(pool) = self.get(id) else { return Err(spent.failed(id, "is not configured".to_owned())) };
+        let Some(pool) = self.get(id) else {
+            return Err(spent.failed(id, "is not configured".to_owned()));
+        };
         let body = question::body(question, pool);
         let completion = self.complete(id, question.id, body, &mut spent).await?;
         PoolReply::read(id, &completion, &question.answers, started.elapsed(), spent)
     }
 
-    /// Sends a ready request body to a pool, and returns its chat completion. Dropping the future takes it back.
+    /// Sends a ready request body to a pool, and returns its chat completion. Dropping the future
+    /// takes it back.
     ///
     /// # Errors
     /// When the pool gives no chat completion before its deadline.
-    pub async fn complete(&self, id: &str, question: QuestionId, body: Bytes, spent: &mut Spent) -> Result<Completion, PoolError> {
+    pub async fn complete(
+        &self,
+        id: &str,
+        question: QuestionId,
+        body: Bytes,
+        spent: &mut Spent,
+    ) -> Result<Completion, PoolError> {
         let Some(member) = self.member(id) else {
             return Err(spent.failed(id, "is not configured".to_owned()));
         };
         let deadline = member.config.deadline;
-        let reply = match tokio::time::timeout(deadline, member.attempts(question, &body, Instant::now(), spent)).await {
+        let reply = match tokio::time::timeout(
+            deadline,
+            member.attempts(question, &body, Instant::now(), spent),
+        )
+        .await
+        {
             Ok(reply) => reply?,
             Err(_) => {
                 member.breaker().failed(Instant::now());
-                return Err(PoolError::Deadline { pool: id.to_owned(), deadline, attempts: spent.attempts });
+                return Err(PoolError::Deadline {
+                    pool: id.to_owned(),
+                    deadline,
+                    attempts: spent.attempts,
+                });
             }
         };
         parse(&reply).map_err(|detail| spent.invalid(id, detail))
@@ -286,7 +329,11 @@ impl Settled {
         Settled {
             text: reply.answer.clone(),
             confidence: reply.confidence,
-            confidence_kind: if reply.confidence.is_some() { "pool" } else { "none" },
+            confidence_kind: if reply.confidence.is_some() {
+                "pool"
+            } else {
+                "none"
+            },
             by: By {
                 place: Place::Pool,
                 pool: Some(pool.to_owned()),
@@ -308,11 +355,22 @@ impl PoolReply {
     ///
     /// # Errors
     /// When it gives none of `answers`.
-    pub fn read(pool: &str, completion: &Completion, answers: &[String], latency: Duration, spent: Spent) -> Result<Self, PoolError> {
-        let said = question::said(completion, answers).map_err(|detail| spent.invalid(pool, detail))?;
+    pub fn read(
+        pool: &str,
+        completion: &Completion,
+        answers: &[String],
+        latency: Duration,
+        spent: Spent,
+    ) -> Result<Self, PoolError> {
+        let said =
+            question::said(completion, answers).map_err(|detail| spent.invalid(pool, detail))?;
         Ok(PoolReply {
             answer: said.answer,
-            model: if said.model.is_empty() { pool.to_owned() } else { said.model },
+            model: if said.model.is_empty() {
+                pool.to_owned()
+            } else {
+                said.model
+            },
             confidence: said.confidence,
             latency,
             attempts: spent.attempts,
@@ -330,24 +388,42 @@ impl Spent {
     }
 
     fn failed(&self, pool: &str, detail: String) -> PoolError {
-        PoolError::Failed { pool: pool.to_owned(), detail, attempts: self.attempts }
+        PoolError::Failed {
+            pool: pool.to_owned(),
+            detail,
+            attempts: self.attempts,
+        }
     }
 
     fn invalid(&self, pool: &str, detail: String) -> PoolError {
-        PoolError::InvalidFormat { pool: pool.to_owned(), detail, attempts: self.attempts }
+        PoolError::InvalidFormat {
+            pool: pool.to_owned(),
+            detail,
+            attempts: self.attempts,
+        }
     }
 }
 
 impl Member {
-    /// Attempts until one brings a reply, the failure is final, or no attempt is left. The deadline is the caller's.
-    async fn attempts(&self, question: QuestionId, body: &Bytes, started: Instant, spent: &mut Spent) -> Result<Bytes, PoolError> {
+    /// Attempts until one brings a reply, the failure is final, or no attempt is left. The deadline
+    /// is the caller's.
+    async fn attempts(
+        &self,
+        question: QuestionId,
+        body: &Bytes,
+        started: Instant,
+        spent: &mut Spent,
+    ) -> Result<Bytes, PoolError> {
         let pool = &self.config.id;
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(4));
         let mut last: Option<Failure> = None;
         loop {
             if let Err(retry_in) = self.breaker().admit(Instant::now()) {
                 return Err(match last {
-                    None => PoolError::BreakerOpen { pool: pool.clone(), retry_in },
+                    None => PoolError::BreakerOpen {
+                        pool: pool.clone(),
+                        retry_in,
+                    },
                     Some(failure) => spent.failed(pool, failure.detail),
                 });
             }
@@ -355,10 +431,15 @@ impl Member {
             spent.sent(body);
             let remaining = |now: Instant| self.config.deadline.saturating_sub(now - started);
             let outcome = match &self.transport {
-                Transport::Https(https) => https.attempt(Uuid::from_bytes(question), body.clone()).await,
+                Transport::Https(https) => {
+                    https
+                        .attempt(Uuid::from_bytes(question), body.clone())
+                        .await
+                }
                 Transport::Mqtt(mqtt) => {
                     let again = (spent.attempts < self.config.attempts).then_some(&mut *spent);
-                    mqtt.attempt(question, body.clone(), remaining(Instant::now()), again).await
+                    mqtt.attempt(question, body.clone(), remaining(Instant::now()), again)
+                        .await
                 }
             };
             let failure = match outcome {
@@ -372,14 +453,26 @@ impl Member {
                 spent.charged = charged_before;
             }
             match failure.class {
-                Class::LinkDown => return Err(PoolError::LinkDown { pool: pool.clone(), detail: failure.detail }),
-                // The pool said so, and is well; or it was never asked, which says nothing about it.
+                Class::LinkDown => {
+                    return Err(PoolError::LinkDown {
+                        pool: pool.clone(),
+                        detail: failure.detail,
+                    });
+                }
+                // The pool said so, and is well; or it was never asked, which says nothing about
+                // it.
                 Class::Refused if failure.reached => self.breaker().succeeded(),
                 Class::Refused => {}
                 Class::Unwell { .. } => self.breaker().failed(Instant::now()),
             }
             let wait = backoff.next_wait(rand::random());
-            match retry::next_wait(failure.class, spent.attempts, self.config.attempts, remaining(Instant::now()), wait) {
+            match retry::next_wait(
+                failure.class,
+                spent.attempts,
+                self.config.attempts,
+                remaining(Instant::now()),
+                wait,
+            ) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => return Err(spent.failed(pool, failure.detail)),
             }
@@ -395,8 +488,16 @@ impl Member {
 
 /// A reply's body as a chat completion.
 fn parse(reply: &[u8]) -> Result<Completion, String> {
-    serde_json::from_slice(reply).map_err(|error| match serde_json::from_slice::<ErrorBody>(reply) {
-        Ok(body) => format!("an error with a status of success: {}", question::start_of(&body.error.message)),
-        Err(_) => format!("expected a chat completion, got {:?} ({error})", question::start_of(&String::from_utf8_lossy(reply))),
+    serde_json::from_slice(reply).map_err(|error| {
+        match serde_json::from_slice::<ErrorBody>(reply) {
+            Ok(body) => format!(
+                "an error with a status of success: {}",
+                question::start_of(&body.error.message)
+            ),
+            Err(_) => format!(
+                "expected a chat completion, got {:?} ({error})",
+                question::start_of(&String::from_utf8_lossy(reply))
+            ),
+        }
     })
 }

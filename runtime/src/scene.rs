@@ -4,7 +4,8 @@
 //! frame ─▶ every rule asked in one job ─▶ answer ─▶ route ──▶ span ─▶ events
 //!                                                     └▶ pool call ─▶ outcome ─▶ span ─▶ update
 //! ```
-//! One task for each camera owns its spans, so there is nothing to lock. Pool calls run inside the task, next to the following frames.
+//! One task for each camera owns its spans, so there is nothing to lock. Pool calls run inside the
+//! task, next to the following frames.
 
 use std::sync::Arc;
 
@@ -19,21 +20,21 @@ use tracing::{info, warn};
 use uuid::Uuid;
 use vlm::{Answer, Content, Picture, Request, Role, Split, Turn, VlmError};
 
-use crate::call::{Call, Called, NoAnswer};
+use crate::capture::admitted::Sighting;
+use crate::capture::handoff;
 use crate::capture::{CameraState, CameraStatus};
-use crate::clock::Clock;
-use crate::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, State, Step};
-use crate::handoff;
+use crate::decide::call::{Call, Called, NoAnswer};
+use crate::decide::policy::InForce;
+use crate::decide::router::{Reason, Route, Target, Terms, route};
+use crate::deliver::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, State, Step};
+use crate::deliver::publisher::{Kind, Post};
+use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
+use crate::deliver::topics::Topics;
+use crate::environment::clock::Clock;
 use crate::infer::{Answers, Handle};
 use crate::metrics::Metrics;
-use crate::policy::InForce;
+use crate::observe::{LocalAnswer, Record, Watcher};
 use crate::pool::{PoolQuestion, PoolReply, Pools, question};
-use crate::publisher::{Kind, Post};
-use crate::record::{LocalAnswer, Record, Watcher};
-use crate::router::{Reason, Route, Target, Terms, route};
-use crate::sighting::Sighting;
-use crate::span::{Observation, PoolOutcome, Spans, Subject};
-use crate::topics::Topics;
 
 /// What all scenes share.
 #[derive(Clone)]
@@ -63,7 +64,12 @@ impl Surroundings {
     }
 
     async fn tell(&self, topic: String, payload: Bytes, kind: Kind) {
-        self.post(Post::Standing { topic, payload, kind }).await;
+        self.post(Post::Standing {
+            topic,
+            payload,
+            kind,
+        })
+        .await;
     }
 }
 
@@ -108,7 +114,10 @@ impl Scene {
                 alert: rule.alert.clone(),
                 must_escalate: rule.route == RouteMode::MustEscalate,
             };
-            RuleSpans { rule: rule.clone(), spans: Spans::new(subject) }
+            RuleSpans {
+                rule: rule.clone(),
+                spans: Spans::new(subject),
+            }
         });
         Scene {
             cam: camera.id.clone(),
@@ -121,7 +130,8 @@ impl Scene {
         }
     }
 
-    /// Looks at frames until their sender is gone; finishes what was begun, until `deadline` if one is set; ends its events.
+    /// Looks at frames until their sender is gone; finishes what was begun, until `deadline` if one
+    /// is set; ends its events.
     pub async fn run(
         mut self,
         mut frames: handoff::Receiver<Sighting>,
@@ -165,13 +175,27 @@ impl Scene {
         self.around.metrics.frames_answered.count();
         // Without rules, which is told at the start, the frame is looked at by nobody.
         if !self.rules.is_empty() {
-            let requests = self.rules.iter().map(|RuleSpans { rule, .. }| request(rule, &sighting.picture)).collect();
-            self.looking = Some(Looking { sighting, answers: self.around.model.ask_each(requests), next_rule: 0 });
+            let requests = self
+                .rules
+                .iter()
+                .map(|RuleSpans { rule, .. }| request(rule, &sighting.picture))
+                .collect();
+            self.looking = Some(Looking {
+                sighting,
+                answers: self.around.model.ask_each(requests),
+                next_rule: 0,
+            });
         }
     }
 
-    async fn answered(&mut self, answer: Option<Result<Answer, VlmError>>, deadline: &watch::Receiver<Option<Instant>>) {
-        let Some(mut looking) = self.looking.take() else { return };
+    async fn answered(
+        &mut self,
+        answer: Option<Result<Answer, VlmError>>,
+        deadline: &watch::Receiver<Option<Instant>>,
+    ) {
+        let Some(mut looking) = self.looking.take() else {
+            return;
+        };
         let rule = looking.next_rule;
         looking.next_rule += 1;
         let more = answer.is_some() && looking.next_rule < self.rules.len();
@@ -191,14 +215,25 @@ impl Scene {
             Some(Ok(answer)) => self.settled(&answer),
             Some(Err(error)) => {
                 metrics.answers_failed.count();
-                return warn!(cam = self.cam, rule = self.rules[index].rule.id, "no local answer: {error}");
+                return warn!(
+                    cam = self.cam,
+                    rule = self.rules[index].rule.id,
+                    "no local answer: {error}"
+                );
             }
             None => return metrics.answers_failed.count(),
         };
         metrics.answers.count();
         let rule = self.rules[index].rule.clone();
-        let terms = Terms { mode: rule.route, threshold: rule.threshold };
-        let wish = route(answer.confidence.unwrap_or(0.0), terms, self.around.in_force.kill_switch());
+        let terms = Terms {
+            mode: rule.route,
+            threshold: rule.threshold,
+        };
+        let wish = route(
+            answer.confidence.unwrap_or(0.0),
+            terms,
+            self.around.in_force.kill_switch(),
+        );
         let (route, call) = match wish.target {
             Target::Local => (wish, None),
             Target::Escalate => match self.prepare_call(&rule, sighting) {
@@ -216,32 +251,58 @@ impl Scene {
             frame: frame_info(sighting),
             escalation: self.escalation(&rule, &route),
         };
-        let (drafts, event) = self.rules[index].spans.observe(observation.clone(), || Uuid::now_v7().to_string());
+        let (drafts, event) = self.rules[index]
+            .spans
+            .observe(observation.clone(), || Uuid::now_v7().to_string());
         if let Some(call) = call {
-            let (asked, mut deadline) = (Asked { rule: index, event: event.clone(), observation }, deadline.clone());
+            let (asked, mut deadline) = (
+                Asked {
+                    rule: index,
+                    event: event.clone(),
+                    observation,
+                },
+                deadline.clone(),
+            );
             let recalled = async move {
                 passed(&mut deadline).await;
-                NoAnswer { reason: Reason::Deadline, detail: "the agent stops".to_owned() }
+                NoAnswer {
+                    reason: Reason::Deadline,
+                    detail: "the agent stops".to_owned(),
+                }
             };
-            self.calls.push(call.make(recalled).map(|called| (asked, called)).boxed());
+            self.calls
+                .push(call.make(recalled).map(|called| (asked, called)).boxed());
         }
-        self.around.watcher.see(Record::Answer(Box::new(LocalAnswer {
-            cam: self.cam.clone(),
-            frame: sighting.number,
-            name: sighting.name.clone(),
-            jpeg: sighting.jpeg.clone(),
-            rule: rule.id,
-            question: rule.question,
-            answers: rule.answers,
-            answer,
-            route,
-            event,
-        })));
+        self.around
+            .watcher
+            .see(Record::Answer(Box::new(LocalAnswer {
+                cam: self.cam.clone(),
+                frame: sighting.number,
+                name: sighting.name.clone(),
+                jpeg: sighting.jpeg.clone(),
+                rule: rule.id,
+                question: rule.question,
+                answers: rule.answers,
+                answer,
+                route,
+                event,
+            })));
         if drafts.iter().any(|draft| draft.step == Step::New) {
-            self.around.tell(self.topics.snapshot(&self.cam), sighting.jpeg.clone(), Kind::Snapshot).await;
+            self.around
+                .tell(
+                    self.topics.snapshot(&self.cam),
+                    sighting.jpeg.clone(),
+                    Kind::Snapshot,
+                )
+                .await;
         }
         for draft in drafts {
-            self.around.post(Post::Event { cam: self.cam.clone(), draft: Box::new(draft) }).await;
+            self.around
+                .post(Post::Event {
+                    cam: self.cam.clone(),
+                    draft: Box::new(draft),
+                })
+                .await;
         }
     }
 
@@ -249,16 +310,22 @@ impl Scene {
     fn prepare_call(&self, rule: &agent::Rule, sighting: &Sighting) -> Result<Call, NoAnswer> {
         let around = &self.around;
         let id = Uuid::now_v7().into_bytes();
-        Call::prepare((&around.pools, &around.in_force), self.pool_of(rule), true, id, |pool| {
-            let question = PoolQuestion {
-                id,
-                question: rule.question.clone(),
-                answers: rule.answers.clone(),
-                jpeg: Some(sighting.jpeg.clone()),
-                max_tokens: rule.max_new_tokens,
-            };
-            question::body(&question, pool)
-        })
+        Call::prepare(
+            (&around.pools, &around.in_force),
+            self.pool_of(rule),
+            true,
+            id,
+            |pool| {
+                let question = PoolQuestion {
+                    id,
+                    question: rule.question.clone(),
+                    answers: rule.answers.clone(),
+                    jpeg: Some(sighting.jpeg.clone()),
+                    max_tokens: rule.max_new_tokens,
+                };
+                question::body(&question, pool)
+            },
+        )
     }
 
     fn pool_of(&self, rule: &agent::Rule) -> Option<&agent::Pool> {
@@ -288,14 +355,28 @@ impl Scene {
     }
 
     async fn called(&mut self, asked: Asked, called: Called) {
-        let Asked { rule: index, event, observation } = asked;
-        let Called { pool, result, spent, cost_usd, latency } = called;
+        let Asked {
+            rule: index,
+            event,
+            observation,
+        } = asked;
+        let Called {
+            pool,
+            result,
+            spent,
+            cost_usd,
+            latency,
+        } = called;
         let RuleSpans { rule, spans } = &mut self.rules[index];
         let metrics = &self.around.metrics;
         metrics.bytes_up.add(spent.bytes_up);
         let read = |completion| {
-            PoolReply::read(&pool, &completion, &rule.answers, latency, spent)
-                .map_err(|error| NoAnswer { reason: Reason::from(&error), detail: error.to_string() })
+            PoolReply::read(&pool, &completion, &rule.answers, latency, spent).map_err(|error| {
+                NoAnswer {
+                    reason: Reason::from(&error),
+                    detail: error.to_string(),
+                }
+            })
         };
         let result = match result.and_then(read) {
             Ok(reply) => {
@@ -304,7 +385,11 @@ impl Scene {
             }
             Err(NoAnswer { reason, detail }) => {
                 metrics.pool_failed.count();
-                info!(cam = self.cam, rule = rule.id, "the local answer stands: {detail}");
+                info!(
+                    cam = self.cam,
+                    rule = rule.id,
+                    "the local answer stands: {detail}"
+                );
                 Err(reason)
             }
         };
@@ -316,9 +401,20 @@ impl Scene {
             attempts: spent.attempts,
             bytes_up: spent.bytes_up,
         });
-        let outcome = PoolOutcome { asked: observation, result, attempts: spent.attempts, bytes_up: spent.bytes_up, cost_usd };
+        let outcome = PoolOutcome {
+            asked: observation,
+            result,
+            attempts: spent.attempts,
+            bytes_up: spent.bytes_up,
+            cost_usd,
+        };
         if let Some(draft) = spans.pool_outcome(&event, outcome) {
-            self.around.post(Post::Event { cam: self.cam.clone(), draft: Box::new(draft) }).await;
+            self.around
+                .post(Post::Event {
+                    cam: self.cam.clone(),
+                    draft: Box::new(draft),
+                })
+                .await;
         }
     }
 
@@ -327,10 +423,25 @@ impl Scene {
         if self.status == status {
             return;
         }
-        let CameraStatus { state, reason, since, losses } = &status;
+        let CameraStatus {
+            state,
+            reason,
+            since,
+            losses,
+        } = &status;
         let json = serde_json::json!({ "state": state.as_str(), "reason": reason, "since": format!("{since:.3}") });
-        self.around.tell(self.topics.camera_status(&self.cam), json.to_string().into(), Kind::Json).await;
-        self.around.watcher.see(Record::Camera { cam: self.cam.clone(), state: state.as_str(), reason: reason.clone() });
+        self.around
+            .tell(
+                self.topics.camera_status(&self.cam),
+                json.to_string().into(),
+                Kind::Json,
+            )
+            .await;
+        self.around.watcher.see(Record::Camera {
+            cam: self.cam.clone(),
+            state: state.as_str(),
+            reason: reason.clone(),
+        });
         // It may have gone and come back since it was last looked at.
         let lost = *losses > self.status.losses;
         self.status = status;
@@ -340,24 +451,43 @@ impl Scene {
     }
 
     fn is_away(&self) -> bool {
-        matches!(self.status.state, CameraState::Stalled | CameraState::Offline)
+        matches!(
+            self.status.state,
+            CameraState::Stalled | CameraState::Offline
+        )
     }
 
-    /// A camera that shows nothing proves nothing: its events end, and their states are not known any more.
+    /// A camera that shows nothing proves nothing: its events end, and their states are not known
+    /// any more.
     async fn lose_sight(&mut self) {
         if self.end_events().await {
             for RuleSpans { rule, .. } in &self.rules {
-                self.around.tell(self.topics.rule_state(&self.cam, &rule.id), State::Unknown.as_str().into(), Kind::Word).await;
+                self.around
+                    .tell(
+                        self.topics.rule_state(&self.cam, &rule.id),
+                        State::Unknown.as_str().into(),
+                        Kind::Word,
+                    )
+                    .await;
             }
         }
     }
 
     /// Ends all open events; whether there were any.
     async fn end_events(&mut self) -> bool {
-        let ends: Vec<_> = self.rules.iter_mut().filter_map(|RuleSpans { spans, .. }| spans.end()).collect();
+        let ends: Vec<_> = self
+            .rules
+            .iter_mut()
+            .filter_map(|RuleSpans { spans, .. }| spans.end())
+            .collect();
         let any = !ends.is_empty();
         for draft in ends {
-            self.around.post(Post::Event { cam: self.cam.clone(), draft: Box::new(draft) }).await;
+            self.around
+                .post(Post::Event {
+                    cam: self.cam.clone(),
+                    draft: Box::new(draft),
+                })
+                .await;
         }
         any
     }
@@ -400,7 +530,13 @@ async fn next_answer(looking: &mut Option<Looking>) -> Option<Result<Answer, Vlm
 fn request(rule: &agent::Rule, picture: &Picture) -> Request {
     Request {
         // Picture first: the prefix up to it is the same for every rule, and computed once.
-        turns: vec![Turn { role: Role::User, content: vec![Content::Picture(picture.clone()), Content::Text(rule.question.clone())] }],
+        turns: vec![Turn {
+            role: Role::User,
+            content: vec![
+                Content::Picture(picture.clone()),
+                Content::Text(rule.question.clone()),
+            ],
+        }],
         candidates: rule.answers.clone(),
         split: if rule.split { Split::On } else { Split::Off },
         max_new_tokens: rule.max_new_tokens,

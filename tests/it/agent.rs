@@ -5,9 +5,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use firmware_config::agent::AgentConfig;
-use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
+use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication};
+use runtime::observe::Log;
 use runtime::pipeline::{self, RunError};
-use runtime::record::Log;
 use tests::broker::Broker;
 use tests::config::{camera, config, folder_camera};
 use tests::ledger::Ledger;
@@ -18,23 +18,38 @@ fn check(text: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("egret.toml");
     std::fs::write(&file, text).unwrap();
-    Command::new(tests::program("egret")).args(["run", "--check", "--config"]).arg(file).output().unwrap()
+    Command::new(tests::program("egret"))
+        .args(["run", "--check", "--config"])
+        .arg(file)
+        .output()
+        .unwrap()
 }
 
 #[test]
 fn check_tells_what_would_run() {
-    let output = check(&config(Some("mqtt://127.0.0.1:1883"), &[folder_camera("yard", Path::new("/frames"))]));
+    let output = check(&config(
+        Some("mqtt://127.0.0.1:1883"),
+        &[folder_camera("yard", Path::new("/frames"))],
+    ));
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
-    for expected in ["node gate-01", "broker 127.0.0.1:1883", "camera yard: folder /frames", "rule person"] {
+    for expected in [
+        "node gate-01",
+        "broker 127.0.0.1:1883",
+        "camera yard: folder /frames",
+        "rule person",
+    ] {
         assert!(said.contains(expected), "{expected:?} in {said}");
     }
 }
 
 #[test]
 fn check_tells_every_error_at_once() {
-    let text =
-        config(Some("http://127.0.0.1"), &[folder_camera("YARD", Path::new("/frames"))]).replace("rate = \"25/s\"", "rate = \"often\"");
+    let text = config(
+        Some("http://127.0.0.1"),
+        &[folder_camera("YARD", Path::new("/frames"))],
+    )
+    .replace("rate = \"25/s\"", "rate = \"often\"");
     let output = check(&text);
     assert_eq!(output.status.code(), Some(64));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -48,17 +63,32 @@ fn a_missing_bundle_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("egret.toml");
     std::fs::write(&file, config(None, &[folder_camera("yard", folder.path())])).unwrap();
-    let output = Command::new(tests::program("egret")).args(["run", "--config"]).arg(file).output().unwrap();
+    let output = Command::new(tests::program("egret"))
+        .args(["run", "--config"])
+        .arg(file)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(74));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("/nowhere"));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("/nowhere")
+    );
 }
 
 #[test]
 fn check_tells_what_is_named_and_not_there() {
-    let output = check(&config(None, &[folder_camera("yard", Path::new("/no/frames"))]));
+    let output = check(&config(
+        None,
+        &[folder_camera("yard", Path::new("/no/frames"))],
+    ));
     assert!(output.status.success(), "it may come later: {output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
-    for expected in ["camera yard: /no/frames: No such file", "model: ", "/nowhere"] {
+    for expected in [
+        "camera yard: /no/frames: No such file",
+        "model: ",
+        "/nowhere",
+    ] {
         assert!(said.contains(expected), "{expected:?} in {said}");
     }
 }
@@ -73,10 +103,16 @@ fn nothing_to_run_is_an_error() {
 
 #[test]
 fn a_source_that_cannot_be_read_is_not_done() {
-    let output = run_on_the_demo_bundle(&config(None, &[folder_camera("yard", Path::new("/no/frames"))]), |_| {});
+    let output = run_on_the_demo_bundle(
+        &config(None, &[folder_camera("yard", Path::new("/no/frames"))]),
+        |_| {},
+    );
     assert_eq!(output.status.code(), Some(74));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("/no/frames") && said.contains("1 of the cameras' folders or files"), "{said}");
+    assert!(
+        said.contains("/no/frames") && said.contains("1 of the cameras' folders or files"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,17 +121,36 @@ async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
     pictures(frames.path(), 1000);
     let broker = Broker::start();
     let ledger = Ledger::keep(&broker.url()).await;
-    let config = AgentConfig::parse(&config(Some(&broker.url()), &[folder_camera("yard", frames.path())]), "egret.toml").unwrap();
+    let config = AgentConfig::parse(
+        &config(Some(&broker.url()), &[folder_camera("yard", frames.path())]),
+        "egret.toml",
+    )
+    .unwrap();
     let mut left = 5;
     let model = Scripted::new(move |_| {
         left -= 1;
         assert!(left > 0, "as planned");
         ("yes".into(), 0.95)
     });
-    let error = pipeline::run_with(model, config, Arc::new(Log), std::future::pending()).await.unwrap_err();
-    assert!(matches!(&error, RunError::Fault { part } if part == "the inference thread"), "{error}");
-    ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
-    assert_eq!(ledger.epochs(), [(2, 2)], "what was known is told: new and end");
+    let error = pipeline::run_with(model, config, Arc::new(Log), std::future::pending())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, RunError::Fault { part } if part == "the inference thread"),
+        "{error}"
+    );
+    ledger
+        .wait_until(|ledger| {
+            ledger
+                .state("egret/gate-01/status")
+                .is_some_and(|status| status.contains("stopped"))
+        })
+        .await;
+    assert_eq!(
+        ledger.epochs(),
+        [(2, 2)],
+        "what was known is told: new and end"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,13 +169,41 @@ async fn a_camera_that_fails_does_not_touch_the_others() {
         folder_camera("gone", Path::new("/nowhere/at/all")),
     ];
     let config = AgentConfig::parse(&config(Some(&broker.url()), &cameras), "egret.toml").unwrap();
-    let totals = pipeline::run_with(Scripted::flapping(0.95), config, Arc::new(Log), std::future::pending()).await.unwrap();
-    assert_eq!((totals.answers, totals.frames_bad, totals.sources_failed), (21, 2, 1));
+    let totals = pipeline::run_with(
+        Scripted::flapping(0.95),
+        config,
+        Arc::new(Log),
+        std::future::pending(),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        (totals.answers, totals.frames_bad, totals.sources_failed),
+        (21, 2, 1)
+    );
     ledger.mark(&broker.url()).await;
-    let status = |cam: &str| ledger.state(&format!("egret/gate-01/cam/{cam}/status")).unwrap();
-    assert!(status("yard").contains(r#""state":"ended""#), "{}", status("yard"));
-    assert!(status("gone").contains(r#""state":"offline""#) && status("gone").contains("/nowhere/at/all"), "{}", status("gone"));
-    assert!(ledger.state("egret/gate-01/status").unwrap().contains(r#""state":"stopped""#));
+    let status = |cam: &str| {
+        ledger
+            .state(&format!("egret/gate-01/cam/{cam}/status"))
+            .unwrap()
+    };
+    assert!(
+        status("yard").contains(r#""state":"ended""#),
+        "{}",
+        status("yard")
+    );
+    assert!(
+        status("gone").contains(r#""state":"offline""#)
+            && status("gone").contains("/nowhere/at/all"),
+        "{}",
+        status("gone")
+    );
+    assert!(
+        ledger
+            .state("egret/gate-01/status")
+            .unwrap()
+            .contains(r#""state":"stopped""#)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,23 +212,43 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     pictures(frames.path(), 400);
     let broker = Broker::start();
     let ledger = Ledger::keep(&broker.url()).await;
-    let pool = "[[pool]]\nid = \"big\"\nurl = \"http://127.0.0.1:9/v1\"\nmodel = \"m\"\n".to_owned();
-    let text = config(Some(&broker.url()), &[folder_camera("yard", frames.path()), pool]);
+    let pool =
+        "[[pool]]\nid = \"big\"\nurl = \"http://127.0.0.1:9/v1\"\nmodel = \"m\"\n".to_owned();
+    let text = config(
+        Some(&broker.url()),
+        &[folder_camera("yard", frames.path()), pool],
+    );
     let config = AgentConfig::parse(&text, "egret.toml").unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let agent = tokio::spawn(async {
         let stopped = async { _ = stopped.await };
-        pipeline::run_with(Scripted::flapping(0.5), config, Arc::new(Log), stopped).await.unwrap()
+        pipeline::run_with(Scripted::flapping(0.5), config, Arc::new(Log), stopped)
+            .await
+            .unwrap()
     });
     let state = |expected: &'static str| {
         let ledger = ledger.clone();
-        async move { ledger.wait_until(|ledger| ledger.state("egret/gate-01/kill-switch/state").as_deref() == Some(expected)).await }
+        async move {
+            ledger
+                .wait_until(|ledger| {
+                    ledger.state("egret/gate-01/kill-switch/state").as_deref() == Some(expected)
+                })
+                .await
+        }
     };
     state("off").await;
-    let (link, task, _deliveries) =
-        Link::open(LinkOptions::new(AgentConfig::parse(&text, "egret.toml").unwrap().mqtt.unwrap(), "operator"));
+    let (link, task, _deliveries) = Link::open(LinkOptions::new(
+        AgentConfig::parse(&text, "egret.toml")
+            .unwrap()
+            .mqtt
+            .unwrap(),
+        "operator",
+    ));
     tokio::spawn(task.run(std::future::pending()));
-    link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+    link.status()
+        .wait_for(|status| status.state == LinkState::Up)
+        .await
+        .unwrap();
     let set = |payload: &'static str, retain| Publication {
         topic: "egret/gate-01/kill-switch/set".into(),
         payload: payload.into(),
@@ -156,7 +259,13 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     link.publish(set("local-only", false)).await.unwrap();
     state("local-only").await;
     let before = ledger.events().len();
-    ledger.wait_until(|ledger| ledger.events()[before..].iter().any(|event| event["reasons"][0] == "KILL_SWITCH")).await;
+    ledger
+        .wait_until(|ledger| {
+            ledger.events()[before..]
+                .iter()
+                .any(|event| event["reasons"][0] == "KILL_SWITCH")
+        })
+        .await;
     stop.send(()).unwrap();
     let totals = agent.await.unwrap();
     assert_eq!(totals.commands_refused, 1);
@@ -167,14 +276,28 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
 fn run_on_the_demo_bundle(text: &str, meanwhile: impl FnOnce(u32)) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("egret.toml");
-    std::fs::write(&file, text.replace("/nowhere", &tests::demo("bundles/nano-edge").display().to_string())).unwrap();
+    std::fs::write(
+        &file,
+        text.replace(
+            "/nowhere",
+            &tests::demo("bundles/nano-edge").display().to_string(),
+        ),
+    )
+    .unwrap();
     let mut agent = Command::new(tests::program("egret"));
-    let agent = agent.args(["run", "--config"]).arg(file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let agent = agent
+        .args(["run", "--config"])
+        .arg(file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     meanwhile(agent.id());
     agent.wait_with_output().unwrap()
 }
 
-/// The exit code of an agent that is sent `signal` once its first event has arrived, after it said goodbye.
+/// The exit code of an agent that is sent `signal` once its first event has arrived, after it said
+/// goodbye.
 fn exit_code_after(signal: &str) -> Option<i32> {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 1000);
@@ -184,51 +307,95 @@ fn exit_code_after(signal: &str) -> Option<i32> {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let ledger = Ledger::keep(&broker.url()).await;
             ledger.wait_until(|ledger| ledger.received() >= 1).await;
-            Command::new("kill").args([signal, &agent.to_string()]).status().unwrap();
-            ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
+            Command::new("kill")
+                .args([signal, &agent.to_string()])
+                .status()
+                .unwrap();
+            ledger
+                .wait_until(|ledger| {
+                    ledger
+                        .state("egret/gate-01/status")
+                        .is_some_and(|status| status.contains("stopped"))
+                })
+                .await;
         });
     });
     output.status.code()
 }
 
-/// A folder whose pictures show a person and an empty room in turn, so that every answer ends one event and begins another.
+/// A folder whose pictures show a person and an empty room in turn, so that every answer ends one
+/// event and begins another.
 fn comings_and_goings(folder: &Path, count: usize) {
-    let (person, nobody) = (tests::demo("frames/lobby/068500.jpg"), tests::demo("frames/lobby/072000.jpg"));
+    let (person, nobody) = (
+        tests::demo("frames/lobby/068500.jpg"),
+        tests::demo("frames/lobby/072000.jpg"),
+    );
     for i in 0..count {
-        std::os::unix::fs::symlink(if i % 2 == 0 { &person } else { &nobody }, folder.join(format!("{i:05}.jpg"))).unwrap();
+        std::os::unix::fs::symlink(
+            if i % 2 == 0 { &person } else { &nobody },
+            folder.join(format!("{i:05}.jpg")),
+        )
+        .unwrap();
     }
 }
 
-/// What the ledger tells about camera `yard`: its status, its rule's state, and the step and id of its last event.
+/// What the ledger tells about camera `yard`: its status, its rule's state, and the step and id of
+/// its last event.
 fn yard(ledger: &Ledger) -> (String, String, Option<(String, String)>) {
-    let state = |topic| ledger.state(&format!("egret/gate-01/cam/yard/{topic}")).unwrap_or_default();
+    let state = |topic| {
+        ledger
+            .state(&format!("egret/gate-01/cam/yard/{topic}"))
+            .unwrap_or_default()
+    };
     let status: serde_json::Value = serde_json::from_str(&state("status")).unwrap_or_default();
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let last = ledger.events().into_iter().rfind(|event| event["cam"] == "yard");
-    (text(&status["state"]), state("rule/person/state"), last.map(|event| (text(&event["type"]), text(&event["id"]))))
+    let last = ledger
+        .events()
+        .into_iter()
+        .rfind(|event| event["cam"] == "yard");
+    (
+        text(&status["state"]),
+        state("rule/person/state"),
+        last.map(|event| (text(&event["type"]), text(&event["id"]))),
+    )
 }
 
 /// Waits until camera `yard` delivers, and returns the id of the event that is open.
 async fn watched(ledger: &Ledger) -> String {
     let open = |ledger: &Ledger| match yard(ledger) {
-        (status, state, Some((step, id))) if status == "online" && ["ON", "OFF"].contains(&&*state) && step != "end" => Some(id),
+        (status, state, Some((step, id)))
+            if status == "online" && ["ON", "OFF"].contains(&&*state) && step != "end" =>
+        {
+            Some(id)
+        }
         _ => None,
     };
     ledger.wait_until(|ledger| open(ledger).is_some()).await;
     open(ledger).unwrap_or_default()
 }
 
-/// Waits until camera `yard` is told to be `status`, with no event open and its rule's state unknown, and the other camera has gone on.
+/// Waits until camera `yard` is told to be `status`, with no event open and its rule's state
+/// unknown, and the other camera has gone on.
 async fn unwatched(ledger: &Ledger, status: &str) {
-    let others = |ledger: &Ledger| ledger.events().iter().filter(|event| event["cam"] == "lobby").count();
+    let others = |ledger: &Ledger| {
+        ledger
+            .events()
+            .iter()
+            .filter(|event| event["cam"] == "lobby")
+            .count()
+    };
     ledger
         .wait_until(|ledger| match yard(ledger) {
-            (found, state, Some((step, _))) => found == status && state == "unknown" && step == "end",
+            (found, state, Some((step, _))) => {
+                found == status && state == "unknown" && step == "end"
+            }
             _ => false,
         })
         .await;
     let before = others(ledger);
-    ledger.wait_until(|ledger| others(ledger) >= before + 4).await;
+    ledger
+        .wait_until(|ledger| others(ledger) >= before + 4)
+        .await;
 }
 
 #[test]
@@ -237,8 +404,13 @@ fn a_camera_that_stalls_or_vanishes_is_told_and_comes_back_while_the_other_goes_
     comings_and_goings(frames.path(), 4000);
     let mut server = RtspServer::start();
     let broker = Broker::start();
-    let yard = camera("yard", &server.url("")).replace("[[camera.rule]]", "stall-after = \"3s\"\n[[camera.rule]]");
-    let text = config(Some(&broker.url()), &[yard, folder_camera("lobby", frames.path())]).replace("25/s", "4/s");
+    let yard = camera("yard", &server.url(""))
+        .replace("[[camera.rule]]", "stall-after = \"3s\"\n[[camera.rule]]");
+    let text = config(
+        Some(&broker.url()),
+        &[yard, folder_camera("lobby", frames.path())],
+    )
+    .replace("25/s", "4/s");
     let output = run_on_the_demo_bundle(&text, |agent| {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let ledger = Ledger::keep(&broker.url()).await;
@@ -251,11 +423,25 @@ fn a_camera_that_stalls_or_vanishes_is_told_and_comes_back_while_the_other_goes_
             unwatched(&ledger, "offline").await;
             server.come_back();
             let third = watched(&ledger).await;
-            assert!(first != second && second != third, "each time a new event: {first} {second} {third}");
-            Command::new("kill").args(["-TERM", &agent.to_string()]).status().unwrap();
-            ledger.wait_until(|ledger| ledger.state("egret/gate-01/status").is_some_and(|status| status.contains("stopped"))).await;
+            assert!(
+                first != second && second != third,
+                "each time a new event: {first} {second} {third}"
+            );
+            Command::new("kill")
+                .args(["-TERM", &agent.to_string()])
+                .status()
+                .unwrap();
+            ledger
+                .wait_until(|ledger| {
+                    ledger
+                        .state("egret/gate-01/status")
+                        .is_some_and(|status| status.contains("stopped"))
+                })
+                .await;
             ledger.mark(&broker.url()).await;
-            let [(whole, all)] = ledger.epochs()[..] else { panic!("one life: {:?}", ledger.epochs()) };
+            let [(whole, all)] = ledger.epochs()[..] else {
+                panic!("one life: {:?}", ledger.epochs())
+            };
             assert_eq!(whole, all, "nothing is missing");
         });
     });
@@ -276,8 +462,15 @@ fn a_service_manager_ends_it_with_success() {
 fn the_gateway_serves_beside_the_cameras_and_after_they_ended() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 2);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let text = format!("{}[gateway]\nlisten = \"127.0.0.1:{port}\"\n", config(None, &[folder_camera("yard", frames.path())]));
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let text = format!(
+        "{}[gateway]\nlisten = \"127.0.0.1:{port}\"\n",
+        config(None, &[folder_camera("yard", frames.path())])
+    );
     let output = run_on_the_demo_bundle(&text, |agent| {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
@@ -293,7 +486,10 @@ fn the_gateway_serves_beside_the_cameras_and_after_they_ended() {
             let reply: serde_json::Value = serde_json::from_slice(&reply.bytes().await.unwrap()).unwrap();
             assert_eq!(reply["model"], "nano-edge", "{reply}");
         });
-        Command::new("kill").args(["-TERM", &agent.to_string()]).status().unwrap();
+        Command::new("kill")
+            .args(["-TERM", &agent.to_string()])
+            .status()
+            .unwrap();
     });
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }

@@ -18,21 +18,41 @@ fn picture() -> PathBuf {
 
 fn ask(bundle: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(tests::program("egret"));
-    command.arg("ask").arg("--bundle").arg(bundle).args(args).env("RUST_LOG", "error").output().unwrap()
+    command
+        .arg("ask")
+        .arg("--bundle")
+        .arg(bundle)
+        .args(args)
+        .env("RUST_LOG", "error")
+        .output()
+        .unwrap()
 }
 
 /// Exit code and what was said on stderr, with the bundle's folder left out.
 fn refused(bundle: &Path, args: &[&str]) -> (Option<i32>, String) {
     let output = ask(bundle, args);
-    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let said = String::from_utf8(output.stderr).unwrap();
-    (output.status.code(), said.replace(&bundle.display().to_string(), "BUNDLE").trim_end().to_owned())
+    (
+        output.status.code(),
+        said.replace(&bundle.display().to_string(), "BUNDLE")
+            .trim_end()
+            .to_owned(),
+    )
 }
 
 /// The one object that ends stdout.
 fn json(output: &Output) -> Value {
     let stdout = String::from_utf8(output.stdout.clone()).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
     serde_json::from_str(&stdout).unwrap()
 }
@@ -40,7 +60,9 @@ fn json(output: &Output) -> Value {
 /// Replaces every number, so that only the form is left.
 fn redact(value: &mut Value) {
     match value {
-        Value::Number(number) => *value = Value::from(if number.is_u64() { "integer" } else { "number" }),
+        Value::Number(number) => {
+            *value = Value::from(if number.is_u64() { "integer" } else { "number" })
+        }
         Value::Array(items) => items.iter_mut().for_each(redact),
         Value::Object(fields) => fields.values_mut().for_each(redact),
         _ => {}
@@ -52,7 +74,19 @@ const TRACT: &[&str] = &["--backend", "tract"];
 #[test]
 fn json_has_the_fields_of_the_contract() {
     let image = picture();
-    let args = [&["--image", image.to_str().unwrap(), "--candidates", "yes, no", "--json", "--trace", "Is it open?"], TRACT].concat();
+    let args = [
+        &[
+            "--image",
+            image.to_str().unwrap(),
+            "--candidates",
+            "yes, no",
+            "--json",
+            "--trace",
+            "Is it open?",
+        ],
+        TRACT,
+    ]
+    .concat();
     let mut record = json(&ask(&micro(), &args));
     let ids = record["input_ids"].as_array().unwrap().len();
     assert_eq!(record["prompt_tokens"], ids);
@@ -65,15 +99,30 @@ fn json_has_the_fields_of_the_contract() {
 #[test]
 fn both_backends_say_the_same() {
     let image = picture();
-    let question = ["--image", image.to_str().unwrap(), "--max-new-tokens", "8", "--json", "Can you describe this image?"];
+    let question = [
+        "--image",
+        image.to_str().unwrap(),
+        "--max-new-tokens",
+        "8",
+        "--json",
+        "Can you describe this image?",
+    ];
     let [tract, ort] = ["tract", "ort"].map(|backend| {
-        let record = json(&ask(&micro(), &[&question[..], &["--backend", backend]].concat()));
+        let record = json(&ask(
+            &micro(),
+            &[&question[..], &["--backend", backend]].concat(),
+        ));
         assert_eq!(record["model"]["backend"], backend);
         record
     });
     assert_eq!(tract["answer"], ort["answer"]);
     let logprobs = |record: &Value| -> Vec<f64> {
-        record["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).collect()
+        record["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|token| token["logprob"].as_f64().unwrap())
+            .collect()
     };
     for (tract, ort) in logprobs(&tract).iter().zip(logprobs(&ort)) {
         assert!((tract - ort).abs() < 1e-4, "{tract} {ort}");
@@ -85,42 +134,148 @@ fn clips_and_words_alone_are_asked_too() {
     let dir = tempfile::tempdir().unwrap();
     let clip = dir.path().join("clip.mp4");
     let made = Command::new("ffmpeg")
-        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc=duration=3:size=64x48:rate=5", "-pix_fmt", "yuv420p"])
+        .args([
+            "-v",
+            "error",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc=duration=3:size=64x48:rate=5",
+            "-pix_fmt",
+            "yuv420p",
+        ])
         .arg(&clip)
         .status()
         .unwrap();
     assert!(made.success());
     let clip = clip.to_str().unwrap();
-    let record = json(&ask(&micro(), &[&["--video", clip, "--max-new-tokens", "1", "--json", "--trace", "What moves?"], TRACT].concat()));
-    assert_eq!(record["pixel_values"]["shape"], serde_json::json!([1, 3, 3, 64, 64]), "one frame a second");
-    assert_eq!(record["prompt"], "<|im_start|>User: <video>What moves?<end_of_utterance>\nAssistant:");
+    let record = json(&ask(
+        &micro(),
+        &[
+            &[
+                "--video",
+                clip,
+                "--max-new-tokens",
+                "1",
+                "--json",
+                "--trace",
+                "What moves?",
+            ],
+            TRACT,
+        ]
+        .concat(),
+    ));
+    assert_eq!(
+        record["pixel_values"]["shape"],
+        serde_json::json!([1, 3, 3, 64, 64]),
+        "one frame a second"
+    );
+    assert_eq!(
+        record["prompt"],
+        "<|im_start|>User: <video>What moves?<end_of_utterance>\nAssistant:"
+    );
 
-    let record = json(&ask(&micro(), &[&["--system", "Be brief.", "--max-new-tokens", "2", "--json", "Hello?"], TRACT].concat()));
-    assert_eq!((record["finish_reason"].as_str(), record["tokens"].as_array().map(Vec::len)), (Some("length"), Some(2)));
+    let record = json(&ask(
+        &micro(),
+        &[
+            &[
+                "--system",
+                "Be brief.",
+                "--max-new-tokens",
+                "2",
+                "--json",
+                "Hello?",
+            ],
+            TRACT,
+        ]
+        .concat(),
+    ));
+    assert_eq!(
+        (
+            record["finish_reason"].as_str(),
+            record["tokens"].as_array().map(Vec::len)
+        ),
+        (Some("length"), Some(2))
+    );
 }
 
-/// Cut without encoding again, a file keeps packets before and behind the cut that no decoder shows.
+/// Cut without encoding again, a file keeps packets before and behind the cut that no decoder
+/// shows.
 #[test]
 fn a_clip_is_sampled_over_the_frames_it_shows() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, cut) = (dir.path().join("whole.mp4"), dir.path().join("cut.mp4"));
-    let ffmpeg = |arguments: &[&str]| assert!(Command::new("ffmpeg").args(["-v", "error"]).args(arguments).status().unwrap().success());
+    let ffmpeg = |arguments: &[&str]| {
+        assert!(
+            Command::new("ffmpeg")
+                .args(["-v", "error"])
+                .args(arguments)
+                .status()
+                .unwrap()
+                .success()
+        )
+    };
     let (whole, cut) = (whole.to_str().unwrap(), cut.to_str().unwrap());
-    ffmpeg(&["-f", "lavfi", "-i", "testsrc=duration=12:size=64x48:rate=10", "-g", "50", "-pix_fmt", "yuv420p", whole]);
+    ffmpeg(&[
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=duration=12:size=64x48:rate=10",
+        "-g",
+        "50",
+        "-pix_fmt",
+        "yuv420p",
+        whole,
+    ]);
     ffmpeg(&["-ss", "3.3", "-i", whole, "-c", "copy", "-t", "6", cut]);
-    let record = json(&ask(&micro(), &[&["--video", cut, "--max-new-tokens", "1", "--json", "--trace", "What moves?"], TRACT].concat()));
-    assert_eq!(record["pixel_values"]["shape"], serde_json::json!([1, 6, 3, 64, 64]), "one frame a second, to the end");
+    let record = json(&ask(
+        &micro(),
+        &[
+            &[
+                "--video",
+                cut,
+                "--max-new-tokens",
+                "1",
+                "--json",
+                "--trace",
+                "What moves?",
+            ],
+            TRACT,
+        ]
+        .concat(),
+    ));
+    assert_eq!(
+        record["pixel_values"]["shape"],
+        serde_json::json!([1, 6, 3, 64, 64]),
+        "one frame a second, to the end"
+    );
 }
 
 #[test]
 fn people_read_the_answer_and_how_sure_it_is() {
     let image = picture();
-    let output = ask(&micro(), &[&["--image", image.to_str().unwrap(), "--candidates", "yes,no", "Is it open?"], TRACT].concat());
+    let output = ask(
+        &micro(),
+        &[
+            &[
+                "--image",
+                image.to_str().unwrap(),
+                "--candidates",
+                "yes,no",
+                "Is it open?",
+            ],
+            TRACT,
+        ]
+        .concat(),
+    );
     assert!(output.status.success());
     let stdout = String::from_utf8(output.stdout).unwrap();
     let (answer, rest) = stdout.split_once("\n\n").unwrap();
     assert!(["yes", "no"].contains(&answer), "{stdout}");
-    assert!(rest.starts_with("confidence 0.") && rest.contains("micro fp32 on tract"), "{stdout}");
+    assert!(
+        rest.starts_with("confidence 0.") && rest.contains("micro fp32 on tract"),
+        "{stdout}"
+    );
 }
 
 #[test]
@@ -139,18 +294,33 @@ fn wrong_usage_is_64() {
     let text = tests::data("reference.json");
     let (code, said) = refused(nowhere, &["--image", text.to_str().unwrap(), "q"]);
     assert_eq!(code, Some(64), "a file that is no picture: {said}");
-    let (code, said) = refused(&micro(), &[TRACT, &["--candidates", "yes,yes", "q"]].concat());
+    let (code, said) = refused(
+        &micro(),
+        &[TRACT, &["--candidates", "yes,yes", "q"]].concat(),
+    );
     assert_eq!(code, Some(64));
     insta::assert_snapshot!(said, @r#"egret: candidates "yes" and "yes" are the same to the model; keep one"#);
     for too_few in ["", "yes", "yes,"] {
         let (code, said) = refused(nowhere, &["--candidates", too_few, "q"]);
         assert_eq!(code, Some(64));
-        assert!(said.contains("expected two or more, as in yes,no"), "{too_few:?}: {said}");
+        assert!(
+            said.contains("expected two or more, as in yes,no"),
+            "{too_few:?}: {said}"
+        );
     }
-    let (code, said) = refused(&micro(), &[TRACT, &["--video", text.to_str().unwrap(), "q"]].concat());
+    let (code, said) = refused(
+        &micro(),
+        &[TRACT, &["--video", text.to_str().unwrap(), "q"]].concat(),
+    );
     assert_eq!(code, Some(64), "a file that is no video: {said}");
-    assert!(said.lines().count() == 1 && said.contains("convert it first"), "{said}");
-    let (code, said) = refused(&micro(), &[TRACT, &["--require-execution-provider", "cuda", "q"]].concat());
+    assert!(
+        said.lines().count() == 1 && said.contains("convert it first"),
+        "{said}"
+    );
+    let (code, said) = refused(
+        &micro(),
+        &[TRACT, &["--require-execution-provider", "cuda", "q"]].concat(),
+    );
     assert_eq!(code, Some(64));
     insta::assert_snapshot!(said, @"egret: execution provider cuda is required, but tract runs; drop require-execution-provider, or install a library that offers cuda");
 }
@@ -160,10 +330,16 @@ fn what_cannot_be_read_is_74() {
     let (code, said) = refused(Path::new("/nowhere"), &["q"]);
     assert_eq!(code, Some(74));
     insta::assert_snapshot!(said, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
-    let (code, said) = refused(Path::new("/nowhere"), &["--image", "/elsewhere/door.jpg", "q"]);
+    let (code, said) = refused(
+        Path::new("/nowhere"),
+        &["--image", "/elsewhere/door.jpg", "q"],
+    );
     assert_eq!(code, Some(74));
     insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2); name a picture file that can be read");
-    let (code, said) = refused(&micro(), &[TRACT, &["--video", "/elsewhere/door.mp4", "q"]].concat());
+    let (code, said) = refused(
+        &micro(),
+        &[TRACT, &["--video", "/elsewhere/door.mp4", "q"]].concat(),
+    );
     assert_eq!(code, Some(74));
     insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.mp4: No such file or directory (os error 2); name a video file that can be read");
 }

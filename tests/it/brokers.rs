@@ -1,4 +1,5 @@
-//! The link against real brokers as people set them up: TLS, websockets, passwords, two boxes with one name.
+//! The link against real brokers as people set them up: TLS, websockets, passwords, two boxes with
+//! one name.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use firmware_config::agent::Mqtt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use runtime::mqtt::{Link, LinkError, LinkOptions, LinkState, Publication, Qos};
+use runtime::deliver::mqtt::{Link, LinkError, LinkOptions, LinkState, Publication, Qos};
 use tempfile::TempDir;
 use tests::broker::Broker;
 use tests::config::mqtt;
@@ -24,9 +25,11 @@ impl Certificates {
         let folder = tempfile::tempdir().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let authority =
+            CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let server = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let server =
+            CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         let server = server.signed_by(&key, &authority).unwrap();
         std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
         std::fs::write(folder.path().join("server.pem"), server.pem()).unwrap();
@@ -38,9 +41,14 @@ impl Certificates {
         self.0.path().join(name)
     }
 
-    /// The broker's side, in mosquitto's words. It drops root's rights before it reads its key, unless it is told not to.
+    /// The broker's side, in mosquitto's words. It drops root's rights before it reads its key,
+    /// unless it is told not to.
     fn lines(&self) -> String {
-        format!("user root\ncertfile {}\nkeyfile {}\n", self.file("server.pem").display(), self.file("server.key").display())
+        format!(
+            "user root\ncertfile {}\nkeyfile {}\n",
+            self.file("server.pem").display(),
+            self.file("server.key").display()
+        )
     }
 }
 
@@ -50,32 +58,52 @@ fn websocket_listener(port: u16) -> String {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// Sends a message to itself over the broker, through every layer.
 async fn talks_to_itself(mqtt: Mqtt) {
     let topic = "egret/test/echo".to_owned();
-    let options = LinkOptions { subscriptions: vec![(topic.clone(), Qos::AtLeastOnce)], ..LinkOptions::new(mqtt, "box") };
+    let options = LinkOptions {
+        subscriptions: vec![(topic.clone(), Qos::AtLeastOnce)],
+        ..LinkOptions::new(mqtt, "box")
+    };
     let (link, task, mut deliveries) = Link::open(options);
     tokio::spawn(task.run(std::future::pending()));
     up(&link).await;
     // More than one read of a socket or one frame of a websocket.
     let payload = bytes::Bytes::from(vec![7; 300_000]);
-    link.publish(Publication { topic, payload: payload.clone(), ..Publication::default() }).await.unwrap();
-    let delivery = tokio::time::timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap();
+    link.publish(Publication {
+        topic,
+        payload: payload.clone(),
+        ..Publication::default()
+    })
+    .await
+    .unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, deliveries.recv())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(delivery.publication.payload, payload);
 }
 
 async fn up(link: &Link) {
     let mut status = link.status();
-    let up = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.state == LinkState::Up)).await;
+    let up = tokio::time::timeout(
+        PATIENCE,
+        status.wait_for(|status| status.state == LinkState::Up),
+    )
+    .await;
     assert!(up.is_ok(), "{:?}", link.state());
 }
 
 /// The reason why it is down, once that holds `expected`.
 async fn down(link: &Link, expected: &str) {
-    let told = |status: &runtime::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
+    let told = |status: &runtime::deliver::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
     let mut status = link.status();
     let down = tokio::time::timeout(PATIENCE, status.wait_for(told)).await;
     assert!(down.is_ok(), "expected {expected:?}: {:?}", link.state());
@@ -86,7 +114,11 @@ async fn tls_with_an_authority_of_our_own() {
     let certificates = Certificates::new();
     let broker = Broker::with(&certificates.lines());
     let url = format!("mqtts://localhost:{}", broker.port());
-    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..mqtt(&url) }).await;
+    talks_to_itself(Mqtt {
+        ca_file: Some(certificates.file("ca.pem")),
+        ..mqtt(&url)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +126,10 @@ async fn a_certificate_nobody_vouches_for_is_refused() {
     let (certificates, others) = (Certificates::new(), Certificates::new());
     let broker = Broker::with(&certificates.lines());
     let url = format!("mqtts://localhost:{}", broker.port());
-    let mqtt = Mqtt { ca_file: Some(others.file("ca.pem")), ..mqtt(&url) };
+    let mqtt = Mqtt {
+        ca_file: Some(others.file("ca.pem")),
+        ..mqtt(&url)
+    };
     let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt, "box"));
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "certificate").await;
@@ -111,9 +146,17 @@ async fn websockets() {
 async fn websockets_over_tls() {
     let certificates = Certificates::new();
     let port = free_port();
-    let _broker = Broker::with(&format!("{}{}", websocket_listener(port), certificates.lines()));
+    let _broker = Broker::with(&format!(
+        "{}{}",
+        websocket_listener(port),
+        certificates.lines()
+    ));
     let url = format!("wss://localhost:{port}/mqtt");
-    talks_to_itself(Mqtt { ca_file: Some(certificates.file("ca.pem")), ..mqtt(&url) }).await;
+    talks_to_itself(Mqtt {
+        ca_file: Some(certificates.file("ca.pem")),
+        ..mqtt(&url)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,21 +168,31 @@ async fn user_and_password_come_from_files() {
         path
     };
     let passwords = file("passwords", "");
-    let made = Command::new("mosquitto_passwd").arg("-b").arg(&passwords).args(["gate-01", "s3cret"]).status().unwrap();
+    let made = Command::new("mosquitto_passwd")
+        .arg("-b")
+        .arg(&passwords)
+        .args(["gate-01", "s3cret"])
+        .status()
+        .unwrap();
     assert!(made.success());
-    let broker = Broker::with(&format!("user root\nallow_anonymous false\npassword_file {}\n", passwords.display()));
+    let broker = Broker::with(&format!(
+        "user root\nallow_anonymous false\npassword_file {}\n",
+        passwords.display()
+    ));
     let with = |password: &Path| Mqtt {
         username_file: Some(file("user", "gate-01\n")),
         password_file: Some(password.to_owned()),
         ..mqtt(&broker.url())
     };
     talks_to_itself(with(&file("right", "s3cret\n"))).await;
-    let (link, task, _deliveries) = Link::open(LinkOptions::new(with(&file("wrong", "guess\n")), "box"));
+    let (link, task, _deliveries) =
+        Link::open(LinkOptions::new(with(&file("wrong", "guess\n")), "box"));
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "NotAuthorized").await;
 }
 
-/// What a broker says to a client whose id another one came with: DISCONNECT, reason 0x8e. Mosquitto 2.0.11 just hangs up.
+/// What a broker says to a client whose id another one came with: DISCONNECT, reason 0x8e.
+/// Mosquitto 2.0.11 just hangs up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -159,7 +212,11 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "another client connected with our id").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(connected.try_iter().count(), 1, "it stays away for a while instead of throwing the other one out");
+    assert_eq!(
+        connected.try_iter().count(),
+        1,
+        "it stays away for a while instead of throwing the other one out"
+    );
 }
 
 /// The same, told by a broker that only hangs up: the log says what it may be.
@@ -167,7 +224,8 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
 async fn connections_that_end_again_and_again_are_explained() {
     let broker = Broker::start();
     let open = || {
-        let (link, task, deliveries) = Link::open(LinkOptions::new(mqtt(&broker.url()), "egret-gate-01"));
+        let (link, task, deliveries) =
+            Link::open(LinkOptions::new(mqtt(&broker.url()), "egret-gate-01"));
         tokio::spawn(task.run(std::future::pending()));
         (link, deliveries)
     };
@@ -177,21 +235,32 @@ async fn connections_that_end_again_and_again_are_explained() {
     down(&first, "does another client connect as egret-gate-01?").await;
 }
 
-/// mosquitto's `message_size_limit` is in no CONNACK, and the reason of its refusal ends the connection in the client library.
+/// mosquitto's `message_size_limit` is in no CONNACK, and the reason of its refusal ends the
+/// connection in the client library.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_over_a_limit_that_the_broker_kept_to_itself_holds_up_no_other() {
     let broker = Broker::with("message_size_limit 1000\n");
     let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(&broker.url()), "box"));
     tokio::spawn(task.run(std::future::pending()));
     up(&link).await;
-    let publish =
-        |bytes: usize| link.publish(Publication { topic: "t".into(), payload: vec![b'x'; bytes].into(), ..Publication::default() });
+    let publish = |bytes: usize| {
+        link.publish(Publication {
+            topic: "t".into(),
+            payload: vec![b'x'; bytes].into(),
+            ..Publication::default()
+        })
+    };
     let refused = publish(5000).await;
-    assert!(matches!(&refused, Err(LinkError::Refused { reason, .. }) if reason == "PacketTooLarge"), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(LinkError::Refused { reason, .. }) if reason == "PacketTooLarge"),
+        "{refused:?}"
+    );
     let next = async {
         while publish(10).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, next).await.expect("the next one arrives on the next connection");
+    tokio::time::timeout(PATIENCE, next)
+        .await
+        .expect("the next one arrives on the next connection");
 }

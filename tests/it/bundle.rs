@@ -1,4 +1,5 @@
-//! Bundles that are not what their manifest says: refused before anything of them is used, with the file and both values.
+//! Bundles that are not what their manifest says: refused before anything of them is used, with the
+//! file and both values.
 
 use std::path::Path;
 
@@ -7,23 +8,48 @@ use tests::bundles::{bundle, damage, linked_copy};
 use tests::synth::Synthetic;
 use vlm::{BackendChoice, Options, Vlm};
 
-/// Opens a copy of the micro bundle after `change`, and gives the error with the copy's folder left out.
+/// Opens a copy of the micro bundle after `change`, and gives the error with the copy's folder left
+/// out.
 fn refused(change: impl FnOnce(&Path)) -> String {
-    let dir = tempfile::tempdir_in(bundle(&Synthetic::micro(), Precision::Fp32).parent().unwrap()).unwrap();
+    let dir = tempfile::tempdir_in(
+        bundle(&Synthetic::micro(), Precision::Fp32)
+            .parent()
+            .unwrap(),
+    )
+    .unwrap();
     let copy = dir.path().join("micro");
     linked_copy(&bundle(&Synthetic::micro(), Precision::Fp32), &copy);
     change(&copy);
-    let options = Options { backend: BackendChoice::Tract, ..Options::default() };
-    Vlm::open(&copy, &options).unwrap_err().to_string().replace(&copy.display().to_string(), "BUNDLE")
+    let options = Options {
+        backend: BackendChoice::Tract,
+        ..Options::default()
+    };
+    Vlm::open(&copy, &options)
+        .unwrap_err()
+        .to_string()
+        .replace(&copy.display().to_string(), "BUNDLE")
 }
 
 #[test]
 fn a_changed_byte_is_found() {
-    let error = refused(|dir| damage(&dir.join("onnx/embed_tokens.onnx"), |content| *content.last_mut().unwrap() ^= 1));
-    let (start, end) = ("BUNDLE/onnx/embed_tokens.onnx has sha256 ", "; copy the bundle again");
-    let both = error.strip_prefix(start).and_then(|rest| rest.strip_suffix(end)).unwrap_or_else(|| panic!("{error}"));
+    let error = refused(|dir| {
+        damage(&dir.join("onnx/embed_tokens.onnx"), |content| {
+            *content.last_mut().unwrap() ^= 1
+        })
+    });
+    let (start, end) = (
+        "BUNDLE/onnx/embed_tokens.onnx has sha256 ",
+        "; copy the bundle again",
+    );
+    let both = error
+        .strip_prefix(start)
+        .and_then(|rest| rest.strip_suffix(end))
+        .unwrap_or_else(|| panic!("{error}"));
     let (got, expected) = both.split_once(": expected ").unwrap();
-    assert!(got.len() == 64 && expected.len() == 64 && got != expected, "{error}");
+    assert!(
+        got.len() == 64 && expected.len() == 64 && got != expected,
+        "{error}"
+    );
 }
 
 #[test]
@@ -48,7 +74,8 @@ fn a_folder_without_manifest_is_no_bundle() {
 fn a_newer_format_is_refused() {
     let error = refused(|dir| {
         damage(&dir.join("manifest.json"), |content| {
-            let newer = String::from_utf8_lossy(content).replacen("\"format\": 1", "\"format\": 2", 1);
+            let newer =
+                String::from_utf8_lossy(content).replacen("\"format\": 1", "\"format\": 2", 1);
             assert_ne!(newer.as_bytes(), content.as_slice());
             *content = newer.into_bytes();
         });
@@ -58,10 +85,18 @@ fn a_newer_format_is_refused() {
 
 #[test]
 fn files_the_manifest_does_not_list_do_not_matter() {
-    let dir = tempfile::tempdir_in(bundle(&Synthetic::micro(), Precision::Fp32).parent().unwrap()).unwrap();
+    let dir = tempfile::tempdir_in(
+        bundle(&Synthetic::micro(), Precision::Fp32)
+            .parent()
+            .unwrap(),
+    )
+    .unwrap();
     let copy = dir.path().join("micro");
     linked_copy(&bundle(&Synthetic::micro(), Precision::Fp32), &copy);
     std::fs::write(copy.join("calibration.json"), "{}").unwrap();
-    let options = Options { backend: BackendChoice::Tract, ..Options::default() };
+    let options = Options {
+        backend: BackendChoice::Tract,
+        ..Options::default()
+    };
     assert_eq!(Vlm::open(&copy, &options).unwrap().identity().name, "micro");
 }

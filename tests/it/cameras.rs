@@ -40,8 +40,15 @@ fn fails(camera: &mut dyn Camera) -> CaptureError {
 
 fn size(frame: &Frame) -> (u32, u32) {
     match &frame.image {
-        FrameImage::Rgb { width, height, data } => {
-            assert_eq!(data.len() as u64, u64::from(*width) * u64::from(*height) * 3);
+        FrameImage::Rgb {
+            width,
+            height,
+            data,
+        } => {
+            assert_eq!(
+                data.len() as u64,
+                u64::from(*width) * u64::from(*height) * 3
+            );
             (*width, *height)
         }
         FrameImage::Encoded(_) => panic!("decoded by ffmpeg"),
@@ -52,7 +59,10 @@ fn size(frame: &Frame) -> (u32, u32) {
 fn clip(folder: &Path) -> std::path::PathBuf {
     let clip = folder.join("a clip.mp4");
     let mut cut = Command::new("ffmpeg");
-    cut.args(["-nostdin", "-loglevel", "error", "-i"]).arg(tests::data("bottle-detection.mp4")).args(["-t", "1", "-c", "copy"]).arg(&clip);
+    cut.args(["-nostdin", "-loglevel", "error", "-i"])
+        .arg(tests::data("bottle-detection.mp4"))
+        .args(["-t", "1", "-c", "copy"])
+        .arg(&clip);
     assert!(cut.status().expect("ffmpeg is installed").success());
     clip
 }
@@ -60,21 +70,36 @@ fn clip(folder: &Path) -> std::path::PathBuf {
 /// Whether any process has `argument` in its command line.
 fn is_running(argument: &str) -> bool {
     fs::read_dir("/proc").unwrap().flatten().any(|process| {
-        fs::read(process.path().join("cmdline")).is_ok_and(|line| line.windows(argument.len()).any(|part| part == argument.as_bytes()))
+        fs::read(process.path().join("cmdline")).is_ok_and(|line| {
+            line.windows(argument.len())
+                .any(|part| part == argument.as_bytes())
+        })
     })
 }
 
 #[test]
 fn a_folder_is_shown_once_in_name_order_and_not_faster_than_its_rate() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["000300.jpg", "000100.JPG", "000200.png", "notes.txt", "000400"] {
+    for name in [
+        "000300.jpg",
+        "000100.JPG",
+        "000200.png",
+        "notes.txt",
+        "000400",
+    ] {
         fs::write(folder.path().join(name), name).unwrap();
     }
     let started = Instant::now();
     let mut camera = open(Source::Folder(folder.path().into()), PERIOD, &Stop::new()).unwrap();
     let frames = all(&mut *camera).unwrap();
-    assert!(started.elapsed() >= PERIOD * 2, "two periods lie between three frames");
-    let names: Vec<_> = frames.iter().map(|frame| frame.name.as_deref().unwrap()).collect();
+    assert!(
+        started.elapsed() >= PERIOD * 2,
+        "two periods lie between three frames"
+    );
+    let names: Vec<_> = frames
+        .iter()
+        .map(|frame| frame.name.as_deref().unwrap())
+        .collect();
     assert_eq!(names, ["000100.JPG", "000200.png", "000300.jpg"]);
     assert!(matches!(&frames[0].image, FrameImage::Encoded(bytes) if bytes == "000100.JPG"));
     assert!(frames.is_sorted_by_key(|frame| frame.captured_at));
@@ -87,8 +112,14 @@ fn one_picture_that_cannot_be_read_does_not_end_a_folder() {
     fs::write(folder.path().join("b.jpg"), "b").unwrap();
     let mut camera = open(Source::Folder(folder.path().into()), PERIOD, &Stop::new()).unwrap();
     let error = camera.next_frame().unwrap_err();
-    assert!(error.spares_camera() && error.to_string().contains("a.jpg"), "{error}");
-    assert_eq!(camera.next_frame().unwrap().unwrap().name.as_deref(), Some("b.jpg"));
+    assert!(
+        error.spares_camera() && error.to_string().contains("a.jpg"),
+        "{error}"
+    );
+    assert_eq!(
+        camera.next_frame().unwrap().unwrap().name.as_deref(),
+        Some("b.jpg")
+    );
     assert!(camera.next_frame().unwrap().is_none());
 }
 
@@ -96,17 +127,31 @@ fn one_picture_that_cannot_be_read_does_not_end_a_folder() {
 fn what_is_not_there_is_told_by_name() {
     let empty = tempfile::tempdir().unwrap();
     let error = refused(Source::Folder(empty.path().into())).to_string();
-    assert!(error.contains(empty.path().to_str().unwrap()) && error.contains("no picture file"), "{error}");
-    for source in [Source::Folder("/no/such/folder".into()), Source::File("/no/such/clip.mp4".into())] {
+    assert!(
+        error.contains(empty.path().to_str().unwrap()) && error.contains("no picture file"),
+        "{error}"
+    );
+    for source in [
+        Source::Folder("/no/such/folder".into()),
+        Source::File("/no/such/clip.mp4".into()),
+    ] {
         let error = refused(source).to_string();
-        assert!(error.contains("://") && error.contains("/no/such/") && error.contains("No such file"), "{error}");
+        assert!(
+            error.contains("://") && error.contains("/no/such/") && error.contains("No such file"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn a_clip_is_decoded_to_its_end_and_no_frame_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let mut camera = open(Source::File(clip(folder.path())), Duration::from_millis(100), &Stop::new()).unwrap();
+    let mut camera = open(
+        Source::File(clip(folder.path())),
+        Duration::from_millis(100),
+        &Stop::new(),
+    )
+    .unwrap();
     let frames = all(&mut *camera).unwrap();
     // One second at ten a second; where the clip is cut decides about the last.
     assert!((10..=12).contains(&frames.len()), "{} frames", frames.len());
@@ -120,7 +165,10 @@ fn a_dropped_camera_leaves_no_decoder_behind() {
     let clip = clip(folder.path());
     let mut camera = open(Source::File(clip.clone()), PERIOD, &Stop::new()).unwrap();
     size(&camera.next_frame().unwrap().unwrap());
-    assert!(is_running(clip.to_str().unwrap()), "its decoder waits for us");
+    assert!(
+        is_running(clip.to_str().unwrap()),
+        "its decoder waits for us"
+    );
     drop(camera);
     assert!(!is_running(clip.to_str().unwrap()));
 }
@@ -131,8 +179,14 @@ fn what_is_no_video_is_told_in_ffmpegs_words() {
     let garbage = folder.path().join("garbage.mp4");
     fs::write(&garbage, "this is no video").unwrap();
     let error = fails(&mut *open(Source::File(garbage), PERIOD, &Stop::new()).unwrap());
-    assert!(matches!(&error, CaptureError::Exited { stderr, .. } if stderr.contains("Invalid data")), "{error}");
-    assert!(error.to_string().contains("garbage.mp4") && !error.spares_camera(), "{error}");
+    assert!(
+        matches!(&error, CaptureError::Exited { stderr, .. } if stderr.contains("Invalid data")),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("garbage.mp4") && !error.spares_camera(),
+        "{error}"
+    );
 }
 
 #[test]
@@ -151,8 +205,21 @@ fn rtsp_shows_the_newest_frame_and_counts_the_others() {
 #[test]
 fn a_camera_that_refuses_us_is_told_without_the_password() {
     let server = RtspServer::with_password("me", "secret");
-    let error = fails(&mut *open(Source::Rtsp(server.url("me:wrong-one@")), PERIOD, &Stop::new()).unwrap()).to_string();
-    assert!(error.contains("401") && error.contains("rtsp://***@127.0.0.1") && !error.contains("wrong-one"), "{error}");
+    let error = fails(
+        &mut *open(
+            Source::Rtsp(server.url("me:wrong-one@")),
+            PERIOD,
+            &Stop::new(),
+        )
+        .unwrap(),
+    )
+    .to_string();
+    assert!(
+        error.contains("401")
+            && error.contains("rtsp://***@127.0.0.1")
+            && !error.contains("wrong-one"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -163,7 +230,10 @@ fn a_camera_that_vanishes_is_told_by_name() {
     camera.next_frame().unwrap().unwrap();
     server.vanish();
     let error = fails(&mut *camera);
-    assert!(matches!(error, CaptureError::Exited { .. }) && error.to_string().starts_with(&url), "{error}");
+    assert!(
+        matches!(error, CaptureError::Exited { .. }) && error.to_string().starts_with(&url),
+        "{error}"
+    );
 }
 
 #[test]
@@ -174,7 +244,16 @@ fn a_camera_that_stalls_is_told_by_name() {
     camera.next_frame().unwrap().unwrap();
     server.stall();
     let error = fails(&mut *camera);
-    assert!(matches!(error, CaptureError::Stalled { limit: STALL_AFTER, .. }) && error.to_string().starts_with(&url), "{error}");
+    assert!(
+        matches!(
+            error,
+            CaptureError::Stalled {
+                limit: STALL_AFTER,
+                ..
+            }
+        ) && error.to_string().starts_with(&url),
+        "{error}"
+    );
     assert!(!is_running(&url));
 }
 
@@ -185,12 +264,19 @@ fn a_blocked_camera_can_be_stopped() {
         fs::write(folder.path().join(name), name).unwrap();
     }
     let server = RtspServer::start();
-    for source in [Source::Folder(folder.path().into()), Source::File(clip(folder.path())), Source::Rtsp(server.url(""))] {
+    for source in [
+        Source::Folder(folder.path().into()),
+        Source::File(clip(folder.path())),
+        Source::Rtsp(server.url("")),
+    ] {
         let (stop, day) = (Stop::new(), Duration::from_secs(86_400));
         let mut camera = camera::open(&source, day, day, &stop).unwrap();
         camera.next_frame().unwrap().unwrap();
         let blocked = thread::spawn(move || camera.next_frame().map(drop));
         stop.stop();
-        assert!(matches!(blocked.join().unwrap(), Err(CaptureError::Stopped)), "{source}");
+        assert!(
+            matches!(blocked.join().unwrap(), Err(CaptureError::Stopped)),
+            "{source}"
+        );
     }
 }

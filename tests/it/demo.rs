@@ -1,4 +1,5 @@
-//! `egret demo` as a newcomer runs it: what its account promises, how it ends, and that nothing of it stays behind.
+//! `egret demo` as a newcomer runs it: what its account promises, how it ends, and that nothing of
+//! it stays behind.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Lines, Read};
@@ -37,10 +38,24 @@ impl Demo {
     fn start(arguments: &[&str]) -> Demo {
         let temporary = tempfile::tempdir().unwrap();
         let mut command = Command::new(tests::program("egret"));
-        command.args(["demo", "--json"]).args(arguments).env("TMPDIR", temporary.path()).process_group(0);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command
+            .args(["demo", "--json"])
+            .args(arguments)
+            .env("TMPDIR", temporary.path())
+            .process_group(0);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap()).lines();
-        Demo { child, log, said: Vec::new(), _temporary: temporary }
+        Demo {
+            child,
+            log,
+            said: Vec::new(),
+            _temporary: temporary,
+        }
     }
 
     /// The next line that it tells, if it goes on.
@@ -53,7 +68,11 @@ impl Demo {
     /// Returns once it has told `count` more lines with `word`.
     fn wait_for(&mut self, word: &str, count: usize) {
         for _ in 0..count {
-            while !self.next_line().unwrap_or_else(|| panic!("it ended without {word:?}")).contains(word) {}
+            while !self
+                .next_line()
+                .unwrap_or_else(|| panic!("it ended without {word:?}"))
+                .contains(word)
+            {}
         }
     }
 
@@ -65,17 +84,30 @@ impl Demo {
     fn children(&self) -> Vec<u32> {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| stat(*pid).is_some_and(|(_, parent)| parent == self.pid())).collect()
+        pids.filter(|pid| stat(*pid).is_some_and(|(_, parent)| parent == self.pid()))
+            .collect()
     }
 
     /// Reads on until it has ended, and its account.
     fn end(mut self) -> Ended {
         while self.next_line().is_some() {}
         let mut json = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut json).unwrap();
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut json)
+            .unwrap();
         let code = self.child.wait().unwrap().code();
-        let account = json.strip_suffix('\n').filter(|line| !line.contains('\n')).and_then(|line| serde_json::from_str(line).ok());
-        Ended { code, account: account.unwrap_or_else(|| panic!("one object on one line: {json:?}, {:?}", self.said)) }
+        let account = json
+            .strip_suffix('\n')
+            .filter(|line| !line.contains('\n'))
+            .and_then(|line| serde_json::from_str(line).ok());
+        Ended {
+            code,
+            account: account
+                .unwrap_or_else(|| panic!("one object on one line: {json:?}, {:?}", self.said)),
+        }
     }
 }
 
@@ -89,33 +121,58 @@ impl Drop for Demo {
 
 impl Ended {
     fn count(&self, field: &str) -> u64 {
-        self.account[field].as_u64().unwrap_or_else(|| panic!("{field}: {}", self.account))
+        self.account[field]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{field}: {}", self.account))
     }
 
     fn number(&self, part: &str, field: &str) -> f64 {
-        self.account[part][field].as_f64().unwrap_or_else(|| panic!("{part}.{field}: {}", self.account))
+        self.account[part][field]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{part}.{field}: {}", self.account))
     }
 
     fn reasons(&self) -> Vec<(&str, u64)> {
         let reasons = self.account["reasons"].as_object().unwrap();
-        reasons.iter().map(|(code, count)| (code.as_str(), count.as_u64().unwrap())).collect()
+        reasons
+            .iter()
+            .map(|(code, count)| (code.as_str(), count.as_u64().unwrap()))
+            .collect()
     }
 
     /// What holds however early it ends: nothing is lost, and every answer is accounted for once.
     fn adds_up(&self) {
         let told = &self.account;
-        assert_eq!(self.count("events_received"), self.count("events_published"), "{told}");
-        assert_eq!(self.count("answers_local") + self.count("answers_escalated"), self.count("answers"), "{told}");
-        assert_eq!(self.reasons().iter().map(|(_, count)| count).sum::<u64>(), self.count("answers"), "{told}");
+        assert_eq!(
+            self.count("events_received"),
+            self.count("events_published"),
+            "{told}"
+        );
+        assert_eq!(
+            self.count("answers_local") + self.count("answers_escalated"),
+            self.count("answers"),
+            "{told}"
+        );
+        assert_eq!(
+            self.reasons().iter().map(|(_, count)| count).sum::<u64>(),
+            self.count("answers"),
+            "{told}"
+        );
         assert!(
-            self.count("frames_skipped") <= self.count("frames") && self.number("accuracy", "n") <= self.count("answers") as f64,
+            self.count("frames_skipped") <= self.count("frames")
+                && self.number("accuracy", "n") <= self.count("answers") as f64,
             "{told}"
         );
     }
 }
 
 fn keys(object: &Value) -> BTreeSet<&str> {
-    object.as_object().unwrap().keys().map(String::as_str).collect()
+    object
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
 }
 
 /// A process's state and parent, while there is one.
@@ -129,12 +186,23 @@ fn stat(pid: u32) -> Option<(char, u32)> {
 /// The most memory that a process has had so far, in bytes.
 fn peak_rss(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
 
 fn frames_of_the_demo() -> u64 {
-    ["lobby", "carpark"].iter().map(|camera| tests::demo("frames").join(camera).read_dir().unwrap().count() as u64).sum()
+    ["lobby", "carpark"]
+        .iter()
+        .map(|camera| {
+            tests::demo("frames")
+                .join(camera)
+                .read_dir()
+                .unwrap()
+                .count() as u64
+        })
+        .sum()
 }
 
 #[test]
@@ -145,17 +213,30 @@ fn the_demo_keeps_its_promises() {
     let (mut broker, mut config, mut peak) = (String::new(), String::new(), 0);
     let pid = demo.pid();
     while let Some(line) = demo.next_line() {
-        if let Some(url) = line.split_whitespace().find(|word| word.starts_with("mqtt://")) {
+        if let Some(url) = line
+            .split_whitespace()
+            .find(|word| word.starts_with("mqtt://"))
+        {
             broker = url.to_owned();
         }
-        if let Some(path) = line.split_whitespace().find(|word| word.ends_with("egret.toml")).filter(|_| config.is_empty()) {
+        if let Some(path) = line
+            .split_whitespace()
+            .find(|word| word.ends_with("egret.toml"))
+            .filter(|_| config.is_empty())
+        {
             config = path.to_owned();
-            let check = Command::new(tests::program("egret")).args(["run", "--check", "--config", path]).output().unwrap();
+            let check = Command::new(tests::program("egret"))
+                .args(["run", "--check", "--config", path])
+                .output()
+                .unwrap();
             assert!(check.status.success(), "{check:?}");
         }
         peak = peak_rss(pid).unwrap_or(peak).max(peak);
     }
-    assert!(Path::new(&config).is_file(), "it can be run again: {config:?}");
+    assert!(
+        Path::new(&config).is_file(),
+        "it can be run again: {config:?}"
+    );
     assert!(broker.starts_with("mqtt://127.0.0.1:"), "{broker}");
     // Somebody who held it before us may have left it since.
     assert!(usual.is_err() || !broker.ends_with(":1883"), "{broker}");
@@ -166,17 +247,39 @@ fn the_demo_keeps_its_promises() {
     ended.adds_up();
     assert_eq!(ended.count("frames"), frames_of_the_demo());
     // Each camera has two questions.
-    assert_eq!(2 * (ended.count("frames") - ended.count("frames_skipped")), ended.count("answers"), "{told}");
+    assert_eq!(
+        2 * (ended.count("frames") - ended.count("frames_skipped")),
+        ended.count("answers"),
+        "{told}"
+    );
     assert!(ended.number("accuracy", "n") >= 30.0, "{told}");
-    assert!(ended.count("answers_local") > 0 && ended.count("answers_escalated") > 0, "{told}");
+    assert!(
+        ended.count("answers_local") > 0 && ended.count("answers_escalated") > 0,
+        "{told}"
+    );
     let reasons: BTreeSet<_> = ended.reasons().iter().map(|(code, _)| *code).collect();
-    assert!(reasons.is_superset(&BTreeSet::from(["CONFIDENT", "LOW_CONFIDENCE"])), "{told}");
-    assert!(ended.number("accuracy", "routed") > ended.number("accuracy", "always_local"), "{told}");
-    assert!(ended.number("cost", "routed") < ended.number("cost", "always_pool"), "{told}");
-    assert!(ended.count("updates") > 0 && ended.count("bytes_up") > 0, "{told}");
+    assert!(
+        reasons.is_superset(&BTreeSet::from(["CONFIDENT", "LOW_CONFIDENCE"])),
+        "{told}"
+    );
+    assert!(
+        ended.number("accuracy", "routed") > ended.number("accuracy", "always_local"),
+        "{told}"
+    );
+    assert!(
+        ended.number("cost", "routed") < ended.number("cost", "always_pool"),
+        "{told}"
+    );
+    assert!(
+        ended.count("updates") > 0 && ended.count("bytes_up") > 0,
+        "{told}"
+    );
     assert!((1..RSS_MAX).contains(&peak), "{peak}: {told}");
     // What it says of itself is what the system says, to the few pages that it needs to say it.
-    assert!(ended.count("peak_rss_bytes").abs_diff(peak) < peak / 10, "{peak}: {told}");
+    assert!(
+        ended.count("peak_rss_bytes").abs_diff(peak) < peak / 10,
+        "{peak}: {told}"
+    );
 }
 
 #[test]
@@ -187,7 +290,10 @@ fn a_demo_cut_short_tells_what_it_has_seen() {
     let told = &ended.account;
     assert_eq!(ended.code, Some(0));
     ended.adds_up();
-    assert!((1..frames_of_the_demo()).contains(&ended.count("frames")), "{told}");
+    assert!(
+        (1..frames_of_the_demo()).contains(&ended.count("frames")),
+        "{told}"
+    );
     assert_eq!(
         keys(told),
         BTreeSet::from([
@@ -207,9 +313,18 @@ fn a_demo_cut_short_tells_what_it_has_seen() {
             "updates",
         ])
     );
-    assert_eq!(keys(&told["cost"]), BTreeSet::from(["always_local", "always_pool", "routed"]));
-    assert_eq!(keys(&told["accuracy"]), BTreeSet::from(["always_local", "always_pool", "n", "routed"]));
-    assert_eq!(keys(&told["latency_ms"]), BTreeSet::from(["escalated_p50", "escalated_p95", "local_p50", "local_p95"]));
+    assert_eq!(
+        keys(&told["cost"]),
+        BTreeSet::from(["always_local", "always_pool", "routed"])
+    );
+    assert_eq!(
+        keys(&told["accuracy"]),
+        BTreeSet::from(["always_local", "always_pool", "n", "routed"])
+    );
+    assert_eq!(
+        keys(&told["latency_ms"]),
+        BTreeSet::from(["escalated_p50", "escalated_p95", "local_p50", "local_p95"])
+    );
 }
 
 /// A terminal sends Ctrl-C to every process of the group in its foreground.
@@ -217,12 +332,19 @@ fn a_demo_cut_short_tells_what_it_has_seen() {
 fn ctrl_c_at_a_terminal_loses_no_event() {
     let mut demo = Demo::start(&[]);
     demo.wait_for("asking the pool", 4);
-    let told = Command::new("kill").args(["-INT", "--", &format!("-{}", demo.pid())]).status().unwrap();
+    let told = Command::new("kill")
+        .args(["-INT", "--", &format!("-{}", demo.pid())])
+        .status()
+        .unwrap();
     assert!(told.success());
     let ended = demo.end();
     assert_eq!(ended.code, Some(130));
     ended.adds_up();
-    assert!(ended.count("events_published") > 0 && ended.count("frames") < frames_of_the_demo(), "{}", ended.account);
+    assert!(
+        ended.count("events_published") > 0 && ended.count("frames") < frames_of_the_demo(),
+        "{}",
+        ended.account
+    );
 }
 
 #[test]
@@ -235,8 +357,14 @@ fn a_killed_demo_leaves_no_process_behind() {
     demo.child.wait().unwrap();
     let killed = Instant::now();
     // One that nobody has reaped yet is no more.
-    while let Some(left) = children.iter().find(|pid| stat(**pid).is_some_and(|(state, _)| state != 'Z')) {
-        assert!(killed.elapsed() < PATIENCE, "process {left} outlives the demo");
+    while let Some(left) = children
+        .iter()
+        .find(|pid| stat(**pid).is_some_and(|(state, _)| state != 'Z'))
+    {
+        assert!(
+            killed.elapsed() < PATIENCE,
+            "process {left} outlives the demo"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }

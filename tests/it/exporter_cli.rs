@@ -21,14 +21,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Bench { folder: tempfile::tempdir().unwrap() }
+        Bench {
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The smallest checkpoint that answers: the micro model around the vocabulary of a demo's. 5 MB.
+    /// The smallest checkpoint that answers: the micro model around the vocabulary of a demo's. 5
+    /// MB.
     fn checkpoint(&self, name: &str, synthetic: Synthetic) -> PathBuf {
         let mut small = synthetic;
         small.text.vocab_size = 2048;
@@ -36,8 +39,12 @@ impl Bench {
         small.write(&dir).unwrap();
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/bundles/nano-edge");
         fs::copy(demo.join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
-        edit(&dir.join("config.json"), |config| config["image_token_id"] = json!(6));
-        edit(&dir.join("generation_config.json"), |config| config["eos_token_id"] = json!(3));
+        edit(&dir.join("config.json"), |config| {
+            config["image_token_id"] = json!(6)
+        });
+        edit(&dir.join("generation_config.json"), |config| {
+            config["eos_token_id"] = json!(3)
+        });
         dir
     }
 
@@ -52,10 +59,19 @@ impl Bench {
 
     fn run_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
         let mut command = Command::new(tests::program("egret-export"));
-        command.args(args).current_dir(self.folder.path()).env("RUST_LOG", "error").env_remove("ORT_DYLIB_PATH");
+        command
+            .args(args)
+            .current_dir(self.folder.path())
+            .env("RUST_LOG", "error")
+            .env_remove("ORT_DYLIB_PATH");
         // No test asks anybody but the stand-in on loopback.
-        command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_HUB_CACHE", self.path("cache")).env_remove("HF_TOKEN");
-        command.env("NO_PROXY", "127.0.0.1").envs(variables.iter().copied());
+        command
+            .env("HF_ENDPOINT", "http://127.0.0.1:9")
+            .env("HF_HUB_CACHE", self.path("cache"))
+            .env_remove("HF_TOKEN");
+        command
+            .env("NO_PROXY", "127.0.0.1")
+            .envs(variables.iter().copied());
         Ran::new(command.output().unwrap(), self.folder.path())
     }
 
@@ -76,8 +92,18 @@ struct Ran {
 
 impl Ran {
     fn new(output: Output, folder: &Path) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&folder.display().to_string(), "…").trim_end().to_owned();
-        Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        let text = |bytes: Vec<u8>| {
+            String::from_utf8(bytes)
+                .unwrap()
+                .replace(&folder.display().to_string(), "…")
+                .trim_end()
+                .to_owned()
+        };
+        Ran {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 
     fn done(self) -> Self {
@@ -111,7 +137,11 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() {
-            found.extend(files(&path).into_iter().map(|(inner, content)| (format!("{name}/{inner}"), content)));
+            found.extend(
+                files(&path)
+                    .into_iter()
+                    .map(|(inner, content)| (format!("{name}/{inner}"), content)),
+            );
         } else {
             found.insert(name, fs::read(path).unwrap());
         }
@@ -119,11 +149,14 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// A report as it is on every machine: without the values that were measured, and without answers that are nearly ties.
+/// A report as it is on every machine: without the values that were measured, and without answers
+/// that are nearly ties.
 fn unmeasured(report: &str) -> String {
     let line = |line: &str| match line.split_at_checked(40) {
         Some((gate, rest))
-            if ["cosine", "error", "agreement", "divergence", "answers"].iter().any(|end| gate.trim_end().ends_with(end)) =>
+            if ["cosine", "error", "agreement", "divergence", "answers"]
+                .iter()
+                .any(|end| gate.trim_end().ends_with(end)) =>
         {
             format!("{gate}           #{}", &rest[12..])
         }
@@ -139,8 +172,11 @@ fn unmeasured(report: &str) -> String {
 
 /// Text without the hashes of files that change with the exporter.
 fn unhashed(text: &str) -> String {
-    let is_hash = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let hashes = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| is_hash(word));
+    let is_hash =
+        |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hashes = text
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| is_hash(word));
     hashes.fold(text.to_owned(), |text, hash| text.replace(hash, "SHA256"))
 }
 
@@ -174,47 +210,108 @@ fn an_int8_export_tells_its_distance_and_that_nobody_judged_it() {
 
     pass
     ");
-    let report: Value = serde_json::from_slice(&fs::read(bench.path("bundle/report.json")).unwrap()).unwrap();
-    assert_eq!((&report["verdict"], &report["precision"], &report["source_is_the_same"]), (&json!("pass"), &json!("int8"), &json!(true)));
+    let report: Value =
+        serde_json::from_slice(&fs::read(bench.path("bundle/report.json")).unwrap()).unwrap();
+    assert_eq!(
+        (
+            &report["verdict"],
+            &report["precision"],
+            &report["source_is_the_same"]
+        ),
+        (&json!("pass"), &json!("int8"), &json!(true))
+    );
     let outcome = |name: &str| {
-        let gate = report["gates"].as_array().unwrap().iter().find(|gate| gate["name"] == name).unwrap();
+        let gate = report["gates"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|gate| gate["name"] == name)
+            .unwrap();
         gate["outcome"].as_str().unwrap().to_owned()
     };
-    for gate in ["mean KL divergence", "top-1 agreement", "equal answers", "decoder_model_merged cosine"] {
+    for gate in [
+        "mean KL divergence",
+        "top-1 agreement",
+        "equal answers",
+        "decoder_model_merged cosine",
+    ] {
         assert_eq!(outcome(gate), "not_gated", "{gate}");
     }
     assert_eq!(outcome("weights that differ"), "pass");
     let steps = &report["steps"];
-    assert!(steps["kl_mean"].as_f64().unwrap() > 0.0 && steps["kl_max"].as_f64() >= steps["kl_mean"].as_f64(), "{steps}");
-    assert!((0.5..=1.0).contains(&steps["top1_agreement"].as_f64().unwrap()), "{steps}");
-    let probes: Vec<_> = report["answers"]["list"].as_array().unwrap().iter().map(|answer| answer["probe"].as_str().unwrap()).collect();
-    assert_eq!(probes, ["gradient", "blocks", "two pictures", "text", "long text"]);
+    assert!(
+        steps["kl_mean"].as_f64().unwrap() > 0.0
+            && steps["kl_max"].as_f64() >= steps["kl_mean"].as_f64(),
+        "{steps}"
+    );
+    assert!(
+        (0.5..=1.0).contains(&steps["top1_agreement"].as_f64().unwrap()),
+        "{steps}"
+    );
+    let probes: Vec<_> = report["answers"]["list"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|answer| answer["probe"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        probes,
+        ["gradient", "blocks", "two pictures", "text", "long text"]
+    );
 }
 
 #[test]
 fn the_json_of_an_export_is_one_line_of_bundle_manifest_and_report() {
     let bench = Bench::new();
     bench.tiny();
-    let ran = bench.run(&["export", "tiny", "out/of/the/way", "--precision", "fp16", "--name", "gate", "--json"]).done();
+    let ran = bench
+        .run(&[
+            "export",
+            "tiny",
+            "out/of/the/way",
+            "--precision",
+            "fp16",
+            "--name",
+            "gate",
+            "--json",
+        ])
+        .done();
     assert_eq!(ran.stdout.lines().count(), 1);
     let json = ran.json();
     assert_eq!(
-        (&json["bundle"], &json["manifest"]["name"], &json["report"]["verdict"]),
+        (
+            &json["bundle"],
+            &json["manifest"]["name"],
+            &json["report"]["verdict"]
+        ),
         (&json!("out/of/the/way"), &json!("gate"), &json!("pass"))
     );
     assert_eq!(json["manifest"]["source"]["name"], "tiny");
-    let written: Value = serde_json::from_slice(&fs::read(bench.path("out/of/the/way/manifest.json")).unwrap()).unwrap();
+    let written: Value =
+        serde_json::from_slice(&fs::read(bench.path("out/of/the/way/manifest.json")).unwrap())
+            .unwrap();
     assert_eq!(written, json["manifest"]);
 }
 
-/// Weights near a half's smallest step lose their digits in fp16; what comes before them makes up for their size.
+/// Weights near a half's smallest step lose their digits in fp16; what comes before them makes up
+/// for their size.
 #[test]
 fn a_missed_gate_makes_no_bundle_unless_loss_is_allowed() {
     let bench = Bench::new();
     let source = bench.tiny();
-    scale(&source.join("model.safetensors"), "model.text_model.layers.1.mlp.up_proj.weight", 1e6);
-    scale(&source.join("model.safetensors"), "model.text_model.layers.1.mlp.down_proj.weight", 1e-6);
-    let said = bench.run(&["export", "tiny", "bundle", "--precision", "fp16"]).refused(1);
+    scale(
+        &source.join("model.safetensors"),
+        "model.text_model.layers.1.mlp.up_proj.weight",
+        1e6,
+    );
+    scale(
+        &source.join("model.safetensors"),
+        "model.text_model.layers.1.mlp.down_proj.weight",
+        1e-6,
+    );
+    let said = bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp16"])
+        .refused(1);
     insta::assert_snapshot!(unmeasured(&said), @r"
     egret-export: tiny (fp16) on tract (tract)
 
@@ -234,11 +331,25 @@ fn a_missed_gate_makes_no_bundle_unless_loss_is_allowed() {
     FAIL
     no bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it
     ");
-    assert_eq!(bench.left(), [""; 0], "nothing is left of an export that misses its gate");
+    assert_eq!(
+        bench.left(),
+        [""; 0],
+        "nothing is left of an export that misses its gate"
+    );
 
-    let ran = bench.run(&["export", "tiny", "bundle", "--precision", "fp16", "--allow-loss"]).done();
+    let ran = bench
+        .run(&[
+            "export",
+            "tiny",
+            "bundle",
+            "--precision",
+            "fp16",
+            "--allow-loss",
+        ])
+        .done();
     assert!(ran.stdout.ends_with("FAIL"), "{}", ran.stdout);
-    let report: Value = serde_json::from_slice(&fs::read(bench.path("bundle/report.json")).unwrap()).unwrap();
+    let report: Value =
+        serde_json::from_slice(&fs::read(bench.path("bundle/report.json")).unwrap()).unwrap();
     assert_eq!(report["verdict"], "fail");
 }
 
@@ -246,7 +357,9 @@ fn a_missed_gate_makes_no_bundle_unless_loss_is_allowed() {
 fn what_is_asked_wrongly_is_told_before_any_work() {
     let bench = Bench::new();
     bench.tiny();
-    bench.run(&["export", "tiny", "bundle", "--precision", "fp32"]).done();
+    bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp32"])
+        .done();
     let before = files(&bench.path("bundle"));
     fs::create_dir(bench.path("empty")).unwrap();
     fs::create_dir(bench.path("photos")).unwrap();
@@ -266,10 +379,19 @@ fn what_is_asked_wrongly_is_told_before_any_work() {
     error: the following required arguments were not provided:
       --reference <REFERENCE>
     ");
-    assert!(files(&bench.path("bundle")) == before && bench.path("photos/thesis.txt").exists() && !bench.path("new").exists());
+    assert!(
+        files(&bench.path("bundle")) == before
+            && bench.path("photos/thesis.txt").exists()
+            && !bench.path("new").exists()
+    );
 
-    bench.run(&["export", "tiny", "bundle", "--precision", "fp16", "--force"]).done();
-    assert!(bench.path("bundle/onnx/embed_tokens_fp16.onnx").exists() && !bench.path("bundle/onnx/embed_tokens.onnx").exists());
+    bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp16", "--force"])
+        .done();
+    assert!(
+        bench.path("bundle/onnx/embed_tokens_fp16.onnx").exists()
+            && !bench.path("bundle/onnx/embed_tokens.onnx").exists()
+    );
 }
 
 /// As root, permissions stop nobody; a name that cannot be a folder stops everybody.
@@ -285,15 +407,22 @@ fn a_place_that_cannot_be_written_is_named_and_left_as_it_was() {
     assert_eq!(bench.left(), ["file"]);
 }
 
-/// A file that may have no more than 1 MiB, as a full disk would have it: the first large graph does not fit.
+/// A file that may have no more than 1 MiB, as a full disk would have it: the first large graph
+/// does not fit.
 #[test]
 fn a_disk_that_fills_up_leaves_nothing_half_written() {
     let bench = Bench::new();
     bench.tiny();
     let mut command = Command::new("sh");
     // The signal that comes with the limit would end the program before it can say anything.
-    command.args(["-c", "ulimit -f 1024; trap '' XFSZ; exec \"$0\" export tiny bundle --precision fp32"]);
-    command.arg(tests::program("egret-export")).current_dir(bench.folder.path()).env("RUST_LOG", "error");
+    command.args([
+        "-c",
+        "ulimit -f 1024; trap '' XFSZ; exec \"$0\" export tiny bundle --precision fp32",
+    ]);
+    command
+        .arg(tests::program("egret-export"))
+        .current_dir(bench.folder.path())
+        .env("RUST_LOG", "error");
     let said = Ran::new(command.output().unwrap(), bench.folder.path()).refused(74);
     insta::assert_snapshot!(said, @"egret-export: bundle/onnx/vision_encoder.onnx: cannot be written; choose a folder that can be, with room for the bundle: File too large (os error 27)");
     assert_eq!(bench.left(), [""; 0]);
@@ -305,35 +434,62 @@ fn an_export_that_is_interrupted_leaves_nothing_half_written() {
     bench.tiny();
     for signal in ["-INT", "-TERM"] {
         let mut command = Command::new(tests::program("egret-export"));
-        command.args(["export", "tiny", "bundle", "--precision", "fp32"]).current_dir(bench.folder.path()).env("RUST_LOG", "error");
-        let mut export = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command
+            .args(["export", "tiny", "bundle", "--precision", "fp32"])
+            .current_dir(bench.folder.path())
+            .env("RUST_LOG", "error");
+        let mut export = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         // As soon as it has begun to write.
         let begun = || {
-            fs::read_dir(bench.folder.path()).unwrap().flatten().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b".egret"))
+            fs::read_dir(bench.folder.path())
+                .unwrap()
+                .flatten()
+                .any(|entry| entry.file_name().as_encoded_bytes().starts_with(b".egret"))
         };
         while export.try_wait().unwrap().is_none() && !begun() {
             std::thread::yield_now();
         }
-        let told = Command::new("kill").args([signal, &export.id().to_string()]).status().unwrap();
+        let told = Command::new("kill")
+            .args([signal, &export.id().to_string()])
+            .status()
+            .unwrap();
         let code = export.wait().unwrap().code();
         // A bundle as small as this one may be done before it is told.
-        assert!(matches!((told.success(), code), (true, Some(130)) | (_, Some(0))), "{code:?}");
-        assert!(bench.left().iter().all(|name| name.starts_with("bundle/")), "{:?}", bench.left());
+        assert!(
+            matches!((told.success(), code), (true, Some(130)) | (_, Some(0))),
+            "{code:?}"
+        );
+        assert!(
+            bench.left().iter().all(|name| name.starts_with("bundle/")),
+            "{:?}",
+            bench.left()
+        );
         let _ = fs::remove_dir_all(bench.path("bundle"));
     }
 }
 
-/// One file for the whole processor, a template of its own, a type and a theta by their newer names.
+/// One file for the whole processor, a template of its own, a type and a theta by their newer
+/// names.
 #[test]
 fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
     let bench = Bench::new();
     let source = bench.tiny();
-    let mut pictures: Value = serde_json::from_slice(&fs::read(source.join("preprocessor_config.json")).unwrap()).unwrap();
+    let mut pictures: Value =
+        serde_json::from_slice(&fs::read(source.join("preprocessor_config.json")).unwrap())
+            .unwrap();
     fs::remove_file(source.join("preprocessor_config.json")).unwrap();
-    pictures.as_object_mut().unwrap().shift_remove("video_sampling");
+    pictures
+        .as_object_mut()
+        .unwrap()
+        .shift_remove("video_sampling");
     edit(&source.join("processor_config.json"), |processor| {
         processor["image_processor"] = pictures;
-        processor["video_processor"] = json!({ "fps": 2, "num_frames": 7, "resample": 1, "do_sample_frames": false });
+        processor["video_processor"] =
+            json!({ "fps": 2, "num_frames": 7, "resample": 1, "do_sample_frames": false });
     });
     edit(&source.join("config.json"), |config| {
         let config = config.as_object_mut().unwrap();
@@ -341,12 +497,20 @@ fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
         config.insert("dtype".into(), json!("float32"));
         let text = config["text_config"].as_object_mut().unwrap();
         let theta = text.shift_remove("rope_theta");
-        text.insert("rope_parameters".into(), json!({ "rope_theta": theta, "rope_type": "default" }));
+        text.insert(
+            "rope_parameters".into(),
+            json!({ "rope_theta": theta, "rope_type": "default" }),
+        );
     });
     fs::write(source.join("chat_template.jinja"), vlm::template::DEFAULT).unwrap();
-    let ran = bench.run(&["export", "tiny", "bundle", "--precision", "fp32", "--json"]).done();
+    let ran = bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp32", "--json"])
+        .done();
     assert_eq!(ran.json()["report"]["files"]["differ"], json!([]));
-    assert_eq!(ran.json()["manifest"]["video"], json!({ "frames_per_second": 2.0, "frames_max": 7 }));
+    assert_eq!(
+        ran.json()["manifest"]["video"],
+        json!({ "frames_per_second": 2.0, "frames_max": 7 })
+    );
 
     // Its rules for pictures are held to what stands inside.
     damage(&bench.path("bundle/manifest.json"), |json| {
@@ -355,7 +519,14 @@ fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
         *json = serde_json::to_vec(&manifest).unwrap();
     });
     let ran = bench.run(&["verify", "bundle", "--reference", "tiny"]);
-    assert!(ran.code == Some(1) && ran.stdout.contains("  manifest.json: image is not the checkpoint's\n"), "{}", ran.stdout);
+    assert!(
+        ran.code == Some(1)
+            && ran
+                .stdout
+                .contains("  manifest.json: image is not the checkpoint's\n"),
+        "{}",
+        ran.stdout
+    );
 }
 
 #[test]
@@ -367,11 +538,24 @@ fn positions_that_older_transformers_stored_are_no_weights() {
     let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
     let mut header: Value = serde_json::from_slice(header).unwrap();
     let offsets = [data.len(), data.len() + 64 * 8];
-    header["model.vision_model.embeddings.position_ids"] = json!({ "dtype": "I64", "shape": [1, 64], "data_offsets": offsets });
+    header["model.vision_model.embeddings.position_ids"] =
+        json!({ "dtype": "I64", "shape": [1, 64], "data_offsets": offsets });
     let header = header.to_string();
     let positions: Vec<u8> = (0..64i64).flat_map(i64::to_le_bytes).collect();
-    fs::write(&weights, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data, &positions].concat()).unwrap();
-    bench.run(&["export", "tiny", "bundle", "--precision", "fp32"]).done();
+    fs::write(
+        &weights,
+        [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_bytes(),
+            data,
+            &positions,
+        ]
+        .concat(),
+    )
+    .unwrap();
+    bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp32"])
+        .done();
 }
 
 // --- verify
@@ -381,16 +565,30 @@ fn verify_tells_a_bundle_of_its_checkpoint_from_any_other() {
     let bench = Bench::new();
     bench.tiny();
     bench.checkpoint("other", Synthetic::micro().seed(1));
-    bench.run(&["export", "tiny", "bundle", "--precision", "fp16"]).done();
+    bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp16"])
+        .done();
 
-    let ran = bench.run(&["verify", "bundle", "--reference", "tiny"]).done();
+    let ran = bench
+        .run(&["verify", "bundle", "--reference", "tiny"])
+        .done();
     assert!(ran.stdout.ends_with("\npass"), "{}", ran.stdout);
-    let ran = bench.run(&["verify", "bundle", "--reference", "tiny", "--json"]).done();
-    assert_eq!((ran.stdout.lines().count(), &ran.json()["verdict"]), (1, &json!("pass")));
+    let ran = bench
+        .run(&["verify", "bundle", "--reference", "tiny", "--json"])
+        .done();
+    assert_eq!(
+        (ran.stdout.lines().count(), &ran.json()["verdict"]),
+        (1, &json!("pass"))
+    );
 
     let ran = bench.run(&["verify", "bundle", "--reference", "other"]);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
-    assert!(ran.stdout.contains("the checkpoint's weight files are not the ones the bundle was made from"), "{}", ran.stdout);
+    assert!(
+        ran.stdout
+            .contains("the checkpoint's weight files are not the ones the bundle was made from"),
+        "{}",
+        ran.stdout
+    );
     assert!(ran.stdout.ends_with("\nFAIL"), "{}", ran.stdout);
 
     // Two weights change places, and whoever does it knows how to rewrite hashes.
@@ -403,7 +601,13 @@ fn verify_tells_a_bundle_of_its_checkpoint_from_any_other() {
     damage(&bench.path("bundle/manifest.json"), |json| {
         let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
         let bytes = fs::metadata(&graph).unwrap().len();
-        manifest.files.insert("onnx/decoder_model_merged_fp16.onnx".into(), FileEntry { bytes, sha256: sha256(&graph) });
+        manifest.files.insert(
+            "onnx/decoder_model_merged_fp16.onnx".into(),
+            FileEntry {
+                bytes,
+                sha256: sha256(&graph),
+            },
+        );
         *json = serde_json::to_vec(&manifest).unwrap();
     });
     let ran = bench.run(&["verify", "bundle", "--reference", "tiny"]);
@@ -435,12 +639,23 @@ fn verify_tells_a_bundle_of_its_checkpoint_from_any_other() {
 fn inspect_ends_with_one_line_of_json() {
     let bench = Bench::new();
     bench.tiny();
-    bench.run(&["export", "tiny", "bundle", "--precision", "fp32"]).done();
+    bench
+        .run(&["export", "tiny", "bundle", "--precision", "fp32"])
+        .done();
     for (folder, kind) in [("tiny", "checkpoint"), ("bundle", "bundle")] {
         let ran = bench.run(&["inspect", folder, "--json"]).done();
         assert_eq!(ran.stdout.lines().count(), 1, "{}", ran.stdout);
-        assert_eq!((&ran.json()["kind"], &ran.json()["name"]), (&json!(kind), &json!("tiny")));
-        assert!(bench.run(&["inspect", folder]).done().stdout.starts_with(&format!("{kind} tiny (smolvlm")));
+        assert_eq!(
+            (&ran.json()["kind"], &ran.json()["name"]),
+            (&json!(kind), &json!("tiny"))
+        );
+        assert!(
+            bench
+                .run(&["inspect", folder])
+                .done()
+                .stdout
+                .starts_with(&format!("{kind} tiny (smolvlm"))
+        );
     }
 }
 
@@ -508,7 +723,8 @@ fn scale(weights: &Path, tensor: &str, by: f32) {
     let mut file = fs::read(weights).unwrap();
     let length = u64::from_le_bytes(*file.first_chunk::<8>().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
-    let offset = |end: usize| 8 + length + header[tensor]["data_offsets"][end].as_u64().unwrap() as usize;
+    let offset =
+        |end: usize| 8 + length + header[tensor]["data_offsets"][end].as_u64().unwrap() as usize;
     for value in file[offset(0)..offset(1)].as_chunks_mut::<4>().0 {
         *value = (f32::from_le_bytes(*value) * by).to_le_bytes();
     }
@@ -521,7 +737,9 @@ fn weights_of(file: &[u8], tensor: &str) -> usize {
     fs::write(copy.path(), file).unwrap();
     let graph = exporter::graph::onnx::GraphFile::open(copy.path()).unwrap();
     let values = graph.constant(tensor).unwrap().bytes;
-    file.windows(values.len()).position(|window| window == values).unwrap()
+    file.windows(values.len())
+        .position(|window| window == values)
+        .unwrap()
 }
 
 fn sha256(path: &Path) -> String {

@@ -13,11 +13,11 @@ use base64::engine::general_purpose::STANDARD;
 use firmware_config::agent::{KillSwitch, Policy};
 use firmware_config::manifest::Precision;
 use reqwest::{Client, Response};
-use runtime::gateway::{self, Parts};
+use runtime::decide::policy::InForce;
 use runtime::infer::Answerer;
 use runtime::pipeline;
-use runtime::policy::InForce;
 use runtime::pool::Pools;
+use runtime::serve::gateway::{self, Parts};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -45,7 +45,16 @@ fn nano() -> PathBuf {
 /// A gateway on a free port, without pools.
 fn alone(name: &str) -> Started {
     let bundle = micro();
-    let args = ["serve", "--backend", "tract", "--listen", "127.0.0.1:0", "--name", name, "--bundle"];
+    let args = [
+        "serve",
+        "--backend",
+        "tract",
+        "--listen",
+        "127.0.0.1:0",
+        "--name",
+        name,
+        "--bundle",
+    ];
     Started::egret(args.map(PathBuf::from).into_iter().chain([bundle]))
 }
 
@@ -63,8 +72,19 @@ fn configured(tables: &str) -> Configured {
         nano()
     );
     std::fs::write(&config, text).unwrap();
-    let gateway = Started::egret(["serve", "--listen", "127.0.0.1:0", "--name", "edge", "--config", config.to_str().unwrap()]);
-    Configured { gateway, _folder: folder }
+    let gateway = Started::egret([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--name",
+        "edge",
+        "--config",
+        config.to_str().unwrap(),
+    ]);
+    Configured {
+        gateway,
+        _folder: folder,
+    }
 }
 
 fn pool(id: &str, url: &str) -> String {
@@ -73,16 +93,30 @@ fn pool(id: &str, url: &str) -> String {
 
 /// A pool over HTTPS that says `yes` to everybody who trusts its certificate.
 fn tls_pool(certificates: &Certificates) -> String {
-    let chain = CertificateDer::pem_file_iter(certificates.file("server.pem")).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    let chain = CertificateDer::pem_file_iter(certificates.file("server.pem"))
+        .unwrap()
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
     let key = PrivateKeyDer::from_pem_file(certificates.file("server.key")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let config = Arc::new(
+        config
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap(),
+    );
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://localhost:{}/v1", listener.local_addr().unwrap().port());
+    let url = format!(
+        "https://localhost:{}/v1",
+        listener.local_addr().unwrap().port()
+    );
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+            let mut stream =
+                StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
             // A client that does not trust us leaves in the middle of this.
             let _ = answer_yes(&mut stream);
         }
@@ -115,15 +149,37 @@ async fn a_pool_behind_tls_is_asked_when_its_certificate_is_trusted_and_only_the
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("egret.toml");
     let tables = pool("big", &tls_pool(&certificates));
-    std::fs::write(&config, format!("[node]\nid = \"gate-01\"\n[model]\nbundle = {:?}\nbackend = \"tract\"\n{tables}", nano())).unwrap();
+    std::fs::write(
+        &config,
+        format!(
+            "[node]\nid = \"gate-01\"\n[model]\nbundle = {:?}\nbackend = \"tract\"\n{tables}",
+            nano()
+        ),
+    )
+    .unwrap();
     let start = |variables: &[(&str, &OsStr)]| {
-        Started::egret_with(["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()], variables)
+        Started::egret_with(
+            [
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--config",
+                config.to_str().unwrap(),
+            ],
+            variables,
+        )
     };
     let question = json!({"model": "big", "messages": [{"role": "user", "content": "is it?"}]});
 
     let trusting = start(&[("SSL_CERT_FILE", certificates.file("ca.pem").as_os_str())]);
-    let reply: Value = serde_json::from_str(&ask(&trusting, question.clone()).await.text().await.unwrap()).unwrap();
-    assert_eq!((&reply["model"], &reply["choices"][0]["message"]["content"]), (&json!("behind-tls"), &json!("yes")), "{reply}");
+    let reply: Value =
+        serde_json::from_str(&ask(&trusting, question.clone()).await.text().await.unwrap())
+            .unwrap();
+    assert_eq!(
+        (&reply["model"], &reply["choices"][0]["message"]["content"]),
+        (&json!("behind-tls"), &json!("yes")),
+        "{reply}"
+    );
 
     let wary = ask(&start(&[]), question).await;
     assert!(wary.status().is_server_error());
@@ -153,7 +209,10 @@ async fn body(response: Response) -> Value {
 
 /// The picture of the question below, as a data URI.
 static PIXELS: LazyLock<String> = LazyLock::new(|| {
-    let jpeg = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/frames/lobby/035000.jpg")).unwrap();
+    let jpeg = std::fs::read(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/frames/lobby/035000.jpg"),
+    )
+    .unwrap();
     format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))
 });
 
@@ -162,7 +221,10 @@ const QUESTION: &str = "is there a person?";
 fn said(model: &str, fields: Value) -> Value {
     let content = json!([{"type": "image_url", "image_url": {"url": *PIXELS}}, {"type": "text", "text": QUESTION}]);
     let mut request = json!({"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 4});
-    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    request
+        .as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
     request
 }
 
@@ -181,8 +243,19 @@ fn the_openai_sdk_works_unmodified() {
     let gateway = alone("edge");
     let python = std::env::var_os("EGRET_TEST_PYTHON").unwrap_or_else(|| "python3".into());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/it/gateway/sdk.py");
-    let run = Command::new(python).arg(script).arg(gateway.url()).arg(tests::data("images/a_entrance.png")).arg("edge").output().unwrap();
-    assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    let run = Command::new(python)
+        .arg(script)
+        .arg(gateway.url())
+        .arg(tests::data("images/a_entrance.png"))
+        .arg("edge")
+        .output()
+        .unwrap();
+    assert!(
+        run.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr)
+    );
 }
 
 #[tokio::test]
@@ -190,21 +263,46 @@ async fn one_gateway_is_a_pool_of_another() {
     let big = alone("big-one");
     let edge = configured(&pool("big", &big.url()));
     let reply = body(ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await).await;
-    assert_eq!((reply["model"].as_str(), reply["routing"]["reasons"][0].as_str()), (Some("big-one"), Some("PIN")));
+    assert_eq!(
+        (
+            reply["model"].as_str(),
+            reply["routing"]["reasons"][0].as_str()
+        ),
+        (Some("big-one"), Some("PIN"))
+    );
     let verdict: Value = serde_json::from_str(content(&reply)).unwrap();
-    assert!(["yes", "no"].contains(&verdict["verdict"].as_str().unwrap()), "{verdict}");
+    assert!(
+        ["yes", "no"].contains(&verdict["verdict"].as_str().unwrap()),
+        "{verdict}"
+    );
 
     // The small model is not sure enough, so the router asks the other one.
     let response = ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await;
     assert_eq!(response.headers()["x-router-model"], "big-one");
     assert_eq!(response.headers()["x-router-reason"], "LOW_CONFIDENCE");
     let reply = body(response).await;
-    assert_eq!((reply["routing"]["where"].as_str(), reply["routing"]["pool"].as_str()), (Some("pool"), Some("big")));
-    assert_eq!(reply["routing"]["attempts"].as_array().unwrap().len(), 2, "the local model was asked first");
+    assert_eq!(
+        (
+            reply["routing"]["where"].as_str(),
+            reply["routing"]["pool"].as_str()
+        ),
+        (Some("pool"), Some("big"))
+    );
+    assert_eq!(
+        reply["routing"]["attempts"].as_array().unwrap().len(),
+        2,
+        "the local model was asked first"
+    );
 
     // With one answer to choose from, everybody is sure.
     let reply = body(ask(&edge.gateway, said("auto", closed(&["yes"]))).await).await;
-    assert_eq!((reply["model"].as_str(), reply["routing"]["reasons"].to_string()), (Some("edge"), r#"["CONFIDENT"]"#.to_owned()));
+    assert_eq!(
+        (
+            reply["model"].as_str(),
+            reply["routing"]["reasons"].to_string()
+        ),
+        (Some("edge"), r#"["CONFIDENT"]"#.to_owned())
+    );
 }
 
 #[tokio::test]
@@ -212,22 +310,38 @@ async fn an_escalation_that_fails_keeps_the_local_answer() {
     let broken = PoolServer::start([Act::Status(500, None)]).await;
     let edge = configured(&pool("big", &broken.url()));
     let reply = body(ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await).await;
-    assert_eq!((reply["model"].as_str(), reply["routing"]["where"].as_str()), (Some("edge"), Some("local")));
-    assert_eq!(reply["routing"]["reasons"], json!(["FALLBACK", "LOW_CONFIDENCE"]));
+    assert_eq!(
+        (reply["model"].as_str(), reply["routing"]["where"].as_str()),
+        (Some("edge"), Some("local"))
+    );
+    assert_eq!(
+        reply["routing"]["reasons"],
+        json!(["FALLBACK", "LOW_CONFIDENCE"])
+    );
     let reply = body(ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await).await;
-    assert_eq!(reply["routing"]["reasons"], json!(["BREAKER_OPEN", "LOW_CONFIDENCE"]));
+    assert_eq!(
+        reply["routing"]["reasons"],
+        json!(["BREAKER_OPEN", "LOW_CONFIDENCE"])
+    );
 }
 
 #[tokio::test]
 async fn a_pools_words_are_put_in_the_form_asked_for() {
-    let chatty = PoolServer::start([Act::Say("Yes, there is one."), Act::Say("hard to tell")]).await;
+    let chatty =
+        PoolServer::start([Act::Say("Yes, there is one."), Act::Say("hard to tell")]).await;
     let edge = configured(&(pool("big", &chatty.url()) + "closed = \"text\"\n"));
     let reply = body(ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await).await;
-    assert_eq!((content(&reply), reply["model"].as_str()), (r#"{"verdict":"yes"}"#, Some("scripted-7b")));
+    assert_eq!(
+        (content(&reply), reply["model"].as_str()),
+        (r#"{"verdict":"yes"}"#, Some("scripted-7b"))
+    );
     let seen = chatty.seen();
     assert!(seen[0].body.get("response_format").is_none());
     assert_eq!(seen[0].body["messages"][0]["content"][1]["text"], QUESTION);
-    assert_eq!(seen[0].body["messages"][0]["content"][2]["text"], "Answer with one of: yes, no.");
+    assert_eq!(
+        seen[0].body["messages"][0]["content"][2]["text"],
+        "Answer with one of: yes, no."
+    );
 
     let response = ask(&edge.gateway, said("big", closed(&["yes", "no"]))).await;
     assert_eq!(response.status(), 502);
@@ -238,12 +352,35 @@ async fn a_pools_words_are_put_in_the_form_asked_for() {
 async fn models_are_tried_in_order() {
     let broken = PoolServer::start([Act::Status(400, None)]).await;
     let edge = configured(&pool("big", &broken.url()));
-    let reply = body(ask(&edge.gateway, said("big", json!({"models": ["big", "local"]}))).await).await;
-    assert_eq!((reply["model"].as_str(), reply["routing"]["reasons"].to_string()), (Some("edge"), r#"["FALLBACK","PIN"]"#.to_owned()));
+    let reply = body(
+        ask(
+            &edge.gateway,
+            said("big", json!({"models": ["big", "local"]})),
+        )
+        .await,
+    )
+    .await;
+    assert_eq!(
+        (
+            reply["model"].as_str(),
+            reply["routing"]["reasons"].to_string()
+        ),
+        (Some("edge"), r#"["FALLBACK","PIN"]"#.to_owned())
+    );
     let response = ask(&edge.gateway, said("big", json!({}))).await;
-    assert_eq!(response.status(), 502, "a pinned pool that fails is an error, not another model's answer");
+    assert_eq!(
+        response.status(),
+        502,
+        "a pinned pool that fails is an error, not another model's answer"
+    );
     let response = ask(&edge.gateway, said("local", json!({"models": ["gpt"]}))).await;
-    assert_eq!((response.status().as_u16(), body(response).await["error"]["code"].clone()), (404, json!("model_not_found")));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            body(response).await["error"]["code"].clone()
+        ),
+        (404, json!("model_not_found"))
+    );
 }
 
 #[tokio::test]
@@ -251,9 +388,18 @@ async fn the_kill_switch_keeps_everything_on_the_box() {
     let big = PoolServer::start([Act::Say("yes")]).await;
     let edge = configured(&(pool("big", &big.url()) + "[policy]\nkill-switch = \"local-only\"\n"));
     let reply = body(ask(&edge.gateway, said("auto", closed(&["yes", "no"]))).await).await;
-    assert_eq!(reply["routing"]["reasons"], json!(["KILL_SWITCH", "LOW_CONFIDENCE"]));
+    assert_eq!(
+        reply["routing"]["reasons"],
+        json!(["KILL_SWITCH", "LOW_CONFIDENCE"])
+    );
     let response = ask(&edge.gateway, said("big", json!({}))).await;
-    assert_eq!((response.status().as_u16(), body(response).await["error"]["code"].clone()), (503, json!("KILL_SWITCH")));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            body(response).await["error"]["code"].clone()
+        ),
+        (503, json!("KILL_SWITCH"))
+    );
     assert!(big.seen().is_empty());
 }
 
@@ -265,8 +411,15 @@ impl Answerer for Talker {
         self.0.identity()
     }
 
-    fn answer(&mut self, request: &Request, on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
-        let piece = Piece { text: "word ".into(), tokens: Vec::new() };
+    fn answer(
+        &mut self,
+        request: &Request,
+        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+    ) -> Result<Answer, VlmError> {
+        let piece = Piece {
+            text: "word ".into(),
+            tokens: Vec::new(),
+        };
         for _ in 1..request.max_new_tokens {
             if on_piece(Some(&piece)).is_break() {
                 break;
@@ -283,18 +436,42 @@ impl Answerer for Talker {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_the_model() {
-    let (local, _thread) = pipeline::spawn_inference(Talker(Scripted::new(|_| ("end".into(), 0.5)))).unwrap();
-    let policy =
-        Policy { kill_switch: KillSwitch::Off, calls_per_minute: None, in_flight_max: 1, bytes_per_minute: None, usd_per_day: None };
-    let parts = Parts { local, name: "edge".into(), pools: Pools::new(&[], None, "here").unwrap(), in_force: InForce::new(&policy) };
+    let (local, _thread) =
+        pipeline::spawn_inference(Talker(Scripted::new(|_| ("end".into(), 0.5)))).unwrap();
+    let policy = Policy {
+        kill_switch: KillSwitch::Off,
+        calls_per_minute: None,
+        in_flight_max: 1,
+        bytes_per_minute: None,
+        usd_per_day: None,
+    };
+    let parts = Parts {
+        local,
+        name: "edge".into(),
+        pools: Pools::new(&[], None, "here").unwrap(),
+        in_force: InForce::new(&policy),
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/v1/chat/completions", listener.local_addr().unwrap());
+    let url = format!(
+        "http://{}/v1/chat/completions",
+        listener.local_addr().unwrap()
+    );
     tokio::spawn(gateway::serve(parts, listener, std::future::pending()));
-    let ask = |fields: Value| http().post(&url).body(said("local", fields).to_string()).send();
+    let ask = |fields: Value| {
+        http()
+            .post(&url)
+            .body(said("local", fields).to_string())
+            .send()
+    };
 
     // Nearly an hour of words.
-    let mut response = ask(json!({"max_tokens": 32000, "stream": true})).await.unwrap();
-    assert!(response.chunk().await.unwrap().is_some(), "the stream has begun");
+    let mut response = ask(json!({"max_tokens": 32000, "stream": true}))
+        .await
+        .unwrap();
+    assert!(
+        response.chunk().await.unwrap().is_some(),
+        "the stream has begun"
+    );
     drop(response);
     // First come, first served: it is answered only when the first was given up.
     let next = tokio::time::timeout(Duration::from_secs(60), ask(json!({"max_tokens": 1}))).await;
@@ -307,17 +484,33 @@ async fn other_doors_are_what_they_should_be() {
     let root = gateway.url().trim_end_matches("/v1").to_owned();
     let client = http();
     let get = async |path: &str| client.get(format!("{root}{path}")).send().await.unwrap();
-    assert_eq!(body(get("/healthz").await).await["model"]["backend"], "tract");
+    assert_eq!(
+        body(get("/healthz").await).await["model"]["backend"],
+        "tract"
+    );
     assert_eq!(get("/v1/nothing").await.status(), 404);
     let wrong_method = get("/v1/chat/completions").await;
     assert_eq!(wrong_method.status(), 405);
-    assert_eq!(body(wrong_method).await["error"]["message"], "/v1/chat/completions does not take GET; send POST");
+    assert_eq!(
+        body(wrong_method).await["error"]["message"],
+        "/v1/chat/completions does not take GET; send POST"
+    );
     ask(&gateway, said("local", json!({"n": 3}))).await;
     ask(&gateway, said("local", json!({}))).await;
     let metrics = get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains(r#"egret_gateway_answers_total{where="local",reason="PIN"} 1"#), "{metrics}");
-    assert!(metrics.contains(r#"egret_gateway_errors_total{status="400"} 1"#), "{metrics}");
-    let too_large = client.post(format!("{root}/v1/chat/completions")).body(vec![b' '; (32 << 20) + 1]).send().await;
+    assert!(
+        metrics.contains(r#"egret_gateway_answers_total{where="local",reason="PIN"} 1"#),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(r#"egret_gateway_errors_total{status="400"} 1"#),
+        "{metrics}"
+    );
+    let too_large = client
+        .post(format!("{root}/v1/chat/completions"))
+        .body(vec![b' '; (32 << 20) + 1])
+        .send()
+        .await;
     // The gateway may close the connection before it has read all of it.
     assert!(too_large.is_err() || too_large.is_ok_and(|response| response.status() == 413));
     assert_eq!(gateway.stop(), 0);

@@ -1,4 +1,5 @@
-//! Every crate that is built may be: its licence is one that `deny.toml` allows. `cargo deny check` says the same, where it is installed.
+//! Every crate that is built may be: its licence is one that `deny.toml` allows. `cargo deny check`
+//! says the same, where it is installed.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
@@ -27,19 +28,31 @@ fn deny_toml() -> Table {
 }
 
 fn strings(list: &Value) -> BTreeSet<&str> {
-    list.as_array().unwrap().iter().map(|item| item.as_str().unwrap()).collect()
+    list.as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item.as_str().unwrap())
+        .collect()
 }
 
 /// What is built for the targets of `deny.toml`, tests and build scripts included.
 fn packages(deny: &Table) -> Vec<Package> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.args(["metadata", "--format-version", "1", "--locked"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     for target in strings(&deny["graph"]["targets"]) {
         cargo.args(["--filter-platform", target]);
     }
     let output = cargo.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice::<Metadata>(&output.stdout).unwrap().packages
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice::<Metadata>(&output.stdout)
+        .unwrap()
+        .packages
 }
 
 #[test]
@@ -47,12 +60,24 @@ fn every_crate_has_a_licence_that_is_allowed() {
     let deny = deny_toml();
     let allowed = strings(&deny["licenses"]["allow"]);
     let mut needed = BTreeSet::new();
-    for Package { name, version, license } in packages(&deny) {
+    for Package {
+        name,
+        version,
+        license,
+    } in packages(&deny)
+    {
         let license = license.unwrap_or_else(|| panic!("{name} {version} names no licence"));
         let chosen = permitted(&license, &allowed);
-        needed.extend(chosen.unwrap_or_else(|| panic!("{name} {version}: {license} is not among {allowed:?}")));
+        needed.extend(
+            chosen
+                .unwrap_or_else(|| panic!("{name} {version}: {license} is not among {allowed:?}")),
+        );
     }
-    assert_eq!(needed.into_iter().collect::<BTreeSet<_>>(), allowed.into_iter().map(str::to_owned).collect(), "some are allowed in vain");
+    assert_eq!(
+        needed.into_iter().collect::<BTreeSet<_>>(),
+        allowed.into_iter().map(str::to_owned).collect(),
+        "some are allowed in vain"
+    );
 }
 
 #[test]
@@ -62,7 +87,10 @@ fn expressions_are_read_as_spdx_says() {
         ("MIT", Some("MIT")),
         ("GPL-3.0", None),
         ("Apache-2.0", None),
-        ("Apache-2.0 WITH LLVM-exception", Some("Apache-2.0 WITH LLVM-exception")),
+        (
+            "Apache-2.0 WITH LLVM-exception",
+            Some("Apache-2.0 WITH LLVM-exception"),
+        ),
         ("GPL-3.0 OR MIT", Some("MIT")),
         ("GPL-3.0/MIT", Some("MIT")),
         ("MIT AND ISC", Some("MIT, ISC")),
@@ -76,16 +104,23 @@ fn expressions_are_read_as_spdx_says() {
     }
 }
 
-/// The allowed licences under which something of this SPDX expression may be used, if there are any. A slash is the old way to say OR.
+/// The allowed licences under which something of this SPDX expression may be used, if there are
+/// any. A slash is the old way to say OR.
 fn permitted(expression: &str, allowed: &BTreeSet<&str>) -> Option<Vec<String>> {
-    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let spaced = expression
+        .replace('/', " OR ")
+        .replace('(', " ( ")
+        .replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();
     let chosen = any(&mut words, allowed);
     assert_eq!(words.next(), None, "{expression} is no SPDX expression");
     chosen
 }
 
-fn any<'a>(words: &mut Peekable<impl Iterator<Item = &'a str>>, allowed: &BTreeSet<&str>) -> Option<Vec<String>> {
+fn any<'a>(
+    words: &mut Peekable<impl Iterator<Item = &'a str>>,
+    allowed: &BTreeSet<&str>,
+) -> Option<Vec<String>> {
     let mut chosen = all(words, allowed);
     while words.next_if_eq(&"OR").is_some() {
         let other = all(words, allowed);
@@ -94,24 +129,38 @@ fn any<'a>(words: &mut Peekable<impl Iterator<Item = &'a str>>, allowed: &BTreeS
     chosen
 }
 
-fn all<'a>(words: &mut Peekable<impl Iterator<Item = &'a str>>, allowed: &BTreeSet<&str>) -> Option<Vec<String>> {
+fn all<'a>(
+    words: &mut Peekable<impl Iterator<Item = &'a str>>,
+    allowed: &BTreeSet<&str>,
+) -> Option<Vec<String>> {
     let mut chosen = one(words, allowed);
     while words.next_if_eq(&"AND").is_some() {
         let other = one(words, allowed);
-        chosen = chosen.zip(other).map(|(chosen, other)| [chosen, other].concat());
+        chosen = chosen
+            .zip(other)
+            .map(|(chosen, other)| [chosen, other].concat());
     }
     chosen
 }
 
-fn one<'a>(words: &mut Peekable<impl Iterator<Item = &'a str>>, allowed: &BTreeSet<&str>) -> Option<Vec<String>> {
-    let mut name = words.next().expect("an expression goes on after its operators").to_owned();
+fn one<'a>(
+    words: &mut Peekable<impl Iterator<Item = &'a str>>,
+    allowed: &BTreeSet<&str>,
+) -> Option<Vec<String>> {
+    let mut name = words
+        .next()
+        .expect("an expression goes on after its operators")
+        .to_owned();
     if name == "(" {
         let chosen = any(words, allowed);
         assert_eq!(words.next(), Some(")"));
         return chosen;
     }
     if words.next_if_eq(&"WITH").is_some() {
-        name = format!("{name} WITH {}", words.next().expect("an exception has a name"));
+        name = format!(
+            "{name} WITH {}",
+            words.next().expect("an exception has a name")
+        );
     }
     allowed.contains(name.as_str()).then(|| vec![name])
 }

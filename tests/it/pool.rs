@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
+use runtime::decide::router::Reason;
 use runtime::pool::{PoolError, PoolQuestion, PoolReply, Pools};
-use runtime::router::Reason;
 use tests::pool_server::{Act, PoolServer};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -13,7 +13,10 @@ const DEADLINE: Duration = Duration::from_secs(5);
 fn pool(url: String) -> Pool {
     Pool {
         id: "big".into(),
-        transport: PoolTransport::Https { url, api_key_file: None },
+        transport: PoolTransport::Https {
+            url,
+            api_key_file: None,
+        },
         model: "some-vlm".into(),
         deadline: DEADLINE,
         closed: ClosedForm::Schema,
@@ -50,25 +53,57 @@ async fn an_answer_comes_back_with_what_it_took() {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     std::fs::write(&key, "sesame\n").unwrap();
-    let transport = PoolTransport::Https { url: server.url(), api_key_file: Some(key) };
-    let pools = pools(Pool { transport, ..pool(String::new()) });
+    let transport = PoolTransport::Https {
+        url: server.url(),
+        api_key_file: Some(key),
+    };
+    let pools = pools(Pool {
+        transport,
+        ..pool(String::new())
+    });
     let reply = pools.ask("big", &question()).await.unwrap();
-    assert_eq!((reply.answer.as_str(), reply.model.as_str(), reply.attempts, reply.tokens_out), ("yes", "scripted-7b", 1, Some(2)));
+    assert_eq!(
+        (
+            reply.answer.as_str(),
+            reply.model.as_str(),
+            reply.attempts,
+            reply.tokens_out
+        ),
+        ("yes", "scripted-7b", 1, Some(2))
+    );
     let body = runtime::pool::question::body(&question(), pools.get("big").unwrap());
     assert_eq!(reply.bytes_up, body.len() as u64);
-    let [seen] = &server.seen()[..] else { panic!("one request") };
+    let [seen] = &server.seen()[..] else {
+        panic!("one request")
+    };
     assert_eq!(seen.headers["authorization"], "Bearer sesame");
-    assert_eq!(seen.headers["idempotency-key"], "09090909-0909-0909-0909-090909090909");
+    assert_eq!(
+        seen.headers["idempotency-key"],
+        "09090909-0909-0909-0909-090909090909"
+    );
     assert_eq!(seen.body["model"], "some-vlm");
-    assert_eq!(seen.body["messages"][0]["content"][0]["image_url"]["url"], "data:image/jpeg;base64,/9j/");
+    assert_eq!(
+        seen.body["messages"][0]["content"][0]["image_url"]["url"],
+        "data:image/jpeg;base64,/9j/"
+    );
 }
 
 #[tokio::test]
 async fn what_may_pass_is_tried_again() {
-    for act in [Act::Status(429, Some("0")), Act::Status(500, None), Act::Status(503, Some("0")), Act::Status(408, None), Act::HalfABody] {
+    for act in [
+        Act::Status(429, Some("0")),
+        Act::Status(500, None),
+        Act::Status(503, Some("0")),
+        Act::Status(408, None),
+        Act::HalfABody,
+    ] {
         let (outcome, requests) = outcome([act.clone(), Act::Say("yes")]).await;
         let reply = outcome.unwrap_or_else(|error| panic!("{act:?}: {error}"));
-        assert_eq!((reply.answer.as_str(), reply.attempts, requests), ("yes", 2, 2), "{act:?}");
+        assert_eq!(
+            (reply.answer.as_str(), reply.attempts, requests),
+            ("yes", 2, 2),
+            "{act:?}"
+        );
     }
 }
 
@@ -76,7 +111,10 @@ async fn what_may_pass_is_tried_again() {
 async fn what_will_not_pass_is_not_tried_again() {
     for status in [400, 401, 403, 404, 413, 422] {
         let (outcome, requests) = outcome([Act::Status(status, None)]).await;
-        assert!(matches!(&outcome, Err(PoolError::Failed { attempts: 1, .. })), "{status}: {outcome:?}");
+        assert!(
+            matches!(&outcome, Err(PoolError::Failed { attempts: 1, .. })),
+            "{status}: {outcome:?}"
+        );
         assert_eq!(requests, 1, "{status}");
     }
 }
@@ -84,7 +122,10 @@ async fn what_will_not_pass_is_not_tried_again() {
 #[tokio::test]
 async fn a_wait_beyond_the_deadline_is_not_begun() {
     let (outcome, requests) = outcome([Act::Status(429, Some("60"))]).await;
-    assert!(matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })),
+        "{outcome:?}"
+    );
     assert_eq!(requests, 1);
 }
 
@@ -93,12 +134,25 @@ async fn what_is_no_answer_is_an_invalid_format() {
     for (act, part) in [
         (Act::Say("perhaps"), "expected one of yes, no"),
         (Act::Say("yes or no"), "expected one of yes, no"),
-        (Act::Body("<html>welcome to the airport</html>"), "expected a chat completion"),
-        (Act::Body(r#"{"error": {"message": "out of credit"}}"#), "out of credit"),
+        (
+            Act::Body("<html>welcome to the airport</html>"),
+            "expected a chat completion",
+        ),
+        (
+            Act::Body(r#"{"error": {"message": "out of credit"}}"#),
+            "out of credit",
+        ),
         (Act::Body(r#"{"choices": []}"#), "no choices"),
     ] {
         let (outcome, requests) = outcome([act]).await;
-        let Err(PoolError::InvalidFormat { detail, attempts: 1, .. }) = &outcome else { panic!("{part}: {outcome:?}") };
+        let Err(PoolError::InvalidFormat {
+            detail,
+            attempts: 1,
+            ..
+        }) = &outcome
+        else {
+            panic!("{part}: {outcome:?}")
+        };
         assert!(detail.contains(part), "{detail}");
         assert_eq!(requests, 1);
     }
@@ -107,18 +161,30 @@ async fn what_is_no_answer_is_an_invalid_format() {
 #[tokio::test]
 async fn a_server_that_hangs_costs_one_deadline() {
     let server = PoolServer::start([Act::Hang]).await;
-    let pools = pools(Pool { deadline: Duration::from_millis(200), ..pool(server.url()) });
+    let pools = pools(Pool {
+        deadline: Duration::from_millis(200),
+        ..pool(server.url())
+    });
     let outcome = pools.ask("big", &question()).await;
-    assert!(matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]
 async fn the_breaker_opens_for_a_pool_that_is_down_and_not_for_one_that_says_no() {
     let down = PoolServer::start([Act::Status(503, Some("0"))]).await;
     let pools_down = pools(pool(down.url()));
-    assert!(matches!(pools_down.ask("big", &question()).await, Err(PoolError::Failed { attempts: 3, .. })));
+    assert!(matches!(
+        pools_down.ask("big", &question()).await,
+        Err(PoolError::Failed { attempts: 3, .. })
+    ));
     assert_eq!(pools_down.obstacle("big"), Some(Reason::BreakerOpen));
-    assert!(matches!(pools_down.ask("big", &question()).await, Err(PoolError::BreakerOpen { .. })));
+    assert!(matches!(
+        pools_down.ask("big", &question()).await,
+        Err(PoolError::BreakerOpen { .. })
+    ));
     assert_eq!(down.seen().len(), 3, "an open breaker sends nothing");
 
     let strict = PoolServer::start([Act::Status(400, None)]).await;
@@ -131,26 +197,59 @@ async fn the_breaker_opens_for_a_pool_that_is_down_and_not_for_one_that_says_no(
 
 #[tokio::test]
 async fn a_port_nobody_listens_on_is_a_failure_after_retries() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let outcome = pools(pool(format!("http://127.0.0.1:{port}/v1"))).ask("big", &question()).await;
-    let Err(PoolError::Failed { detail, attempts: 3, .. }) = &outcome else { panic!("{outcome:?}") };
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let outcome = pools(pool(format!("http://127.0.0.1:{port}/v1")))
+        .ask("big", &question())
+        .await;
+    let Err(PoolError::Failed {
+        detail,
+        attempts: 3,
+        ..
+    }) = &outcome
+    else {
+        panic!("{outcome:?}")
+    };
     assert!(detail.contains("cannot connect"), "{detail}");
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
     let elsewhere = PoolServer::start([Act::Say("yes")]).await;
-    let (outcome, _) = outcome([Act::Redirect(format!("{}/chat/completions", elsewhere.url()))]).await;
-    assert!(matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })), "{outcome:?}");
-    assert!(elsewhere.seen().is_empty(), "the picture went to a host that nobody configured");
+    let (outcome, _) = outcome([Act::Redirect(format!(
+        "{}/chat/completions",
+        elsewhere.url()
+    ))])
+    .await;
+    assert!(
+        matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })),
+        "{outcome:?}"
+    );
+    assert!(
+        elsewhere.seen().is_empty(),
+        "the picture went to a host that nobody configured"
+    );
 }
 
 #[tokio::test]
 async fn a_key_that_cannot_be_read_sends_nothing() {
     let server = PoolServer::start([Act::Say("yes")]).await;
-    let transport = PoolTransport::Https { url: server.url(), api_key_file: Some("/nonexistent/key".into()) };
-    let outcome = pools(Pool { transport, ..pool(String::new()) }).ask("big", &question()).await;
-    let Err(PoolError::Failed { detail, .. }) = &outcome else { panic!("{outcome:?}") };
+    let transport = PoolTransport::Https {
+        url: server.url(),
+        api_key_file: Some("/nonexistent/key".into()),
+    };
+    let outcome = pools(Pool {
+        transport,
+        ..pool(String::new())
+    })
+    .ask("big", &question())
+    .await;
+    let Err(PoolError::Failed { detail, .. }) = &outcome else {
+        panic!("{outcome:?}")
+    };
     assert!(detail.contains("/nonexistent/key"), "{detail}");
     assert!(server.seen().is_empty());
 }

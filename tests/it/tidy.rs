@@ -5,12 +5,30 @@ use std::process::Command;
 
 use toml::{Table, Value};
 
-const CRATES: [&str; 8] = ["firmware-config", "devices", "vlm", "runtime", "exporter", "tests", "benches", "fuzz"];
+const CRATES: [&str; 8] = [
+    "firmware-config",
+    "devices",
+    "vlm",
+    "runtime",
+    "exporter",
+    "tests",
+    "benches",
+    "fuzz",
+];
 /// What runs on a box or a desk.
-const PRODUCT: [&str; 5] = ["firmware-config/src", "devices/src", "vlm/src", "runtime/src", "exporter/src"];
+const PRODUCT: [&str; 5] = [
+    "firmware-config/src",
+    "devices/src",
+    "vlm/src",
+    "runtime/src",
+    "exporter/src",
+];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
 }
 
 /// Every Rust source below `folder`, as (path relative to the root, text).
@@ -23,7 +41,12 @@ fn sources(folder: &str) -> Vec<(String, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                let name = path
+                    .strip_prefix(root())
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned();
                 found.push((name, std::fs::read_to_string(&path).unwrap()));
             }
         }
@@ -34,7 +57,9 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 
 /// Source lines that are neither comments nor documentation.
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.starts_with("//"))
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("//"))
 }
 
 /// The files whose code has a line with one of `words`.
@@ -42,7 +67,9 @@ fn files_naming(folders: &[&str], words: &[&str]) -> Vec<String> {
     folders
         .iter()
         .flat_map(|folder| sources(folder))
-        .filter(|(_, text)| code_lines(text).any(|line| words.iter().any(|word| line.contains(word))))
+        .filter(|(_, text)| {
+            code_lines(text).any(|line| words.iter().any(|word| line.contains(word)))
+        })
         .map(|(name, _)| name)
         .collect()
 }
@@ -53,12 +80,16 @@ fn files_naming_outside_tests(folders: &[&str], words: &[&str]) -> Vec<String> {
         .iter()
         .flat_map(|folder| sources(folder))
         .filter(|(name, _)| !name.ends_with("/tests.rs"))
-        .filter(|(_, text)| code_lines(&without_tests(text)).any(|line| words.iter().any(|word| line.contains(word))))
+        .filter(|(_, text)| {
+            code_lines(&without_tests(text))
+                .any(|line| words.iter().any(|word| line.contains(word)))
+        })
         .map(|(name, _)| name)
         .collect()
 }
 
-/// The text without each item that only tests have: from `#[cfg(test)]` to the brace at its own indentation, or one line of `mod name;`.
+/// The text without each item that only tests have: from `#[cfg(test)]` to the brace at its own
+/// indentation, or one line of `mod name;`.
 fn without_tests(text: &str) -> String {
     let mut kept = String::new();
     let mut lines = text.lines();
@@ -85,7 +116,12 @@ fn dependencies(member: &str) -> Vec<String> {
     let manifest = std::fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
     let after = manifest.split("[dependencies]").nth(1).unwrap_or_default();
     let section = after.split("\n[").next().unwrap_or_default();
-    section.lines().filter_map(|line| line.split(['.', ' ', '=']).next()).filter(|name| CRATES.contains(name)).map(str::to_owned).collect()
+    section
+        .lines()
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| CRATES.contains(name))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -99,7 +135,10 @@ fn dependencies_point_one_way() {
     ];
     for (member, allowed) in allowed {
         for dependency in dependencies(member) {
-            assert!(allowed.contains(&dependency.as_str()), "{member} must not depend on {dependency}; allowed: {allowed:?}");
+            assert!(
+                allowed.contains(&dependency.as_str()),
+                "{member} must not depend on {dependency}; allowed: {allowed:?}"
+            );
         }
     }
 }
@@ -110,57 +149,131 @@ fn foreign_libraries_are_each_named_in_one_place() {
         // `backend.rs` names our own module of that name.
         ("ort::", &["vlm/src/backend/ort", "vlm/src/backend.rs"]),
         ("tract_onnx", &["vlm/src/backend/tract"]),
-        ("rumqttc", &["runtime/src/mqtt", "tests/"]),
-        ("rumqttd", &["runtime/src/demo/broker.rs"]),
+        ("rumqttc", &["runtime/src/deliver/mqtt", "tests/"]),
+        ("rumqttd", &["runtime/src/commands/demo/broker.rs"]),
         ("prost::", &["exporter/src/graph/"]),
         ("tokenizers::", &["vlm/src/tokenizer.rs"]),
         ("minijinja::", &["vlm/src/template"]),
         ("memmap2", &["vlm/src/mapped.rs"]),
-        ("reqwest::", &["runtime/src/pool/https", "exporter/src/hub/", "tests/"]),
-        ("hyper_util::", &["runtime/src/gateway/connections.rs"]),
+        (
+            "reqwest::",
+            &["runtime/src/pool/https", "exporter/src/hub/", "tests/"],
+        ),
+        ("hyper_util::", &["runtime/src/serve/gateway/connections.rs"]),
     ];
     for (word, allowed) in places {
-        for (name, text) in CRATES.iter().flat_map(|member| sources(member)).filter(|(name, _)| !name.ends_with("tidy.rs")) {
+        for (name, text) in CRATES
+            .iter()
+            .flat_map(|member| sources(member))
+            .filter(|(name, _)| !name.ends_with("tidy.rs"))
+        {
             let named = code_lines(&text).any(|line| {
-                line.match_indices(word)
-                    .any(|(at, _)| !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':'))
+                line.match_indices(word).any(|(at, _)| {
+                    !line[..at].ends_with(|before: char| {
+                        before.is_alphanumeric() || before == '_' || before == ':'
+                    })
+                })
             });
-            assert!(!named || allowed.iter().any(|place| name.starts_with(place)), "{name} names {word}; only {allowed:?} may");
+            assert!(
+                !named || allowed.iter().any(|place| name.starts_with(place)),
+                "{name} names {word}; only {allowed:?} may"
+            );
         }
     }
 }
 
 #[test]
 fn formats_have_no_io_and_no_async() {
-    let found = files_naming(&["firmware-config/src"], &["std::fs", "std::net::Tcp", "tokio", "async fn", ".await"]);
+    let found = files_naming(
+        &["firmware-config/src"],
+        &["std::fs", "std::net::Tcp", "tokio", "async fn", ".await"],
+    );
     assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
 fn the_model_crate_has_no_async() {
-    let found = files_naming(&["vlm/src", "exporter/src"], &["tokio", "async fn", ".await"]);
+    let found = files_naming(
+        &["vlm/src", "exporter/src"],
+        &["tokio", "async fn", ".await"],
+    );
     // The client that fetches checkpoints is the exception, in the exporter.
-    let found: Vec<_> =
-        found.into_iter().filter(|name| !name.starts_with("exporter/src/hub") && name != "exporter/src/interrupt.rs").collect();
+    let found: Vec<_> = found
+        .into_iter()
+        .filter(|name| !name.starts_with("exporter/src/hub") && name != "exporter/src/interrupt.rs")
+        .collect();
     assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
 fn pure_modules_are_told_the_time_and_their_luck() {
-    let routing = ["gate", "router", "budget", "span", "event", "topics", "outbox", "outbox/gap", "backoff", "labels"];
-    let pools = ["pool/breaker", "pool/retry", "pool/question", "pool/reading"];
-    let chat = ["chat/schema", "chat/completion", "chat/data_uri", "gateway/relay", "gateway/target", "gateway/routing"];
-    let mut pure: Vec<String> = routing.iter().chain(&pools).chain(&chat).map(|name| format!("runtime/src/{name}.rs")).collect();
-    pure.extend(["prompt", "confidence", "score", "resample", "tiles"].iter().map(|name| format!("vlm/src/{name}.rs")));
+    let routing = [
+        "capture/gate",
+        "decide/router",
+        "decide/budget",
+        "deliver/span",
+        "deliver/event",
+        "deliver/topics",
+        "deliver/outbox",
+        "deliver/outbox/gap",
+        "environment/backoff",
+        "commands/labels",
+    ];
+    let pools = [
+        "pool/breaker",
+        "pool/retry",
+        "pool/question",
+        "pool/reading",
+    ];
+    let chat = [
+        "serve/chat/schema",
+        "serve/chat/completion",
+        "serve/chat/data_uri",
+        "serve/gateway/relay",
+        "serve/gateway/target",
+        "serve/gateway/routing",
+    ];
+    let mut pure: Vec<String> = routing
+        .iter()
+        .chain(&pools)
+        .chain(&chat)
+        .map(|name| format!("runtime/src/{name}.rs"))
+        .collect();
+    pure.extend(
+        ["prompt", "confidence", "score", "resample", "tiles"]
+            .iter()
+            .map(|name| format!("vlm/src/{name}.rs")),
+    );
     for name in &pure {
         assert!(root().join(name).is_file(), "{name} has moved");
     }
     // And whatever else says so of itself.
-    let says = |text: &str| text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains("Pure"));
-    pure.extend(PRODUCT.iter().flat_map(|folder| sources(folder)).filter(|(_, text)| says(text)).map(|(name, _)| name));
-    let words = ["now()", "elapsed()", "rand::", "std::fs", "std::net", "tokio", ".await"];
+    let says = |text: &str| {
+        text.lines()
+            .take_while(|line| line.starts_with("//!"))
+            .any(|line| line.contains("Pure"))
+    };
+    pure.extend(
+        PRODUCT
+            .iter()
+            .flat_map(|folder| sources(folder))
+            .filter(|(_, text)| says(text))
+            .map(|(name, _)| name),
+    );
+    let words = [
+        "now()",
+        "elapsed()",
+        "rand::",
+        "std::fs",
+        "std::net",
+        "tokio",
+        ".await",
+    ];
     let impure = files_naming_outside_tests(&PRODUCT, &words);
-    let found: Vec<_> = impure.into_iter().filter(|name| pure.contains(name)).collect();
+    let found: Vec<_> = impure
+        .into_iter()
+        .filter(|name| pure.contains(name))
+        .collect();
     assert!(found.is_empty(), "{found:?}");
 }
 
@@ -169,21 +282,33 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
     let allowed = [
         // The agent, the gateway, the worker, the demo.
         "runtime/src/pipeline.rs",
-        "runtime/src/gateway",
-        "runtime/src/worker.rs",
-        "runtime/src/demo",
+        "runtime/src/serve/gateway",
+        "runtime/src/serve/worker.rs",
+        "runtime/src/commands/demo",
         // Children, and the threads that read what they say.
         "devices/src/camera/ffmpeg",
-        "runtime/src/ask/clip.rs",
+        "runtime/src/commands/ask/clip.rs",
         // A picture decoded off the tasks' threads, and waited for.
-        "runtime/src/chat/reader.rs",
+        "runtime/src/serve/chat/reader.rs",
         // Scoped: joined before the function returns.
         "exporter/src/reference/math.rs",
         // Waits for Ctrl-C, and ends the program.
         "exporter/src/interrupt.rs",
     ];
-    let tasks = ["tokio::spawn", "tokio::task::spawn", "spawn_blocking", "spawn_local", "JoinSet"];
-    let threads = ["thread::spawn", "thread::scope", "thread::Builder", "rayon::", "Command::new"];
+    let tasks = [
+        "tokio::spawn",
+        "tokio::task::spawn",
+        "spawn_blocking",
+        "spawn_local",
+        "JoinSet",
+    ];
+    let threads = [
+        "thread::spawn",
+        "thread::scope",
+        "thread::Builder",
+        "rayon::",
+        "Command::new",
+    ];
     let found = elsewhere(&[&tasks[..], &threads].concat(), &allowed);
     assert!(found.is_empty(), "{found:?}");
 }
@@ -193,34 +318,65 @@ fn queues_are_made_where_the_architecture_says_and_each_has_a_bound() {
     let allowed = [
         "runtime/src/pipeline.rs",
         // Queues with two ends of their own.
-        "runtime/src/mqtt.rs",
+        "runtime/src/deliver/mqtt.rs",
         "runtime/src/infer.rs",
-        "runtime/src/handoff.rs",
+        "runtime/src/capture/handoff.rs",
         // What one child wrote.
-        "runtime/src/ask/clip.rs",
+        "runtime/src/commands/ask/clip.rs",
         // The latest value alone: the kill switch; that it stops; how many events came.
-        "runtime/src/policy.rs",
-        "runtime/src/gateway/connections.rs",
-        "runtime/src/serve.rs",
-        "runtime/src/demo/auditor.rs",
+        "runtime/src/decide/policy.rs",
+        "runtime/src/serve/gateway/connections.rs",
+        "runtime/src/commands/serve.rs",
+        "runtime/src/commands/demo/auditor.rs",
     ];
-    let found = elsewhere(&["mpsc::channel", "watch::channel", "watch::Sender::new", "broadcast::", "sync_channel", "crossbeam"], &allowed);
+    let found = elsewhere(
+        &[
+            "mpsc::channel",
+            "watch::channel",
+            "watch::Sender::new",
+            "broadcast::",
+            "sync_channel",
+            "crossbeam",
+        ],
+        &allowed,
+    );
     assert!(found.is_empty(), "{found:?}");
-    let unbounded = elsewhere(&["unbounded", "std::sync::mpsc;", "std::sync::mpsc::channel", "sync::mpsc::Sender"], &[]);
+    let unbounded = elsewhere(
+        &[
+            "unbounded",
+            "std::sync::mpsc;",
+            "std::sync::mpsc::channel",
+            "sync::mpsc::Sender",
+        ],
+        &[],
+    );
     assert!(unbounded.is_empty(), "{unbounded:?}");
 }
 
-/// The product's files that name one of `words` outside tests, and are not among the `allowed` places.
+/// The product's files that name one of `words` outside tests, and are not among the `allowed`
+/// places.
 fn elsewhere(words: &[&str], allowed: &[&str]) -> Vec<String> {
     let found = files_naming_outside_tests(&PRODUCT, words);
-    found.into_iter().filter(|name| !allowed.iter().any(|place| name.starts_with(place))).collect()
+    found
+        .into_iter()
+        .filter(|name| !allowed.iter().any(|place| name.starts_with(place)))
+        .collect()
 }
 
 #[test]
 fn the_reference_shares_no_code_with_the_graphs() {
-    let graphs = ["crate::arch", "crate::graph", "crate::quantize", "super::arch", "super::graph", "vlm::"];
-    let found: Vec<_> =
-        files_naming(&["exporter/src"], &graphs).into_iter().filter(|name| name.starts_with("exporter/src/reference")).collect();
+    let graphs = [
+        "crate::arch",
+        "crate::graph",
+        "crate::quantize",
+        "super::arch",
+        "super::graph",
+        "vlm::",
+    ];
+    let found: Vec<_> = files_naming(&["exporter/src"], &graphs)
+        .into_iter()
+        .filter(|name| name.starts_with("exporter/src/reference"))
+        .collect();
     assert!(found.is_empty(), "{found:?}");
     let found: Vec<_> = files_naming(&["exporter/src"], &["crate::reference"])
         .into_iter()
@@ -233,10 +389,18 @@ fn the_reference_shares_no_code_with_the_graphs() {
 fn unsafe_code_is_one_file() {
     for member in CRATES.iter().filter(|member| **member != "vlm") {
         let root_file = root().join(member).join("src/lib.rs");
-        assert!(std::fs::read_to_string(&root_file).unwrap().contains("#![forbid(unsafe_code)]"), "{member}");
+        assert!(
+            std::fs::read_to_string(&root_file)
+                .unwrap()
+                .contains("#![forbid(unsafe_code)]"),
+            "{member}"
+        );
     }
     let found = files_naming(&CRATES, &["unsafe {", "unsafe fn", "unsafe impl"]);
-    let found: Vec<_> = found.into_iter().filter(|name| !name.ends_with("tidy.rs")).collect();
+    let found: Vec<_> = found
+        .into_iter()
+        .filter(|name| !name.ends_with("tidy.rs"))
+        .collect();
     assert_eq!(found, ["vlm/src/mapped.rs"]);
 }
 
@@ -244,22 +408,45 @@ fn unsafe_code_is_one_file() {
 fn files_are_small_enough_to_know() {
     for (name, text) in CRATES.iter().flat_map(|member| sources(member)) {
         let lines = text.lines().count();
-        assert!(lines <= 700, "{name} has {lines} lines; split it where it has two reasons to change");
+        assert!(
+            lines <= 700,
+            "{name} has {lines} lines; split it where it has two reasons to change"
+        );
     }
-    let lines = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count();
+    let lines = std::fs::read_to_string(root().join("ARCHITECTURE.md"))
+        .unwrap()
+        .lines()
+        .count();
     assert!(lines <= 150, "ARCHITECTURE.md has {lines} lines");
 }
 
 #[test]
 fn the_repository_is_small_enough_to_clone() {
-    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().expect("git is installed");
-    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
-    let files: Vec<_> = std::str::from_utf8(&listed.stdout).unwrap().split_terminator('\0').collect();
+    let listed = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(root())
+        .output()
+        .expect("git is installed");
+    assert!(
+        listed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&listed.stderr)
+    );
+    let files: Vec<_> = std::str::from_utf8(&listed.stdout)
+        .unwrap()
+        .split_terminator('\0')
+        .collect();
     for (below, mib_max) in [("demo/bundles/", 24), ("demo/frames/", 3), ("", 40)] {
         // A file that is deleted and not yet committed takes no room.
-        let sizes = files.iter().filter(|file| file.starts_with(below)).filter_map(|file| root().join(file).metadata().ok());
+        let sizes = files
+            .iter()
+            .filter(|file| file.starts_with(below))
+            .filter_map(|file| root().join(file).metadata().ok());
         let bytes: u64 = sizes.map(|file| file.len()).sum();
-        assert!((1..=mib_max << 20).contains(&bytes), "{below:?}: {bytes} bytes, at most {mib_max} MiB");
+        assert!(
+            (1..=mib_max << 20).contains(&bytes),
+            "{below:?}: {bytes} bytes, at most {mib_max} MiB"
+        );
     }
 }
 
@@ -268,37 +455,85 @@ fn the_repository_is_small_enough_to_clone() {
 fn the_cross_configuration_has_known_keys_only() {
     let known: &[(&str, &[&str])] = &[
         ("", &["build", "target", "env"]),
-        ("build", &["build-std", "xargo", "zig", "default-target", "pre-build", "dockerfile", "env"]),
-        ("target.*", &["build-std", "xargo", "zig", "image", "pre-build", "dockerfile", "runner", "env"]),
+        (
+            "build",
+            &[
+                "build-std",
+                "xargo",
+                "zig",
+                "default-target",
+                "pre-build",
+                "dockerfile",
+                "env",
+            ],
+        ),
+        (
+            "target.*",
+            &[
+                "build-std",
+                "xargo",
+                "zig",
+                "image",
+                "pre-build",
+                "dockerfile",
+                "runner",
+                "env",
+            ],
+        ),
         ("env", &["volumes", "passthrough"]),
         ("build.env", &["volumes", "passthrough"]),
         ("target.*.env", &["volumes", "passthrough"]),
     ];
-    let config: Table = std::fs::read_to_string(root().join("cross.toml")).unwrap().parse().unwrap();
+    let config: Table = std::fs::read_to_string(root().join("cross.toml"))
+        .unwrap()
+        .parse()
+        .unwrap();
     let mut tables = vec![(String::new(), &config)];
     while let Some((place, table)) = tables.pop() {
         for (key, value) in table {
-            let keys = known.iter().find(|(known, _)| *known == place).map(|(_, keys)| *keys);
-            assert!(place == "target" || keys.is_some_and(|keys| keys.contains(&key.as_str())), "[{place}] {key}: cross does not know it");
+            let keys = known
+                .iter()
+                .find(|(known, _)| *known == place)
+                .map(|(_, keys)| *keys);
+            assert!(
+                place == "target" || keys.is_some_and(|keys| keys.contains(&key.as_str())),
+                "[{place}] {key}: cross does not know it"
+            );
             if let Value::Table(inner) = value {
                 let key = if place == "target" { "*" } else { key };
-                tables.push((if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") }, inner));
+                tables.push((
+                    if place.is_empty() {
+                        key.to_owned()
+                    } else {
+                        format!("{place}.{key}")
+                    },
+                    inner,
+                ));
             }
         }
     }
-    assert_eq!(config["build"]["default-target"].as_str(), Some("aarch64-unknown-linux-gnu"));
+    assert_eq!(
+        config["build"]["default-target"].as_str(),
+        Some("aarch64-unknown-linux-gnu")
+    );
 }
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let found: Vec<_> =
-        files_naming(&CRATES, &["todo!(", "unimplemented!(", "#[ignore"]).into_iter().filter(|name| !name.ends_with("tidy.rs")).collect();
+    let found: Vec<_> = files_naming(&CRATES, &["todo!(", "unimplemented!(", "#[ignore"])
+        .into_iter()
+        .filter(|name| !name.ends_with("tidy.rs"))
+        .collect();
     assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
 fn the_licence_is_everywhere_the_same() {
-    assert!(std::fs::read_to_string(root().join("LICENSE")).unwrap().contains("Apache License"));
+    assert!(
+        std::fs::read_to_string(root().join("LICENSE"))
+            .unwrap()
+            .contains("Apache License")
+    );
     let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
     assert!(manifest.contains("license = \"Apache-2.0\""));
     for member in CRATES {

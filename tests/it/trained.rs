@@ -1,7 +1,9 @@
-//! The bundles of the demo have really seen pictures: on every labelled frame they answer as transformers does.
+//! The bundles of the demo have really seen pictures: on every labelled frame they answer as
+//! transformers does.
 //!
-//! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and there (from the same decoded
-//! pixels they agree to four digits). Another answer is right only where transformers holds two for as good as equal: see [`TIES`].
+//! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and
+//! there (from the same decoded pixels they agree to four digits). Another answer is right only
+//! where transformers holds two for as good as equal: see [`TIES`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +15,8 @@ use vlm::{BackendChoice, Options, Picture, Request, Vlm};
 /// Largest difference of a candidate's probability.
 const TOLERANCE: f64 = 0.02;
 
-/// Bundle, frame and question where the two likeliest answers are 0.0004 apart, and may change places.
+/// Bundle, frame and question where the two likeliest answers are 0.0004 apart, and may change
+/// places.
 const TIES: [(&str, &str, &str); 1] = [("nano-pool", "carpark/018400.jpg", "is there a car?")];
 
 /// What transformers says to one question about one frame.
@@ -55,36 +58,74 @@ fn nano_pool_on_ort() {
 }
 
 fn answers_as_transformers(name: &str, backend: BackendChoice) {
-    let mut vlm = Vlm::open(&tests::demo("bundles").join(name), &Options { backend, ..Options::default() }).unwrap();
+    let mut vlm = Vlm::open(
+        &tests::demo("bundles").join(name),
+        &Options {
+            backend,
+            ..Options::default()
+        },
+    )
+    .unwrap();
     let labels: Vec<Label> = rows(&tests::demo("labels.jsonl"));
-    let candidates: BTreeMap<_, _> = labels.into_iter().map(|label| ((label.image, label.question), label.candidates)).collect();
+    let candidates: BTreeMap<_, _> = labels
+        .into_iter()
+        .map(|label| ((label.image, label.question), label.candidates))
+        .collect();
     let expected: Vec<Expected> = rows(&tests::data(&format!("{name}-expected.jsonl")));
     assert!(!expected.is_empty());
 
     let mut largest = 0f64;
     for expected in &expected {
-        let picture = Picture::decode(&fs::read(tests::demo("frames").join(&expected.image)).unwrap()).unwrap();
+        let picture =
+            Picture::decode(&fs::read(tests::demo("frames").join(&expected.image)).unwrap())
+                .unwrap();
         let request = Request {
             candidates: candidates[&(expected.image.clone(), expected.question.clone())].clone(),
             ..Request::question(picture, &expected.question)
         };
         let answer = vlm.ask(&request).unwrap();
-        let of = format!("{name}: {} {:?}", expected.image.display(), expected.question);
+        let of = format!(
+            "{name}: {} {:?}",
+            expected.image.display(),
+            expected.question
+        );
         assert_eq!(answer.prompt_tokens, expected.prompt_tokens, "{of}");
-        assert_eq!(answer.candidates.len(), expected.probabilities.len(), "{of}");
+        assert_eq!(
+            answer.candidates.len(),
+            expected.probabilities.len(),
+            "{of}"
+        );
         for (candidate, &probability) in answer.candidates.iter().zip(&expected.probabilities) {
             let difference = (candidate.probability - probability).abs();
-            assert!(difference <= TOLERANCE, "{of} {:?}: {} instead of {probability}", candidate.text, candidate.probability);
+            assert!(
+                difference <= TOLERANCE,
+                "{of} {:?}: {} instead of {probability}",
+                candidate.text,
+                candidate.probability
+            );
             largest = largest.max(difference);
         }
         let tie = TIES.contains(&(name, expected.image.to_str().unwrap(), &expected.question));
-        assert!(tie || answer.text == expected.answer, "{of}: {:?} instead of {:?}", answer.text, expected.answer);
+        assert!(
+            tie || answer.text == expected.answer,
+            "{of}: {:?} instead of {:?}",
+            answer.text,
+            expected.answer
+        );
     }
     let (backend, answers) = (&vlm.identity().backend, expected.len());
-    eprintln!("{name} on {backend}: {answers} answers, largest difference of a probability {largest:.1e}");
+    eprintln!(
+        "{name} on {backend}: {answers} answers, largest difference of a probability {largest:.1e}"
+    );
 }
 
 fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
-    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", path.display()))).collect()
+    let text =
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines()
+        .map(|line| {
+            serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("{}: {error}: {line}", path.display()))
+        })
+        .collect()
 }

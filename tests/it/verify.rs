@@ -21,8 +21,14 @@ struct Exported {
 impl Exported {
     fn new(checkpoint: &Synthetic, precision: Precision) -> Self {
         let bundle = tempfile::tempdir_in(tests::kept::scratch()).unwrap();
-        linked_copy(&tests::bundles::bundle(checkpoint, precision), bundle.path());
-        Exported { bundle, source: checkpoint.shared() }
+        linked_copy(
+            &tests::bundles::bundle(checkpoint, precision),
+            bundle.path(),
+        );
+        Exported {
+            bundle,
+            source: checkpoint.shared(),
+        }
     }
 
     fn bundle(&self) -> &Path {
@@ -30,7 +36,15 @@ impl Exported {
     }
 
     fn verify(&self) -> VerificationReport {
-        verify(self.bundle(), &self.source, &Options { backend: BackendChoice::Tract, ..Options::default() }).unwrap()
+        verify(
+            self.bundle(),
+            &self.source,
+            &Options {
+                backend: BackendChoice::Tract,
+                ..Options::default()
+            },
+        )
+        .unwrap()
     }
 
     /// Changes the manifest, which nothing lists.
@@ -46,9 +60,18 @@ impl Exported {
     fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
         damage(&self.bundle().join(file), change);
         let bytes = fs::read(self.bundle().join(file)).unwrap();
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         self.change_manifest(|manifest| {
-            manifest.files.insert(file.into(), FileEntry { bytes: bytes.len() as u64, sha256 });
+            manifest.files.insert(
+                file.into(),
+                FileEntry {
+                    bytes: bytes.len() as u64,
+                    sha256,
+                },
+            );
         });
     }
 }
@@ -59,12 +82,31 @@ fn an_export_is_its_checkpoint_in_every_precision_and_geometry() {
         (Synthetic::micro(), Precision::Fp32),
         (Synthetic::micro(), Precision::Fp16),
         (Synthetic::micro(), Precision::Int8),
-        (Synthetic::micro_so400m().dtype(Dtype::Bf16).shards(3).seed(7), Precision::Fp32),
-        (Synthetic::micro().dtype(Dtype::F16).kv_heads(3).head_dim(32).tied().nested_rope().seed(11), Precision::Fp16),
+        (
+            Synthetic::micro_so400m()
+                .dtype(Dtype::Bf16)
+                .shards(3)
+                .seed(7),
+            Precision::Fp32,
+        ),
+        (
+            Synthetic::micro()
+                .dtype(Dtype::F16)
+                .kv_heads(3)
+                .head_dim(32)
+                .tied()
+                .nested_rope()
+                .seed(11),
+            Precision::Fp16,
+        ),
     ] {
         let report = Exported::new(&checkpoint, precision).verify();
         eprintln!("{report}\n");
-        assert_eq!(report.verdict(), Verdict::Pass, "{precision:?} of {checkpoint:?}:\n{report}");
+        assert_eq!(
+            report.verdict(),
+            Verdict::Pass,
+            "{precision:?} of {checkpoint:?}:\n{report}"
+        );
     }
 }
 
@@ -84,7 +126,10 @@ fn two_swapped_weights_fail() {
         "model.text_model.embed_tokens.weight",
         "lm_head.weight",
     ];
-    for (tensor, precision) in tensors.iter().flat_map(|tensor| [Precision::Fp32, Precision::Fp16].map(|precision| (*tensor, precision))) {
+    for (tensor, precision) in tensors
+        .iter()
+        .flat_map(|tensor| [Precision::Fp32, Precision::Fp16].map(|precision| (*tensor, precision)))
+    {
         let exported = Exported::new(&Synthetic::micro_so400m(), precision);
         let width = if precision == Precision::Fp32 { 4 } else { 2 };
         exported.change(&graph_with(exported.bundle(), tensor), |bytes| {
@@ -92,19 +137,33 @@ fn two_swapped_weights_fail() {
             (0..width).for_each(|i| bytes.swap(at + i, at + width * 77 + i));
         });
         let report = exported.verify();
-        assert_eq!(report.verdict(), Verdict::Fail, "{tensor} {precision:?}:\n{report}");
+        assert_eq!(
+            report.verdict(),
+            Verdict::Fail,
+            "{tensor} {precision:?}:\n{report}"
+        );
         assert_eq!(report.weights.differ.len(), 1, "{report}");
         assert_eq!(report.weights.differ[0].name, tensor);
     }
 }
 
-/// Without looking at the weights at all: two rows of a matrix swapped change what the graphs put out.
+/// Without looking at the weights at all: two rows of a matrix swapped change what the graphs put
+/// out.
 #[test]
 fn running_the_graphs_finds_swapped_rows() {
     for (tensor, gate) in [
-        ("model.vision_model.encoder.layers.0.self_attn.v_proj.weight", "vision_encoder relative error"),
-        ("model.text_model.embed_tokens.weight", "embed_tokens relative error"),
-        ("model.text_model.layers.1.mlp.down_proj.weight", "decoder_model_merged relative error"),
+        (
+            "model.vision_model.encoder.layers.0.self_attn.v_proj.weight",
+            "vision_encoder relative error",
+        ),
+        (
+            "model.text_model.embed_tokens.weight",
+            "embed_tokens relative error",
+        ),
+        (
+            "model.text_model.layers.1.mlp.down_proj.weight",
+            "decoder_model_merged relative error",
+        ),
         ("lm_head.weight", "decoder_model_merged relative error"),
     ] {
         let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
@@ -114,7 +173,11 @@ fn running_the_graphs_finds_swapped_rows() {
             (0..256).for_each(|i| bytes.swap(at + i, at + 4096 + i));
         });
         let report = exported.verify();
-        let gate = report.gates.iter().find(|found| found.name == gate).unwrap();
+        let gate = report
+            .gates
+            .iter()
+            .find(|found| found.name == gate)
+            .unwrap();
         assert_eq!(gate.outcome, Outcome::Fail, "{tensor}:\n{report}");
     }
 }
@@ -149,10 +212,21 @@ fn other_rules_in_the_manifest_fail() {
         ("image", |manifest| manifest.image.splits_by_default = false),
         ("video", |manifest| manifest.video.frames_max = 8),
         ("geometry", |manifest| manifest.geometry.text.heads = 4),
-        ("source.sha256", |manifest| manifest.source.sha256 = "0".repeat(64)),
-        ("architecture", |manifest| manifest.architecture = "idefics".into()),
-        ("prompt", |manifest| std::mem::swap(&mut manifest.prompt.fake_token_around_image, &mut manifest.prompt.global_img)),
-        ("prompt", |manifest| manifest.prompt.stop.retain(|&id| id != 49279)),
+        ("source.sha256", |manifest| {
+            manifest.source.sha256 = "0".repeat(64)
+        }),
+        ("architecture", |manifest| {
+            manifest.architecture = "idefics".into()
+        }),
+        ("prompt", |manifest| {
+            std::mem::swap(
+                &mut manifest.prompt.fake_token_around_image,
+                &mut manifest.prompt.global_img,
+            )
+        }),
+        ("prompt", |manifest| {
+            manifest.prompt.stop.retain(|&id| id != 49279)
+        }),
     ];
     for (field, change) in changes {
         let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp16);
@@ -163,25 +237,44 @@ fn other_rules_in_the_manifest_fail() {
     }
 }
 
-/// The rules of a checkpoint that newer transformers saved stand in another file; the older one in the bundle is made from them.
+/// The rules of a checkpoint that newer transformers saved stand in another file; the older one in
+/// the bundle is made from them.
 #[test]
 fn rules_and_files_are_held_to_whichever_layout_the_source_has() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("nested");
     Synthetic::micro_so400m().write(&source).unwrap();
-    let pictures: serde_json::Value = serde_json::from_slice(&fs::read(source.join("preprocessor_config.json")).unwrap()).unwrap();
-    fs::write(source.join("processor_config.json"), serde_json::json!({ "image_processor": pictures }).to_string()).unwrap();
+    let pictures: serde_json::Value =
+        serde_json::from_slice(&fs::read(source.join("preprocessor_config.json")).unwrap())
+            .unwrap();
+    fs::write(
+        source.join("processor_config.json"),
+        serde_json::json!({ "image_processor": pictures }).to_string(),
+    )
+    .unwrap();
     fs::remove_file(source.join("preprocessor_config.json")).unwrap();
     let export = |bundle: &Path| {
-        let options = exporter::Options { precision: Precision::Fp16, targets: Vec::new(), name: None, replace: true };
+        let options = exporter::Options {
+            precision: Precision::Fp16,
+            targets: Vec::new(),
+            name: None,
+            replace: true,
+        };
         exporter::export(&source, bundle, &options).unwrap();
     };
-    let exported = Exported { bundle: tempfile::tempdir_in(tests::kept::scratch()).unwrap(), source: source.clone() };
+    let exported = Exported {
+        bundle: tempfile::tempdir_in(tests::kept::scratch()).unwrap(),
+        source: source.clone(),
+    };
     fs::write(exported.bundle().join("manifest.json"), "{}").unwrap();
     export(exported.bundle());
     assert_eq!(exported.verify().files.differ, [""; 0]);
 
-    exported.change("preprocessor_config.json", |bytes| *bytes = String::from_utf8_lossy(bytes).replace("0.5", "0.4").into_bytes());
+    exported.change("preprocessor_config.json", |bytes| {
+        *bytes = String::from_utf8_lossy(bytes)
+            .replace("0.5", "0.4")
+            .into_bytes()
+    });
     assert_eq!(exported.verify().files.differ, ["preprocessor_config.json"]);
 
     export(exported.bundle());
@@ -195,7 +288,10 @@ fn a_precision_that_the_graphs_do_not_have_fails() {
     exported.change_manifest(|manifest| manifest.precision = Precision::Int8);
     let report = exported.verify();
     assert_eq!(report.weights.differ.len(), 1, "{report}");
-    assert_eq!(report.weights.differ[0].problem, "manifest.json says int8, the graphs hold fp16");
+    assert_eq!(
+        report.weights.differ[0].problem,
+        "manifest.json says int8, the graphs hold fp16"
+    );
 }
 
 /// No probe is that long.
@@ -213,7 +309,12 @@ fn a_rotary_table_is_held_to_theta_up_to_its_last_position() {
         }
     });
     let report = exported.verify();
-    let problems: Vec<_> = report.weights.differ.iter().map(|weight| format!("{}: {}", weight.name, weight.problem)).collect();
+    let problems: Vec<_> = report
+        .weights
+        .differ
+        .iter()
+        .map(|weight| format!("{}: {}", weight.name, weight.problem))
+        .collect();
     assert_eq!(
         problems,
         [
@@ -237,27 +338,68 @@ fn a_bundle_of_another_checkpoint_fails() {
 fn a_bundle_of_another_size_is_told_so() {
     let mut exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
     exported.source = Synthetic::micro().shared();
-    let error = verify(exported.bundle(), &exported.source, &Options { backend: BackendChoice::Tract, ..Options::default() });
-    assert_eq!(error.unwrap_err().to_string(), "the bundle's tile size is 90, the checkpoint's 64; they are different models");
+    let error = verify(
+        exported.bundle(),
+        &exported.source,
+        &Options {
+            backend: BackendChoice::Tract,
+            ..Options::default()
+        },
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the bundle's tile size is 90, the checkpoint's 64; they are different models"
+    );
 }
 
 #[test]
 fn pictures_of_a_folder_are_asked_about_by_name() {
     let exported = Exported::new(&Synthetic::micro(), Precision::Fp32);
-    let options = Options { images: Some(tests::data("images")), backend: BackendChoice::Tract, ..Options::default() };
+    let options = Options {
+        images: Some(tests::data("images")),
+        backend: BackendChoice::Tract,
+        ..Options::default()
+    };
     let report = verify(exported.bundle(), &exported.source, &options).unwrap();
-    let probes: Vec<_> = report.answers.list.iter().map(|answer| answer.probe.as_str()).collect();
-    assert_eq!(probes, ["gradient", "blocks", "two pictures", "text", "long text", "a_entrance.png", "b_carpark.png", "c_worker_tall.png"]);
+    let probes: Vec<_> = report
+        .answers
+        .list
+        .iter()
+        .map(|answer| answer.probe.as_str())
+        .collect();
+    assert_eq!(
+        probes,
+        [
+            "gradient",
+            "blocks",
+            "two pictures",
+            "text",
+            "long text",
+            "a_entrance.png",
+            "b_carpark.png",
+            "c_worker_tall.png"
+        ]
+    );
     assert_eq!(report.verdict(), Verdict::Pass, "{report}");
 }
 
 /// The graph file whose bytes name `tensor` as a constant.
 fn graph_with(bundle: &Path, tensor: &str) -> String {
-    let manifest: Manifest = serde_json::from_slice(&fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
-    let graphs = [manifest.graphs.vision_encoder, manifest.graphs.embed_tokens, manifest.graphs.decoder_model_merged];
+    let manifest: Manifest =
+        serde_json::from_slice(&fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
+    let graphs = [
+        manifest.graphs.vision_encoder,
+        manifest.graphs.embed_tokens,
+        manifest.graphs.decoder_model_merged,
+    ];
     graphs
         .into_iter()
-        .find(|graph| exporter::graph::onnx::GraphFile::open(&bundle.join(graph)).unwrap().constant(tensor).is_some())
+        .find(|graph| {
+            exporter::graph::onnx::GraphFile::open(&bundle.join(graph))
+                .unwrap()
+                .constant(tensor)
+                .is_some()
+        })
         .unwrap()
 }
 
@@ -267,7 +409,9 @@ fn weights_of(file: &[u8], tensor: &str) -> usize {
     fs::write(copy.path(), file).unwrap();
     let graph = exporter::graph::onnx::GraphFile::open(copy.path()).unwrap();
     let values = graph.constant(tensor).unwrap().bytes;
-    file.windows(values.len()).position(|window| window == values).unwrap()
+    file.windows(values.len())
+        .position(|window| window == values)
+        .unwrap()
 }
 
 /// Where the two tables of [context, head_dim] begin in a decoder's file, and how long they are.
@@ -275,7 +419,15 @@ fn rotary_tables(file: &[u8]) -> Vec<(usize, usize)> {
     let copy = tempfile::NamedTempFile::new().unwrap();
     fs::write(copy.path(), file).unwrap();
     let graph = exporter::graph::onnx::GraphFile::open(copy.path()).unwrap();
-    let tables = graph.constants().filter(|(name, constant)| name.starts_with("constant.") && constant.dims == [8192, 64]);
-    let place = |values: &[u8]| file.windows(values.len()).position(|window| window == values).unwrap();
-    tables.map(|(_, constant)| (place(constant.bytes), constant.bytes.len())).collect()
+    let tables = graph
+        .constants()
+        .filter(|(name, constant)| name.starts_with("constant.") && constant.dims == [8192, 64]);
+    let place = |values: &[u8]| {
+        file.windows(values.len())
+            .position(|window| window == values)
+            .unwrap()
+    };
+    tables
+        .map(|(_, constant)| (place(constant.bytes), constant.bytes.len()))
+        .collect()
 }

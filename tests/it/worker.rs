@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use firmware_config::manifest::Precision;
-use runtime::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::decide::router::Reason;
+use runtime::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
 use runtime::pool::{PoolError, PoolQuestion, Pools, mqtt};
-use runtime::router::Reason;
 use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::bundles::bundle;
@@ -19,7 +19,16 @@ use tests::synth::Synthetic;
 fn worker(broker: &Broker) -> Started {
     let bundle = bundle(&Synthetic::micro(), Precision::Fp32);
     let url = broker.url();
-    let args = ["worker", "--backend", "tract", "--pool", "big", "--mqtt", &url, "--bundle"];
+    let args = [
+        "worker",
+        "--backend",
+        "tract",
+        "--pool",
+        "big",
+        "--mqtt",
+        &url,
+        "--bundle",
+    ];
     Started::egret(args.map(PathBuf::from).into_iter().chain([bundle]))
 }
 
@@ -31,7 +40,10 @@ async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link,
     };
     let (link, task, deliveries) = Link::open(options);
     tokio::spawn(task.run(std::future::pending()));
-    link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+    link.status()
+        .wait_for(|status| status.state == LinkState::Up)
+        .await
+        .unwrap();
     (link, deliveries)
 }
 
@@ -63,7 +75,9 @@ fn question(id: u8) -> PoolQuestion {
         id: [id; 16],
         question: "Is there a person?".into(),
         answers: vec!["yes".into(), "no".into()],
-        jpeg: Some(Bytes::from(std::fs::read(tests::data("images/a_entrance.png")).unwrap())),
+        jpeg: Some(Bytes::from(
+            std::fs::read(tests::data("images/a_entrance.png")).unwrap(),
+        )),
         max_tokens: 8,
     }
 }
@@ -72,7 +86,10 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// A completion that says yes.
 fn yes() -> Bytes {
-    Bytes::from(json!({"model": "by-hand", "choices": [{"message": {"content": r#"{"answer":"yes"}"#}}]}).to_string())
+    Bytes::from(
+        json!({"model": "by-hand", "choices": [{"message": {"content": r#"{"answer":"yes"}"#}}]})
+            .to_string(),
+    )
 }
 
 fn reply_to(request: &Publication, payload: Bytes) -> Publication {
@@ -92,7 +109,10 @@ async fn a_worker_answers_a_nodes_questions() {
     for id in 1..4 {
         let reply = pools.ask("big", &question(id)).await.unwrap();
         assert!(["yes", "no"].contains(&reply.answer.as_str()), "{reply:?}");
-        assert!(reply.confidence.is_some_and(|p| (0.5..=1.0).contains(&p)), "{reply:?}");
+        assert!(
+            reply.confidence.is_some_and(|p| (0.5..=1.0).contains(&p)),
+            "{reply:?}"
+        );
         assert_eq!(reply.attempts, 1);
     }
     assert_eq!(worker.stop(), 0);
@@ -114,7 +134,10 @@ async fn a_bad_request_comes_back_as_an_error_with_its_status() {
     link.publish(request).await.unwrap();
     let reply = deliveries.recv().await.unwrap().publication;
     assert_eq!(reply.correlation.as_deref(), Some(&b"any bytes"[..]));
-    assert_eq!(reply.user_properties, [("status".to_owned(), "400".to_owned())]);
+    assert_eq!(
+        reply.user_properties,
+        [("status".to_owned(), "400".to_owned())]
+    );
     let error: Value = serde_json::from_slice(&reply.payload).unwrap();
     assert_eq!(error["error"]["param"], "n");
 }
@@ -124,9 +147,19 @@ async fn a_request_without_an_address_for_its_reply_stops_nobody() {
     let broker = Broker::start();
     let _worker = worker(&broker);
     let (link, _deliveries) = connect(&broker, "by-hand", "replies/here").await;
-    let nameless = Publication { topic: mqtt::request_topic("big"), payload: Bytes::from_static(b"\0"), ..Publication::default() };
+    let nameless = Publication {
+        topic: mqtt::request_topic("big"),
+        payload: Bytes::from_static(b"\0"),
+        ..Publication::default()
+    };
     link.publish(nameless).await.unwrap();
-    assert!(node(&broker, LONG, 1).await.ask("big", &question(1)).await.is_ok());
+    assert!(
+        node(&broker, LONG, 1)
+            .await
+            .ask("big", &question(1))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -137,10 +170,22 @@ async fn only_the_reply_with_the_right_correlation_counts() {
     let by_hand = async {
         let request = requests.recv().await.unwrap().publication;
         assert_eq!(request.correlation.as_deref(), Some(&[7; 16][..]));
-        assert!(request.expiry.is_some_and(|expiry| expiry <= LONG), "{:?}", request.expiry);
-        let wrong = Publication { correlation: Some(Bytes::from_static(&[8; 16])), ..reply_to(&request, Bytes::from_static(b"{}")) };
+        assert!(
+            request.expiry.is_some_and(|expiry| expiry <= LONG),
+            "{:?}",
+            request.expiry
+        );
+        let wrong = Publication {
+            correlation: Some(Bytes::from_static(&[8; 16])),
+            ..reply_to(&request, Bytes::from_static(b"{}"))
+        };
         link.publish(wrong).await.unwrap();
-        link.publish(Publication { correlation: None, ..reply_to(&request, Bytes::from_static(b"{}")) }).await.unwrap();
+        link.publish(Publication {
+            correlation: None,
+            ..reply_to(&request, Bytes::from_static(b"{}"))
+        })
+        .await
+        .unwrap();
         for _ in 0..2 {
             link.publish(reply_to(&request, yes())).await.unwrap();
         }
@@ -148,7 +193,10 @@ async fn only_the_reply_with_the_right_correlation_counts() {
     let asked = question(7);
     let (reply, ()) = tokio::join!(pools.ask("big", &asked), by_hand);
     assert_eq!(reply.unwrap().model, "by-hand");
-    assert!(pools.unmatched_replies() >= 2, "the wrong ones were dropped and counted");
+    assert!(
+        pools.unmatched_replies() >= 2,
+        "the wrong ones were dropped and counted"
+    );
 }
 
 #[tokio::test]
@@ -157,7 +205,10 @@ async fn a_reply_after_the_deadline_is_dropped_and_counted() {
     let (link, mut requests) = connect(&broker, "by-hand", &mqtt::shared_subscription("big")).await;
     let pools = node(&broker, Duration::from_millis(300), 1).await;
     let outcome = pools.ask("big", &question(1)).await;
-    assert!(matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })),
+        "{outcome:?}"
+    );
     let request = requests.recv().await.unwrap().publication;
     link.publish(reply_to(&request, yes())).await.unwrap();
     // The next reply comes behind it on the same connection, so the late one has been seen by then.
@@ -172,7 +223,8 @@ async fn a_reply_after_the_deadline_is_dropped_and_counted() {
     assert_eq!(pools.unmatched_replies(), 1);
 }
 
-/// The broker of these tests forgets what a worker held when it died, as brokers may; so the node sends its question once more.
+/// The broker of these tests forgets what a worker held when it died, as brokers may; so the node
+/// sends its question once more.
 #[tokio::test]
 async fn a_killed_workers_request_goes_to_another() {
     let broker = Broker::start();
@@ -184,7 +236,10 @@ async fn a_killed_workers_request_goes_to_another() {
         ..LinkOptions::new(config::mqtt(&broker.url()), "doomed")
     });
     let doomed = tokio::spawn(task.run(std::future::pending()));
-    link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+    link.status()
+        .wait_for(|status| status.state == LinkState::Up)
+        .await
+        .unwrap();
     let pools = node(&broker, Duration::from_secs(10), 2).await;
     let question = question(1);
     let killing = async {
@@ -197,7 +252,10 @@ async fn a_killed_workers_request_goes_to_another() {
     };
     let (reply, ()) = tokio::join!(pools.ask("big", &question), killing);
     let reply = reply.unwrap();
-    assert_eq!((reply.model.as_str(), reply.answer.as_str()), ("by-hand", "yes"));
+    assert_eq!(
+        (reply.model.as_str(), reply.answer.as_str()),
+        ("by-hand", "yes")
+    );
 }
 
 #[tokio::test]
@@ -205,10 +263,14 @@ async fn without_a_broker_the_link_is_down_and_the_breaker_stays_closed() {
     let mut broker = Broker::start();
     let pools = node(&broker, LONG, 1).await;
     broker.kill();
-    // As often as would open the breaker of a pool that is to blame. The connection may take a moment to be seen as gone.
+    // As often as would open the breaker of a pool that is to blame. The connection may take a
+    // moment to be seen as gone.
     for id in 1..=4 {
         let outcome = pools.ask("big", &question(id)).await;
-        assert!(matches!(outcome, Err(PoolError::LinkDown { .. })), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(PoolError::LinkDown { .. })),
+            "{outcome:?}"
+        );
     }
     assert_eq!(pools.obstacle("big"), Some(Reason::LinkDown));
 }

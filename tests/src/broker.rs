@@ -33,11 +33,21 @@ impl Broker {
     /// As [`Broker::start`].
     pub fn with(lines: &str) -> Broker {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-        let text = format!("listener {} 127.0.0.1\nallow_anonymous true\n{lines}", address.port());
-        std::fs::write(folder.path().join("mosquitto.conf"), text).expect("its configuration can be written");
+        let address = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a free port");
+        let text = format!(
+            "listener {} 127.0.0.1\nallow_anonymous true\n{lines}",
+            address.port()
+        );
+        std::fs::write(folder.path().join("mosquitto.conf"), text)
+            .expect("its configuration can be written");
         let child = spawn(folder.path());
-        let mut broker = Broker { child, address, folder };
+        let mut broker = Broker {
+            child,
+            address,
+            folder,
+        };
         broker.wait_listening();
         broker
     }
@@ -77,8 +87,15 @@ impl Broker {
     pub fn wait_saved(&self, text: &str) {
         let store = self.folder.path().join("mosquitto.db");
         let started = Instant::now();
-        while !std::fs::read(&store).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes())) {
-            assert!(started.elapsed() < START_MAX, "mosquitto does not save {text:?}");
+        while !std::fs::read(&store).is_ok_and(|bytes| {
+            bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+        }) {
+            assert!(
+                started.elapsed() < START_MAX,
+                "mosquitto does not save {text:?}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -86,8 +103,15 @@ impl Broker {
     fn wait_listening(&mut self) {
         let started = Instant::now();
         while TcpStream::connect(self.address).is_err() {
-            assert!(self.child.try_wait().expect("its state").is_none(), "mosquitto ended at once");
-            assert!(started.elapsed() < START_MAX, "mosquitto does not listen on {}", self.address);
+            assert!(
+                self.child.try_wait().expect("its state").is_none(),
+                "mosquitto ended at once"
+            );
+            assert!(
+                started.elapsed() < START_MAX,
+                "mosquitto does not listen on {}",
+                self.address
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -95,7 +119,9 @@ impl Broker {
 
 fn spawn(folder: &Path) -> Child {
     // Debian keeps it where only root's PATH looks.
-    let installed = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"].into_iter().find(|path| Path::new(path).is_file());
+    let installed = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"]
+        .into_iter()
+        .find(|path| Path::new(path).is_file());
     Command::new(installed.unwrap_or("mosquitto"))
         .arg("-c")
         .arg("mosquitto.conf")

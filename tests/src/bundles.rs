@@ -8,47 +8,68 @@ use firmware_config::manifest::Precision;
 use crate::kept::kept;
 use crate::synth::Synthetic;
 
-/// A bundle of `synthetic`, made once for this target folder and kept; read it, never write into it.
+/// A bundle of `synthetic`, made once for this target folder and kept; read it, never write into
+/// it.
 ///
 /// # Panics
 /// When it cannot be exported.
 pub fn bundle(synthetic: &Synthetic, precision: Precision) -> PathBuf {
     let source = synthetic.shared();
-    let key =
-        source.parent().and_then(Path::file_name).expect("a shared checkpoint lies in a folder of its own").to_string_lossy().into_owned();
+    let key = source
+        .parent()
+        .and_then(Path::file_name)
+        .expect("a shared checkpoint lies in a folder of its own")
+        .to_string_lossy()
+        .into_owned();
     let precision_name = format!("{precision:?}").to_lowercase();
-    kept(&format!("bundles/{key}-{precision_name}-{:016x}", exporter_sources()), |dir| {
-        exporter::export(
-            &source,
-            dir,
-            &exporter::Options { precision, targets: Vec::new(), name: Some(synthetic.name.clone()), replace: false },
-        )
-        .expect("a synthetic checkpoint exports");
-    })
+    kept(
+        &format!("bundles/{key}-{precision_name}-{:016x}", exporter_sources()),
+        |dir| {
+            exporter::export(
+                &source,
+                dir,
+                &exporter::Options {
+                    precision,
+                    targets: Vec::new(),
+                    name: Some(synthetic.name.clone()),
+                    replace: false,
+                },
+            )
+            .expect("a synthetic checkpoint exports");
+        },
+    )
 }
 
 /// A hash over the exporter's sources: a bundle is kept only as long as the program that wrote it.
 fn exporter_sources() -> u64 {
     fn visit(dir: &Path, hasher: &mut DefaultHasher) {
-        let mut paths: Vec<PathBuf> =
-            std::fs::read_dir(dir).expect("the sources are there").map(|entry| entry.expect("an entry").path()).collect();
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
+            .expect("the sources are there")
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
         paths.sort();
         for path in paths {
             if path.is_dir() {
                 visit(&path, hasher);
             } else {
-                std::fs::read(&path).expect("a source can be read").hash(hasher);
+                std::fs::read(&path)
+                    .expect("a source can be read")
+                    .hash(hasher);
             }
         }
     }
     let mut hasher = DefaultHasher::new();
     for part in ["../exporter/src", "../firmware-config/src"] {
-        visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join(part), &mut hasher);
+        visit(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(part),
+            &mut hasher,
+        );
     }
     hasher.finish()
 }
 
-/// A copy of a bundle that a test may damage: hard links, so it costs nothing; [`damage`] replaces a file, never writes into one.
+/// A copy of a bundle that a test may damage: hard links, so it costs nothing; [`damage`] replaces
+/// a file, never writes into one.
 ///
 /// # Panics
 /// When files cannot be linked.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
 use serde_json::Value;
 
 use crate::config::mqtt;
@@ -29,21 +29,33 @@ struct Books {
 }
 
 impl Ledger {
-    /// Subscribes to everything below `egret/` at the broker of `url`, and returns when the broker has confirmed it.
+    /// Subscribes to everything below `egret/` at the broker of `url`, and returns when the broker
+    /// has confirmed it.
     ///
     /// # Panics
     /// When there is no broker.
     pub async fn keep(url: &str) -> Ledger {
-        let subscriptions = ["egret/+/cam/#", "egret/+/gap", "egret/+/status", "egret/+/kill-switch/state"];
+        let subscriptions = [
+            "egret/+/cam/#",
+            "egret/+/gap",
+            "egret/+/status",
+            "egret/+/kill-switch/state",
+        ];
         let options = LinkOptions {
-            subscriptions: subscriptions.map(|filter| (filter.to_owned(), Qos::AtLeastOnce)).to_vec(),
-            // An event counts as received when it is in the books, not when the library has read it.
+            subscriptions: subscriptions
+                .map(|filter| (filter.to_owned(), Qos::AtLeastOnce))
+                .to_vec(),
+            // An event counts as received when it is in the books, not when the library has read
+            // it.
             manual_acks: true,
             ..LinkOptions::new(mqtt(url), "ledger")
         };
         let (link, task, mut deliveries) = Link::open(options);
         tokio::spawn(task.run(std::future::pending()));
-        link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+        link.status()
+            .wait_for(|status| status.state == LinkState::Up)
+            .await
+            .unwrap();
         let ledger = Ledger::default();
         let keeper = ledger.clone();
         tokio::spawn(async move {
@@ -63,7 +75,12 @@ impl Ledger {
         if topic.ends_with("/event") {
             let event: Value = serde_json::from_slice(payload).unwrap();
             let epoch = event["epoch"].as_str().unwrap().to_owned();
-            if books.seqs.entry(epoch).or_default().insert(event["seq"].as_u64().unwrap()) {
+            if books
+                .seqs
+                .entry(epoch)
+                .or_default()
+                .insert(event["seq"].as_u64().unwrap())
+            {
                 books.events.push(event);
             } else {
                 books.repeats += 1;
@@ -71,9 +88,16 @@ impl Ledger {
         } else if topic.ends_with("/gap") {
             let gap: Value = serde_json::from_slice(payload).unwrap();
             let declared = gap["from_seq"].as_u64().unwrap()..=gap["to_seq"].as_u64().unwrap();
-            books.seqs.entry(gap["epoch"].as_str().unwrap().to_owned()).or_default().extend(declared);
+            books
+                .seqs
+                .entry(gap["epoch"].as_str().unwrap().to_owned())
+                .or_default()
+                .extend(declared);
         } else if !topic.ends_with("/snapshot") {
-            books.states.insert(topic.to_owned(), String::from_utf8(payload.to_vec()).unwrap());
+            books.states.insert(
+                topic.to_owned(),
+                String::from_utf8(payload.to_vec()).unwrap(),
+            );
         }
     }
 
@@ -84,10 +108,19 @@ impl Ledger {
     pub async fn mark(&self, url: &str) {
         let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(url), "marker"));
         tokio::spawn(task.run(std::future::pending()));
-        link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+        link.status()
+            .wait_for(|status| status.state == LinkState::Up)
+            .await
+            .unwrap();
         let topic = "egret/marker/status".to_owned();
-        link.publish(Publication { topic: topic.clone(), ..Publication::default() }).await.unwrap();
-        self.wait_until(|ledger| ledger.state(&topic).is_some()).await;
+        link.publish(Publication {
+            topic: topic.clone(),
+            ..Publication::default()
+        })
+        .await
+        .unwrap();
+        self.wait_until(|ledger| ledger.state(&topic).is_some())
+            .await;
     }
 
     /// Waits until `enough` of the ledger.
@@ -97,7 +130,12 @@ impl Ledger {
     pub async fn wait_until(&self, mut enough: impl FnMut(&Ledger) -> bool) {
         let started = Instant::now();
         while !enough(self) {
-            assert!(started.elapsed() < PATIENCE, "in vain: (whole, all) per epoch {:?}, {:?}", self.epochs(), self.books);
+            assert!(
+                started.elapsed() < PATIENCE,
+                "in vain: (whole, all) per epoch {:?}, {:?}",
+                self.epochs(),
+                self.books
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -117,10 +155,20 @@ impl Ledger {
         self.books.lock().unwrap().states.get(topic).cloned()
     }
 
-    /// Per epoch, how many events came or were declared before the first hole, and how many in all: equal where nothing is missing.
+    /// Per epoch, how many events came or were declared before the first hole, and how many in all:
+    /// equal where nothing is missing.
     pub fn epochs(&self) -> Vec<(u64, u64)> {
         let books = self.books.lock().unwrap();
-        let whole = |seqs: &BTreeSet<u64>| (1..).zip(seqs).take_while(|(expected, seq)| expected == *seq).count() as u64;
-        books.seqs.values().map(|seqs| (whole(seqs), seqs.len() as u64)).collect()
+        let whole = |seqs: &BTreeSet<u64>| {
+            (1..)
+                .zip(seqs)
+                .take_while(|(expected, seq)| expected == *seq)
+                .count() as u64
+        };
+        books
+            .seqs
+            .values()
+            .map(|seqs| (whole(seqs), seqs.len() as u64))
+            .collect()
     }
 }

@@ -1,4 +1,5 @@
-//! The rig: synthetic checkpoints, real brokers, scripted cameras and pools, for the integration tests and the benches.
+//! The rig: synthetic checkpoints, real brokers, scripted cameras and pools, for the integration
+//! tests and the benches.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +19,9 @@ pub mod transformers;
 
 /// A file of `tests/data`.
 pub fn data(name: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("data")
+        .join(name)
 }
 
 /// A file or folder of the demo.
@@ -26,7 +29,11 @@ pub fn data(name: &str) -> std::path::PathBuf {
 /// # Panics
 /// When it is not there.
 pub fn demo(name: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo").join(name).canonicalize().unwrap()
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../demo")
+        .join(name)
+        .canonicalize()
+        .unwrap()
 }
 
 /// A program of the workspace, built in the profile of the running test.
@@ -35,7 +42,15 @@ pub fn demo(name: &str) -> std::path::PathBuf {
 /// When it has not been built.
 pub fn program(name: &str) -> std::path::PathBuf {
     let test = std::env::current_exe().unwrap();
-    let path = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps").join(name);
-    assert!(path.is_file(), "{}: not built; tests/run.sh builds it, or cargo build --release --workspace --bins", path.display());
+    let path = test
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in target/<profile>/deps")
+        .join(name);
+    assert!(
+        path.is_file(),
+        "{}: not built; tests/run.sh builds it, or cargo build --release --workspace --bins",
+        path.display()
+    );
     path
 }

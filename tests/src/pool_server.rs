@@ -62,8 +62,13 @@ impl PoolServer {
     pub async fn start(acts: impl IntoIterator<Item = Act>) -> PoolServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
-        let script = Arc::new(Mutex::new(Script { acts: acts.into_iter().collect(), seen: Vec::new() }));
-        let routes = Router::new().route("/v1/chat/completions", post(act)).with_state(Arc::clone(&script));
+        let script = Arc::new(Mutex::new(Script {
+            acts: acts.into_iter().collect(),
+            seen: Vec::new(),
+        }));
+        let routes = Router::new()
+            .route("/v1/chat/completions", post(act))
+            .with_state(Arc::clone(&script));
         tokio::spawn(async move { axum::serve(listener, routes).await });
         PoolServer { address, script }
     }
@@ -82,11 +87,22 @@ impl PoolServer {
     }
 }
 
-async fn act(State(script): State<Arc<Mutex<Script>>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn act(
+    State(script): State<Arc<Mutex<Script>>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let act = {
         let mut script = script.lock().expect("a whole script");
-        script.seen.push(Seen { headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) });
-        if script.acts.len() > 1 { script.acts.pop_front() } else { script.acts.front().cloned() }
+        script.seen.push(Seen {
+            headers,
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        });
+        if script.acts.len() > 1 {
+            script.acts.pop_front()
+        } else {
+            script.acts.front().cloned()
+        }
     };
     match act.expect("a script has at least one act") {
         Act::Say(content) => axum::Json(json!({

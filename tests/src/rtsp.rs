@@ -73,7 +73,10 @@ impl RtspServer {
     }
 
     fn tell(&self, signal: &str) {
-        let told = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill runs");
+        let told = Command::new("kill")
+            .args([signal, &self.child.id().to_string()])
+            .status()
+            .expect("kill runs");
         assert!(told.success(), "it could not be told");
     }
 }
@@ -83,14 +86,30 @@ fn listening(port: u16, login: &[String]) -> (Child, u16) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rtsp_server.py");
     // Debian's own Python: its GStreamer bindings belong to no other.
     let mut command = Command::new("/usr/bin/python3");
-    command.arg(script).arg(port.to_string()).args(login).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .arg(script)
+        .arg(port.to_string())
+        .args(login)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("/usr/bin/python3 is installed");
     let (mut line, mut said) = (String::new(), String::new());
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a port is UTF-8");
+    BufReader::new(child.stdout.take().expect("piped"))
+        .read_line(&mut line)
+        .expect("a port is UTF-8");
     if line.is_empty() {
-        child.stderr.take().expect("piped").read_to_string(&mut said).expect("its log is UTF-8");
+        child
+            .stderr
+            .take()
+            .expect("piped")
+            .read_to_string(&mut said)
+            .expect("its log is UTF-8");
     }
-    let port = line.trim().parse().unwrap_or_else(|_| panic!("no RTSP server; tests/run.sh names its packages: {said}"));
+    let port = line
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("no RTSP server; tests/run.sh names its packages: {said}"));
     (child, port)
 }
 

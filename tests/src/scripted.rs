@@ -27,10 +27,14 @@ impl Scripted {
             execution_provider: "tract".into(),
             load: Duration::ZERO,
         };
-        Scripted { identity, script: Box::new(script) }
+        Scripted {
+            identity,
+            script: Box::new(script),
+        }
     }
 
-    /// A model that says yes and no in turn, so that every answer ends one event and begins another.
+    /// A model that says yes and no in turn, so that every answer ends one event and begins
+    /// another.
     pub fn flapping(confidence: f64) -> Self {
         let mut yes = false;
         Scripted::new(move |_| {
@@ -45,14 +49,25 @@ impl Answerer for Scripted {
         &self.identity
     }
 
-    fn answer(&mut self, request: &Request, _: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>) -> Result<Answer, VlmError> {
+    fn answer(
+        &mut self,
+        request: &Request,
+        _: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+    ) -> Result<Answer, VlmError> {
         let (text, p) = (self.script)(request);
         Ok(Answer {
             text: text.clone(),
             finish_reason: FinishReason::Stop,
             tokens: Vec::new(),
-            candidates: vec![Candidate { text, score: p.ln(), probability: p }],
-            confidence: Confidence { p, source: ConfidenceSource::Candidates },
+            candidates: vec![Candidate {
+                text,
+                score: p.ln(),
+                probability: p,
+            }],
+            confidence: Confidence {
+                p,
+                source: ConfidenceSource::Candidates,
+            },
             prompt_tokens: 81,
             timings: Timings::default(),
             trace: None,

@@ -25,19 +25,38 @@ impl Started {
     ///
     /// # Panics
     /// As [`Started::egret`].
-    pub fn egret_with<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, variables: &[(&str, &OsStr)]) -> Started {
+    pub fn egret_with<A: AsRef<OsStr>>(
+        args: impl IntoIterator<Item = A>,
+        variables: &[(&str, &OsStr)],
+    ) -> Started {
         let mut command = Command::new(crate::program("egret"));
-        command.args(args).env("RUST_LOG", "warn").envs(variables.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .env("RUST_LOG", "warn")
+            .envs(variables.iter().copied());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("egret starts");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line is UTF-8");
+        BufReader::new(child.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line is UTF-8");
         let mut said = String::new();
         if line.is_empty() {
-            child.stderr.take().expect("piped").read_to_string(&mut said).expect("its log is UTF-8");
+            child
+                .stderr
+                .take()
+                .expect("piped")
+                .read_to_string(&mut said)
+                .expect("its log is UTF-8");
         }
         assert!(!line.is_empty(), "egret ended before it was ready: {said}");
-        Started { child, line: line.trim_end().to_owned() }
+        Started {
+            child,
+            line: line.trim_end().to_owned(),
+        }
     }
 
     /// The URL at the end of its line.
@@ -45,7 +64,12 @@ impl Started {
     /// # Panics
     /// When there is none.
     pub fn url(&self) -> String {
-        self.line.split_whitespace().last().filter(|word| word.starts_with("http")).expect("a line that ends with a URL").to_owned()
+        self.line
+            .split_whitespace()
+            .last()
+            .filter(|word| word.starts_with("http"))
+            .expect("a line that ends with a URL")
+            .to_owned()
     }
 
     /// Ends it at once, as a power cut would.
@@ -62,9 +86,16 @@ impl Started {
     /// # Panics
     /// When it cannot be told, or is ended by a signal.
     pub fn stop(&mut self) -> i32 {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        let told = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .expect("kill runs");
         assert!(told.success(), "it could not be told");
-        self.child.wait().expect("it has ended").code().expect("it ended by itself")
+        self.child
+            .wait()
+            .expect("it has ended")
+            .code()
+            .expect("it ended by itself")
     }
 }
 

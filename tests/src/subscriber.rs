@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runtime::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
 
 use crate::config::mqtt;
 
@@ -33,7 +33,10 @@ impl Subscriber {
         };
         let (link, task, deliveries) = Link::open(options);
         tokio::spawn(task.run(std::future::pending()));
-        link.status().wait_for(|status| status.state == LinkState::Up).await.unwrap();
+        link.status()
+            .wait_for(|status| status.state == LinkState::Up)
+            .await
+            .unwrap();
         Subscriber { link, deliveries }
     }
 
@@ -42,7 +45,13 @@ impl Subscriber {
     /// # Panics
     /// When there is no broker.
     pub async fn received(mut self) -> Vec<Publication> {
-        self.link.publish(Publication { topic: MARK.into(), ..Publication::default() }).await.unwrap();
+        self.link
+            .publish(Publication {
+                topic: MARK.into(),
+                ..Publication::default()
+            })
+            .await
+            .unwrap();
         let mut received = Vec::new();
         loop {
             let publication = self.deliveries.recv().await.unwrap().publication;

@@ -1,7 +1,8 @@
 //! SmolVLM2 checkpoints with synthetic weights, in the layout of the published ones.
 //!
-//! Every weight is a pure function of (seed, tensor name, element index), so `tests/data/reference.json` can hold what
-//! transformers computes from them without anyone having to ship them:
+//! Every weight is a pure function of (seed, tensor name, element index), so
+//! `tests/data/reference.json` can hold what transformers computes from them without anyone having
+//! to ship them:
 //!
 //! ```text
 //! h     = FNV-1a 64 of the tensor's name, xor seed
@@ -10,8 +11,8 @@
 //! value = f32(centre) + f32(scale) · u(i)
 //! ```
 //!
-//! The variations ([`Synthetic::seed`], [`Synthetic::dtype`], [`Synthetic::shards`], …) are checkpoints that no reference
-//! knows: what exporter and runtime must also take.
+//! The variations ([`Synthetic::seed`], [`Synthetic::dtype`], [`Synthetic::shards`], …) are
+//! checkpoints that no reference knows: what exporter and runtime must also take.
 
 use std::fs::{self, File};
 use std::io;
@@ -132,28 +133,63 @@ impl Dtype {
 }
 
 /// The 256M and 500M models' vision encoder.
-const SIGLIP_BASE: Vision = Vision { hidden_size: 768, intermediate_size: 3072, layers: 12, heads: 12, image_size: 512, patch_size: 16 };
+const SIGLIP_BASE: Vision = Vision {
+    hidden_size: 768,
+    intermediate_size: 3072,
+    layers: 12,
+    heads: 12,
+    image_size: 512,
+    patch_size: 16,
+};
 
 impl Synthetic {
-    /// The published architecture at its smallest: grouped-query attention 3:1, 64-pixel tiles, 4 tokens each. 80 MB, nearly all
-    /// of it vocabulary.
+    /// The published architecture at its smallest: grouped-query attention 3:1, 64-pixel tiles, 4
+    /// tokens each. 80 MB, nearly all of it vocabulary.
     pub fn micro() -> Self {
         Synthetic::new(
             "micro",
-            Vision { hidden_size: 64, intermediate_size: 160, layers: 2, heads: 2, image_size: 64, patch_size: 8 },
-            Text { hidden_size: 192, intermediate_size: 256, layers: 3, heads: 3, kv_heads: 1, ..Text::published(1e5) },
+            Vision {
+                hidden_size: 64,
+                intermediate_size: 160,
+                layers: 2,
+                heads: 2,
+                image_size: 64,
+                patch_size: 8,
+            },
+            Text {
+                hidden_size: 192,
+                intermediate_size: 256,
+                layers: 3,
+                heads: 3,
+                kv_heads: 1,
+                ..Text::published(1e5)
+            },
             4,
             256,
         )
     }
 
-    /// The 2.2B model's traits at the smallest size: one key per query head, head width 72 in vision, patches that do not fill the
-    /// tile, pixel shuffle by 3. 53 MB.
+    /// The 2.2B model's traits at the smallest size: one key per query head, head width 72 in
+    /// vision, patches that do not fill the tile, pixel shuffle by 3. 53 MB.
     pub fn micro_so400m() -> Self {
         Synthetic::new(
             "micro-so400m",
-            Vision { hidden_size: 72, intermediate_size: 148, layers: 2, heads: 1, image_size: 90, patch_size: 14 },
-            Text { hidden_size: 128, intermediate_size: 320, layers: 2, heads: 2, kv_heads: 2, ..Text::published(1.3e5) },
+            Vision {
+                hidden_size: 72,
+                intermediate_size: 148,
+                layers: 2,
+                heads: 1,
+                image_size: 90,
+                patch_size: 14,
+            },
+            Text {
+                hidden_size: 128,
+                intermediate_size: 320,
+                layers: 2,
+                heads: 2,
+                kv_heads: 2,
+                ..Text::published(1.3e5)
+            },
             3,
             360,
         )
@@ -164,7 +200,14 @@ impl Synthetic {
         Synthetic::new(
             "256m",
             SIGLIP_BASE,
-            Text { hidden_size: 576, intermediate_size: 1536, layers: 30, heads: 9, kv_heads: 3, ..Text::published(1e5) },
+            Text {
+                hidden_size: 576,
+                intermediate_size: 1536,
+                layers: 30,
+                heads: 9,
+                kv_heads: 3,
+                ..Text::published(1e5)
+            },
             4,
             2048,
         )
@@ -175,7 +218,14 @@ impl Synthetic {
         Synthetic::new(
             "500m",
             SIGLIP_BASE,
-            Text { hidden_size: 960, intermediate_size: 2560, layers: 32, heads: 15, kv_heads: 5, ..Text::published(1e5) },
+            Text {
+                hidden_size: 960,
+                intermediate_size: 2560,
+                layers: 32,
+                heads: 15,
+                kv_heads: 5,
+                ..Text::published(1e5)
+            },
             4,
             2048,
         )
@@ -195,8 +245,23 @@ impl Synthetic {
         }
     }
 
-    fn new(name: &str, vision: Vision, text: Text, scale_factor: usize, longest_edge: usize) -> Self {
-        Synthetic { name: name.into(), vision, text, scale_factor, longest_edge, seed: 0, dtype: Dtype::F32, shards: 1 }
+    fn new(
+        name: &str,
+        vision: Vision,
+        text: Text,
+        scale_factor: usize,
+        longest_edge: usize,
+    ) -> Self {
+        Synthetic {
+            name: name.into(),
+            vision,
+            text,
+            scale_factor,
+            longest_edge,
+            seed: 0,
+            dtype: Dtype::F32,
+            shards: 1,
+        }
     }
 
     /// With other weights.
@@ -261,15 +326,23 @@ impl Synthetic {
     /// When it cannot be made.
     pub fn shared(&self) -> PathBuf {
         let key = fnv1a64(&format!("{self:?}"));
-        crate::kept::kept(&format!("synthetic/{key:016x}/{}", self.name), |dir| self.write(dir).expect("a synthetic checkpoint is written"))
+        crate::kept::kept(&format!("synthetic/{key:016x}/{}", self.name), |dir| {
+            self.write(dir).expect("a synthetic checkpoint is written")
+        })
     }
 
     /// File names and contents of the folder's configs.
     pub fn configs(&self) -> [(&'static str, Value); 4] {
         [
             ("config.json", self.config()),
-            ("generation_config.json", json!({ "bos_token_id": 0, "eos_token_id": 49279, "pad_token_id": 2 })),
-            ("processor_config.json", json!({ "processor_class": "SmolVLMProcessor", "image_seq_len": self.tokens_per_tile() })),
+            (
+                "generation_config.json",
+                json!({ "bos_token_id": 0, "eos_token_id": 49279, "pad_token_id": 2 }),
+            ),
+            (
+                "processor_config.json",
+                json!({ "processor_class": "SmolVLMProcessor", "image_seq_len": self.tokens_per_tile() }),
+            ),
             ("preprocessor_config.json", self.preprocessor_config()),
         ]
     }
@@ -312,7 +385,10 @@ impl Synthetic {
         });
         match text.rope {
             Rope::Flat => text_config["rope_theta"] = json!(text.rope_theta),
-            Rope::Nested => text_config["rope_parameters"] = json!({ "rope_theta": text.rope_theta, "rope_type": "default" }),
+            Rope::Nested => {
+                text_config["rope_parameters"] =
+                    json!({ "rope_theta": text.rope_theta, "rope_type": "default" })
+            }
         }
         text_config["tie_word_embeddings"] = json!(text.tied);
         json!({
@@ -362,20 +438,51 @@ impl Synthetic {
 
     /// Every tensor, in the order of the published files.
     pub fn tensors(&self) -> Vec<Tensor> {
-        let Vision { hidden_size: dv, intermediate_size: iv, layers, image_size, patch_size: p, .. } = self.vision;
-        let Text { hidden_size: h, intermediate_size: i, heads, kv_heads, head_dim, vocab_size, .. } = self.text;
+        let Vision {
+            hidden_size: dv,
+            intermediate_size: iv,
+            layers,
+            image_size,
+            patch_size: p,
+            ..
+        } = self.vision;
+        let Text {
+            hidden_size: h,
+            intermediate_size: i,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab_size,
+            ..
+        } = self.text;
         let (q, kv, s) = (heads * head_dim, kv_heads * head_dim, self.scale_factor);
         let grid = image_size / p;
 
         let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize]| tensors.push(Tensor { name, shape: shape.to_vec() });
+        let mut add = |name: String, shape: &[usize]| {
+            tensors.push(Tensor {
+                name,
+                shape: shape.to_vec(),
+            })
+        };
         if !self.text.tied {
             add("lm_head.weight".into(), &[vocab_size, h]);
         }
-        add("model.connector.modality_projection.proj.weight".into(), &[h, dv * s * s]);
-        add("model.text_model.embed_tokens.weight".into(), &[vocab_size, h]);
+        add(
+            "model.connector.modality_projection.proj.weight".into(),
+            &[h, dv * s * s],
+        );
+        add(
+            "model.text_model.embed_tokens.weight".into(),
+            &[vocab_size, h],
+        );
         for layer in 0..self.text.layers {
-            let mut weight = |name: &str, shape: &[usize]| add(format!("model.text_model.layers.{layer}.{name}.weight"), shape);
+            let mut weight = |name: &str, shape: &[usize]| {
+                add(
+                    format!("model.text_model.layers.{layer}.{name}.weight"),
+                    shape,
+                )
+            };
             weight("input_layernorm", &[h]);
             weight("mlp.down_proj", &[h, i]);
             weight("mlp.gate_proj", &[i, h]);
@@ -389,8 +496,14 @@ impl Synthetic {
         add("model.text_model.norm.weight".into(), &[h]);
         let embeddings = "model.vision_model.embeddings";
         add(format!("{embeddings}.patch_embedding.bias"), &[dv]);
-        add(format!("{embeddings}.patch_embedding.weight"), &[dv, 3, p, p]);
-        add(format!("{embeddings}.position_embedding.weight"), &[grid * grid, dv]);
+        add(
+            format!("{embeddings}.patch_embedding.weight"),
+            &[dv, 3, p, p],
+        );
+        add(
+            format!("{embeddings}.position_embedding.weight"),
+            &[grid * grid, dv],
+        );
         for layer in 0..layers {
             let mut pair = |name: &str, weight: &[usize]| {
                 let prefix = format!("model.vision_model.encoder.layers.{layer}.{name}");
@@ -415,7 +528,10 @@ impl Synthetic {
         if self.shards == 1 {
             return self.write_file(&dir.join("model.safetensors"), &tensors);
         }
-        let total: usize = tensors.iter().map(|tensor| tensor.elements() * self.dtype.bytes()).sum();
+        let total: usize = tensors
+            .iter()
+            .map(|tensor| tensor.elements() * self.dtype.bytes())
+            .sum();
         let mut shards = vec![Vec::new(); self.shards];
         let mut before = 0;
         for tensor in tensors {
@@ -427,7 +543,11 @@ impl Synthetic {
         for (n, tensors) in shards.iter().enumerate() {
             let file = format!("model-{:05}-of-{:05}.safetensors", n + 1, self.shards);
             self.write_file(&dir.join(&file), tensors)?;
-            weight_map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), json!(file))));
+            weight_map.extend(
+                tensors
+                    .iter()
+                    .map(|tensor| (tensor.name.clone(), json!(file))),
+            );
         }
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
         fs::write(dir.join("model.safetensors.index.json"), index.to_string())
@@ -463,7 +583,10 @@ impl Synthetic {
             while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
                 bytes.clear();
                 let weights = Weights::of(piece.tensor, self.text.hidden_size, self.seed);
-                piece.elements.clone().for_each(|i| self.dtype.push(weights.value(i), &mut bytes));
+                piece
+                    .elements
+                    .clone()
+                    .for_each(|i| self.dtype.push(weights.value(i), &mut bytes));
                 file.write_all_at(&bytes, (front.len() + piece.offset) as u64)?;
             }
             Ok(())
@@ -471,7 +594,9 @@ impl Synthetic {
         std::thread::scope(|scope| {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads: Vec<_> = (0..cores).map(|_| scope.spawn(write_pieces)).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().expect("a weight writer does not panic"))
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("a weight writer does not panic"))
         })
     }
 }
@@ -541,11 +666,17 @@ impl Weights {
             let fan_in: usize = tensor.shape[1..].iter().product();
             (0.0, (3.0 / fan_in as f64).sqrt())
         };
-        Weights { hash: fnv1a64(name) ^ seed, centre, scale: scale as f32 }
+        Weights {
+            hash: fnv1a64(name) ^ seed,
+            centre,
+            scale: scale as f32,
+        }
     }
 
     fn value(&self, i: usize) -> f32 {
-        let mut z = self.hash.wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut z = self
+            .hash
+            .wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^= z >> 31;
@@ -555,7 +686,9 @@ impl Weights {
 }
 
 fn fnv1a64(text: &str) -> u64 {
-    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+    })
 }
 
 /// The tokenizer of the published models.
@@ -571,8 +704,14 @@ mod tests {
     #[test]
     fn weights_are_those_the_reference_was_made_from() {
         for (checkpoint, sha256) in [
-            (Synthetic::micro(), "3f49af3e6ce45abadc5487929b34555227c0311891684f21e8553d9b6da38476"),
-            (Synthetic::micro_so400m(), "12dfeffbf0d2acde8f641c12b5339f425f7a7854a8e1844432d010099b1ee26c"),
+            (
+                Synthetic::micro(),
+                "3f49af3e6ce45abadc5487929b34555227c0311891684f21e8553d9b6da38476",
+            ),
+            (
+                Synthetic::micro_so400m(),
+                "12dfeffbf0d2acde8f641c12b5339f425f7a7854a8e1844432d010099b1ee26c",
+            ),
         ] {
             let dir = tempfile::tempdir().unwrap();
             checkpoint.write(dir.path()).unwrap();
@@ -583,10 +722,18 @@ mod tests {
 
     #[test]
     fn published_sizes_have_the_published_number_of_weights() {
-        for (checkpoint, tensors, parameters) in [(Synthetic::m256(), 471, 256_484_928), (Synthetic::m500(), 489, 507_482_304)] {
+        for (checkpoint, tensors, parameters) in [
+            (Synthetic::m256(), 471, 256_484_928),
+            (Synthetic::m500(), 489, 507_482_304),
+        ] {
             let list = checkpoint.tensors();
             assert_eq!(list.len(), tensors, "{}", checkpoint.name);
-            assert_eq!(list.iter().map(Tensor::elements).sum::<usize>(), parameters, "{}", checkpoint.name);
+            assert_eq!(
+                list.iter().map(Tensor::elements).sum::<usize>(),
+                parameters,
+                "{}",
+                checkpoint.name
+            );
         }
     }
 
@@ -595,25 +742,51 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = Synthetic::micro_so400m().dtype(Dtype::Bf16).shards(3);
         checkpoint.write(dir.path()).unwrap();
-        let index: Value = serde_json::from_slice(&fs::read(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
-        assert_eq!(index["weight_map"].as_object().unwrap().len(), checkpoint.tensors().len());
-        let bytes: usize = checkpoint.tensors().iter().map(|tensor| tensor.elements() * 2).sum();
+        let index: Value = serde_json::from_slice(
+            &fs::read(dir.path().join("model.safetensors.index.json")).unwrap(),
+        )
+        .unwrap();
+        assert_eq!(
+            index["weight_map"].as_object().unwrap().len(),
+            checkpoint.tensors().len()
+        );
+        let bytes: usize = checkpoint
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.elements() * 2)
+            .sum();
         assert_eq!(index["metadata"]["total_size"], bytes);
         for n in 1..=3 {
-            assert!(dir.path().join(format!("model-{n:05}-of-00003.safetensors")).is_file());
+            assert!(
+                dir.path()
+                    .join(format!("model-{n:05}-of-00003.safetensors"))
+                    .is_file()
+            );
         }
     }
 
     #[test]
     fn another_seed_gives_other_weights_of_the_same_spread() {
-        let tensor = Tensor { name: "model.text_model.layers.0.mlp.up_proj.weight".into(), shape: vec![256, 192] };
+        let tensor = Tensor {
+            name: "model.text_model.layers.0.mlp.up_proj.weight".into(),
+            shape: vec![256, 192],
+        };
         let mean_square = |seed| {
             let weights = Weights::of(&tensor, 192, seed);
-            (0..tensor.elements()).map(|i| f64::from(weights.value(i)).powi(2)).sum::<f64>() / tensor.elements() as f64
+            (0..tensor.elements())
+                .map(|i| f64::from(weights.value(i)).powi(2))
+                .sum::<f64>()
+                / tensor.elements() as f64
         };
-        assert_ne!(Weights::of(&tensor, 192, 0).value(0), Weights::of(&tensor, 192, 1).value(0));
+        assert_ne!(
+            Weights::of(&tensor, 192, 0).value(0),
+            Weights::of(&tensor, 192, 1).value(0)
+        );
         for seed in [0, 1, u64::MAX] {
-            assert!((mean_square(seed) * 192.0 - 1.0).abs() < 0.02, "variance is 1 / fan-in");
+            assert!(
+                (mean_square(seed) * 192.0 - 1.0).abs() < 0.02,
+                "variance is 1 / fan-in"
+            );
         }
     }
 

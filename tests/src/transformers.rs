@@ -8,8 +8,10 @@ use vlm::video::{Clip, ClipFrame};
 use vlm::{Content, Picture, Request, Role, Split, Turn};
 
 /// The file's content.
-pub static REFERENCE: LazyLock<Reference> =
-    LazyLock::new(|| serde_json::from_slice(&std::fs::read(crate::data("reference.json")).unwrap()).expect("tests/data/reference.json"));
+pub static REFERENCE: LazyLock<Reference> = LazyLock::new(|| {
+    serde_json::from_slice(&std::fs::read(crate::data("reference.json")).unwrap())
+        .expect("tests/data/reference.json")
+});
 
 /// All sizes.
 #[derive(Debug, Deserialize)]
@@ -140,13 +142,24 @@ impl Video {
     /// Four flat grey frames of 160 x 120, one a second, and the question.
     pub fn request(&self) -> Request {
         let frame = |second: u64, level: u8| ClipFrame {
-            picture: Picture::from_rgb(160, 120, vec![level; 160 * 120 * 3]).expect("a flat picture"),
+            picture: Picture::from_rgb(160, 120, vec![level; 160 * 120 * 3])
+                .expect("a flat picture"),
             at: std::time::Duration::from_secs(second),
         };
-        let frames = [60, 100, 140, 180].into_iter().zip(0..).map(|(level, second)| frame(second, level)).collect();
-        let clip = Clip { frames, duration: std::time::Duration::from_secs(4) };
+        let frames = [60, 100, 140, 180]
+            .into_iter()
+            .zip(0..)
+            .map(|(level, second)| frame(second, level))
+            .collect();
+        let clip = Clip {
+            frames,
+            duration: std::time::Duration::from_secs(4),
+        };
         Request {
-            turns: vec![Turn { role: Role::User, content: vec![Content::Clip(clip), Content::Text(self.text.clone())] }],
+            turns: vec![Turn {
+                role: Role::User,
+                content: vec![Content::Clip(clip), Content::Text(self.text.clone())],
+            }],
             max_new_tokens: 1,
             trace: true,
             ..Request::default()

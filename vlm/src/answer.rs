@@ -5,7 +5,8 @@ use std::time::Duration;
 /// The outcome of one [`Request`](crate::request::Request).
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The winning candidate, or the generated text without the space that separates it from its prompt.
+    /// The winning candidate, or the generated text without the space that separates it from its
+    /// prompt.
     pub text: String,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
@@ -42,12 +43,14 @@ impl FinishReason {
     }
 }
 
-/// A stretch of an answer, handed over as soon as it is known: all of them, one after another, are [`Answer::text`].
+/// A stretch of an answer, handed over as soon as it is known: all of them, one after another, are
+/// [`Answer::text`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     /// More of the text; empty while a character is not complete.
     pub text: String,
-    /// The tokens it came with: one of free text, all of a winning candidate; none where the last character was never completed.
+    /// The tokens it came with: one of free text, all of a winning candidate; none where the last
+    /// character was never completed.
     pub tokens: Vec<Token>,
 }
 

@@ -1,4 +1,5 @@
-//! Which inference engine runs a bundle: ONNX Runtime when its library is found, else tract, which is always built in.
+//! Which inference engine runs a bundle: ONNX Runtime when its library is found, else tract, which
+//! is always built in.
 
 mod ort;
 mod tract;
@@ -22,7 +23,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
     pub ort_library: Option<PathBuf>,
-    /// Opening fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`, `tract`).
+    /// Opening fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`,
+    /// `tract`).
     pub require_execution_provider: Option<String>,
 }
 
@@ -32,9 +34,12 @@ pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>,
         BackendChoice::Tract => load_tract(bundle, options)?,
         BackendChoice::Ort => load_ort(bundle, options)?,
         // Asking for tract's own provider settles the choice.
-        BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => load_tract(bundle, options)?,
+        BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => {
+            load_tract(bundle, options)?
+        }
         BackendChoice::Auto => load_ort(bundle, options).or_else(|reason| {
-            // Without a library tract is what this box has; one that is there and does not work is worth a look.
+            // Without a library tract is what this box has; one that is there and does not work is
+            // worth a look.
             match reason {
                 BackendError::NoLibrary => tracing::info!("running on tract: {reason}"),
                 _ => tracing::warn!("running on tract: {reason}"),
@@ -44,57 +49,99 @@ pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>,
     };
     let got = model.provider().execution_provider;
     match &options.require_execution_provider {
-        Some(required) if *required != got => Err(BackendError::ExecutionProvider { required: required.clone(), got }),
+        Some(required) if *required != got => Err(BackendError::ExecutionProvider {
+            required: required.clone(),
+            got,
+        }),
         _ => Ok(model),
     }
 }
 
 fn load_tract(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
     if bundle.manifest().precision == Precision::Int8 {
-        tracing::warn!("tract runs int8 activations 10 to 20 times slower than ONNX Runtime; give it an fp32 or fp16 bundle");
+        tracing::warn!(
+            "tract runs int8 activations 10 to 20 times slower than ONNX Runtime; give it an fp32 or fp16 bundle"
+        );
     }
     Ok(Box::new(tract::TractModel::load(bundle, options.threads)?))
 }
 
 fn load_ort(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
-    let library = find_library(std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from), options.ort_library.as_deref(), beside_binary)?;
-    Ok(Box::new(ort::OrtModel::load(bundle, &library, options.threads)?))
+    let library = find_library(
+        std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
+        options.ort_library.as_deref(),
+        beside_binary,
+    )?;
+    Ok(Box::new(ort::OrtModel::load(
+        bundle,
+        &library,
+        options.threads,
+    )?))
 }
 
-/// Finds ONNX Runtime's shared library. The first place that names one decides: a wrong path there is an error, not a reason to
-/// look further and run something nobody asked for.
+/// Finds ONNX Runtime's shared library. The first place that names one decides: a wrong path there
+/// is an error, not a reason to look further and run something nobody asked for.
 fn find_library(
     environment: Option<PathBuf>,
     configured: Option<&Path>,
     beside_binary: impl FnOnce() -> Option<PathBuf>,
 ) -> Result<PathBuf, BackendError> {
-    let (place, path) = match (environment.filter(|path| !path.as_os_str().is_empty()), configured) {
+    let (place, path) = match (
+        environment.filter(|path| !path.as_os_str().is_empty()),
+        configured,
+    ) {
         (Some(path), _) => ("ORT_DYLIB_PATH", path),
         (None, Some(path)) => ("the configuration", path.to_owned()),
-        (None, None) => ("the binary's folder", beside_binary().ok_or(BackendError::NoLibrary)?),
+        (None, None) => (
+            "the binary's folder",
+            beside_binary().ok_or(BackendError::NoLibrary)?,
+        ),
     };
-    // The engine's loader takes a relative path as relative to the binary, and lets a missing file end the process.
+    // The engine's loader takes a relative path as relative to the binary, and lets a missing file
+    // end the process.
     match path.canonicalize() {
         Ok(path) if path.is_file() => Ok(path),
         _ => Err(BackendError::LibraryMissing { place, path }),
     }
 }
 
-/// `libonnxruntime.so`, with or without a version, in the folder of the running program; the highest name where there are several.
+/// `libonnxruntime.so`, with or without a version, in the folder of the running program; the
+/// highest name where there are several.
 fn beside_binary() -> Option<PathBuf> {
     let dir = std::env::current_exe().ok()?.parent()?.to_owned();
-    let name = format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let name = format!(
+        "{}onnxruntime{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
     let entries = std::fs::read_dir(dir).ok()?;
     entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name)))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|file| file.to_string_lossy().starts_with(&name))
+        })
         .max()
 }
 
 /// A tensor's shape as both engines' outputs are held to it.
-fn expect_shape(graph: &'static str, tensor: &'static str, expected: &[usize], got: &[usize]) -> Result<(), ModelError> {
-    if expected == got { Ok(()) } else { Err(ModelError::Shape { graph, tensor, expected: expected.to_vec(), got: got.to_vec() }) }
+fn expect_shape(
+    graph: &'static str,
+    tensor: &'static str,
+    expected: &[usize],
+    got: &[usize],
+) -> Result<(), ModelError> {
+    if expected == got {
+        Ok(())
+    } else {
+        Err(ModelError::Shape {
+            graph,
+            tensor,
+            expected: expected.to_vec(),
+            got: got.to_vec(),
+        })
+    }
 }
 
 /// The sizes both engines need, from the manifest.
@@ -135,10 +182,14 @@ impl Sizes {
         3 * self.tile * self.tile
     }
 
-    /// Checks ids before they reach an engine: what a Gather does with one outside its table differs between engines.
+    /// Checks ids before they reach an engine: what a Gather does with one outside its table
+    /// differs between engines.
     fn token_ids(&self, input_ids: &[u32]) -> Result<Vec<i64>, ModelError> {
         match input_ids.iter().find(|&&id| id as usize >= self.vocab) {
-            Some(&id) => Err(ModelError::TokenId { id, vocab_size: self.vocab }),
+            Some(&id) => Err(ModelError::TokenId {
+                id,
+                vocab_size: self.vocab,
+            }),
             None => Ok(input_ids.iter().map(|&id| i64::from(id)).collect()),
         }
     }
@@ -146,14 +197,23 @@ impl Sizes {
 
 /// The cache tensors' names, in the order both engines keep them: key and value of each layer.
 fn cache_names(prefix: &str, layers: usize) -> Vec<String> {
-    (0..layers).flat_map(|layer| [format!("{prefix}.{layer}.key"), format!("{prefix}.{layer}.value")]).collect()
+    (0..layers)
+        .flat_map(|layer| {
+            [
+                format!("{prefix}.{layer}.key"),
+                format!("{prefix}.{layer}.value"),
+            ]
+        })
+        .collect()
 }
 
 /// Why no engine runs the bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// ONNX Runtime is nowhere.
-    #[error("no ONNX Runtime library: set ORT_DYLIB_PATH to libonnxruntime.so, name it in the configuration, or put it beside the binary")]
+    #[error(
+        "no ONNX Runtime library: set ORT_DYLIB_PATH to libonnxruntime.so, name it in the configuration, or put it beside the binary"
+    )]
     NoLibrary,
     /// ONNX Runtime is not where it was said to be.
     #[error("ONNX Runtime: {place} names {path}, which is no file", path = .path.display())]
@@ -211,12 +271,18 @@ mod tests {
         assert_eq!(find_library(Some(a.clone()), Some(&b), beside).unwrap(), a);
         assert_eq!(find_library(None, Some(&b), beside).unwrap(), b);
         assert_eq!(find_library(Some(PathBuf::new()), None, beside).unwrap(), c);
-        assert!(matches!(find_library(None, None, || None), Err(BackendError::NoLibrary)));
+        assert!(matches!(
+            find_library(None, None, || None),
+            Err(BackendError::NoLibrary)
+        ));
     }
 
     #[test]
     fn a_wrong_path_is_told_not_skipped() {
-        let error = find_library(Some("/nowhere/libonnxruntime.so".into()), None, || Some("/bin/sh".into())).unwrap_err();
+        let error = find_library(Some("/nowhere/libonnxruntime.so".into()), None, || {
+            Some("/bin/sh".into())
+        })
+        .unwrap_err();
         insta::assert_snapshot!(error, @"ONNX Runtime: ORT_DYLIB_PATH names /nowhere/libonnxruntime.so, which is no file");
     }
 
@@ -225,6 +291,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("libonnxruntime.so");
         std::fs::write(&path, "not ELF").unwrap();
-        assert!(matches!(ort::environment(&path), Err(BackendError::Library { .. })));
+        assert!(matches!(
+            ort::environment(&path),
+            Err(BackendError::Library { .. })
+        ));
     }
 }

@@ -1,4 +1,5 @@
-//! A bundle folder, checked: nothing in it is used before its size and sha256 are those of the manifest.
+//! A bundle folder, checked: nothing in it is used before its size and sha256 are those of the
+//! manifest.
 
 use std::fs;
 use std::io;
@@ -28,12 +29,20 @@ impl Bundle {
     /// Reads the manifest of the bundle in `dir` and checks every file it lists.
     ///
     /// # Errors
-    /// When the manifest is missing, malformed or newer than this build, or a file is missing, cut short or changed.
+    /// When the manifest is missing, malformed or newer than this build, or a file is missing, cut
+    /// short or changed.
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
         let path = dir.join(MANIFEST);
         let json = read_manifest(&path)?;
-        let manifest = Manifest::from_json(&json).map_err(|error| BundleError::Manifest { path: path.clone(), error })?;
-        let bundle = Bundle { dir: dir.to_owned(), manifest, sha256: hex(&Sha256::digest(&json)) };
+        let manifest = Manifest::from_json(&json).map_err(|error| BundleError::Manifest {
+            path: path.clone(),
+            error,
+        })?;
+        let bundle = Bundle {
+            dir: dir.to_owned(),
+            manifest,
+            sha256: hex(&Sha256::digest(&json)),
+        };
         for (name, entry) in &bundle.manifest.files {
             check(&bundle.path(name), entry)?;
         }
@@ -45,7 +54,8 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The bundle's identity: hex sha256 of `manifest.json`, which itself holds the hash of every other file.
+    /// The bundle's identity: hex sha256 of `manifest.json`, which itself holds the hash of every
+    /// other file.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
@@ -71,37 +81,65 @@ impl Bundle {
 fn read_manifest(path: &Path) -> Result<Vec<u8>, BundleError> {
     let bytes = fs::metadata(path)
         .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => BundleError::NoManifest { path: path.to_owned() },
-            _ => BundleError::Read { path: path.to_owned(), source },
+            io::ErrorKind::NotFound => BundleError::NoManifest {
+                path: path.to_owned(),
+            },
+            _ => BundleError::Read {
+                path: path.to_owned(),
+                source,
+            },
         })?
         .len();
     if bytes > MANIFEST_BYTES_MAX {
-        return Err(BundleError::ManifestSize { path: path.to_owned(), bytes });
+        return Err(BundleError::ManifestSize {
+            path: path.to_owned(),
+            bytes,
+        });
     }
-    fs::read(path).map_err(|source| BundleError::Read { path: path.to_owned(), source })
+    fs::read(path).map_err(|source| BundleError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Compares a file with its entry: the size first, which costs nothing, then every byte.
 fn check(path: &Path, entry: &FileEntry) -> Result<(), BundleError> {
     let file = MappedFile::open(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => BundleError::Missing { path: path.to_owned() },
-        _ => BundleError::Read { path: path.to_owned(), source },
+        io::ErrorKind::NotFound => BundleError::Missing {
+            path: path.to_owned(),
+        },
+        _ => BundleError::Read {
+            path: path.to_owned(),
+            source,
+        },
     })?;
     let bytes = file.len() as u64;
     if bytes != entry.bytes {
-        return Err(BundleError::Size { path: path.to_owned(), expected: entry.bytes, got: bytes });
+        return Err(BundleError::Size {
+            path: path.to_owned(),
+            expected: entry.bytes,
+            got: bytes,
+        });
     }
     let sha256 = hex(&Sha256::digest(file.as_bytes()));
     if sha256 != entry.sha256 {
-        return Err(BundleError::Sha256 { path: path.to_owned(), expected: entry.sha256.clone(), got: sha256 });
+        return Err(BundleError::Sha256 {
+            path: path.to_owned(),
+            expected: entry.sha256.clone(),
+            got: sha256,
+        });
     }
     Ok(())
 }
 
 impl BundleError {
-    /// Whether the bundle is there, but is not what was exported: cut short, changed, or with files missing.
+    /// Whether the bundle is there, but is not what was exported: cut short, changed, or with files
+    /// missing.
     pub fn is_damage(&self) -> bool {
-        matches!(self, BundleError::Missing { .. } | BundleError::Size { .. } | BundleError::Sha256 { .. })
+        matches!(
+            self,
+            BundleError::Missing { .. } | BundleError::Size { .. } | BundleError::Sha256 { .. }
+        )
     }
 }
 

@@ -2,24 +2,31 @@
 
 use crate::answer::{Confidence, ConfidenceSource};
 
-/// The share of tokens that may be less likely than the confidence says: one bad token in a long answer does not ruin it, a bad
-/// stretch does.
+/// The share of tokens that may be less likely than the confidence says: one bad token in a long
+/// answer does not ruin it, a bad stretch does.
 const QUANTILE: f64 = 0.1;
 
 /// The confidence of a choice among candidates: the winner's probability.
 pub(crate) fn of_candidates(probabilities: impl IntoIterator<Item = f64>) -> Confidence {
-    Confidence { p: probabilities.into_iter().fold(0.0, f64::max), source: ConfidenceSource::Candidates }
+    Confidence {
+        p: probabilities.into_iter().fold(0.0, f64::max),
+        source: ConfidenceSource::Candidates,
+    }
 }
 
-/// The confidence of free text: exp of the 10 % quantile of its tokens' log-probabilities (natural logs, 0 or less).
+/// The confidence of free text: exp of the 10 % quantile of its tokens' log-probabilities (natural
+/// logs, 0 or less).
 ///
-/// The quantile lies at rank `0.1 · (n - 1)` of the sorted values, interpolated linearly between its two neighbours (numpy's
-/// default). No tokens, no confidence: an empty answer is 0.
+/// The quantile lies at rank `0.1 · (n - 1)` of the sorted values, interpolated linearly between
+/// its two neighbours (numpy's default). No tokens, no confidence: an empty answer is 0.
 pub(crate) fn of_tokens(logprobs: impl IntoIterator<Item = f32>) -> Confidence {
     let mut sorted: Vec<f64> = logprobs.into_iter().map(f64::from).collect();
     sorted.sort_by(f64::total_cmp);
     let p = quantile(&sorted, QUANTILE).map_or(0.0, |logprob| logprob.exp().clamp(0.0, 1.0));
-    Confidence { p, source: ConfidenceSource::Tokens }
+    Confidence {
+        p,
+        source: ConfidenceSource::Tokens,
+    }
 }
 
 /// The `q` quantile, 0..=1, of ascending values; `None` of none.
@@ -47,12 +54,23 @@ mod tests {
             (&[], None),
             (&[-2.0], Some(-2.0)),
             (&[-3.0, -1.0], Some(-2.8)),
-            (&[-10.0, -9.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0], Some(-9.0)),
-            (&[f64::NEG_INFINITY, f64::NEG_INFINITY], Some(f64::NEG_INFINITY)),
+            (
+                &[
+                    -10.0, -9.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0,
+                ],
+                Some(-9.0),
+            ),
+            (
+                &[f64::NEG_INFINITY, f64::NEG_INFINITY],
+                Some(f64::NEG_INFINITY),
+            ),
         ];
         for (sorted, expected) in cases {
             let got = quantile(sorted, 0.1);
-            assert!(got == expected || (got.unwrap_or(0.0) - expected.unwrap_or(0.0)).abs() < 1e-12, "{sorted:?}: {got:?} != {expected:?}");
+            assert!(
+                got == expected || (got.unwrap_or(0.0) - expected.unwrap_or(0.0)).abs() < 1e-12,
+                "{sorted:?}: {got:?} != {expected:?}"
+            );
         }
     }
 

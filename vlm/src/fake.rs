@@ -1,4 +1,5 @@
-//! A model without weights, for tests of what drives one: it says what it is told to, or what a hash of all it saw gives.
+//! A model without weights, for tests of what drives one: it says what it is told to, or what a
+//! hash of all it saw gives.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -37,15 +38,25 @@ impl FakeModel {
             (0..vocab_size)
                 .map(|id| {
                     let mut hasher = DefaultHasher::new();
-                    (id, seen.iter().map(|value| value.to_bits()).collect::<Vec<_>>()).hash(&mut hasher);
+                    (
+                        id,
+                        seen.iter().map(|value| value.to_bits()).collect::<Vec<_>>(),
+                    )
+                        .hash(&mut hasher);
                     (hasher.finish() % 1000) as f32 / 100.0
                 })
                 .collect()
         };
-        FakeModel { vocab_size, tokens_per_tile, runs: Arc::default(), logits: Box::new(logits) }
+        FakeModel {
+            vocab_size,
+            tokens_per_tile,
+            runs: Arc::default(),
+            logits: Box::new(logits),
+        }
     }
 
-    /// Says `script` after a prompt of `prompt_tokens`, each token with logit `ln(vocab_size - 1)`: probability one half.
+    /// Says `script` after a prompt of `prompt_tokens`, each token with logit `ln(vocab_size - 1)`:
+    /// probability one half.
     pub(crate) fn scripted(vocab_size: usize, prompt_tokens: usize, script: &[u32]) -> Self {
         let script = script.to_vec();
         let logits = move |seen: &[f32]| {
@@ -55,7 +66,12 @@ impl FakeModel {
             }
             row
         };
-        FakeModel { vocab_size, tokens_per_tile: 1, runs: Arc::default(), logits: Box::new(logits) }
+        FakeModel {
+            vocab_size,
+            tokens_per_tile: 1,
+            runs: Arc::default(),
+            logits: Box::new(logits),
+        }
     }
 
     /// The embeddings of `ids`, as [`Model::embed`] gives them.
@@ -68,21 +84,44 @@ impl Model for FakeModel {
     fn encode(&mut self, pixel_values: &[f32], frames: usize) -> Result<Vec<f32>, ModelError> {
         self.runs.encode.fetch_add(1, Ordering::Relaxed);
         let frame = pixel_values.len() / frames;
-        Ok(pixel_values.chunks(frame).flat_map(|frame| vec![[frame.iter().sum::<f32>(), 0.0]; self.tokens_per_tile]).flatten().collect())
+        Ok(pixel_values
+            .chunks(frame)
+            .flat_map(|frame| vec![[frame.iter().sum::<f32>(), 0.0]; self.tokens_per_tile])
+            .flatten()
+            .collect())
     }
 
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError> {
         match input_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
-            Some(&id) => Err(ModelError::TokenId { id, vocab_size: self.vocab_size }),
+            Some(&id) => Err(ModelError::TokenId {
+                id,
+                vocab_size: self.vocab_size,
+            }),
             None => Ok(Self::embedded(input_ids)),
         }
     }
 
-    fn decode(&mut self, inputs_embeds: &[f32], past: &KvCache, logits: Logits) -> Result<Decoded, ModelError> {
+    fn decode(
+        &mut self,
+        inputs_embeds: &[f32],
+        past: &KvCache,
+        logits: Logits,
+    ) -> Result<Decoded, ModelError> {
         self.runs.decode.fetch_add(1, Ordering::Relaxed);
-        self.runs.decoded_tokens.fetch_add(inputs_embeds.len() / HIDDEN, Ordering::Relaxed);
-        let mut seen: Vec<f32> = past.state.as_ref().and_then(|state| state.downcast_ref::<Vec<f32>>()).cloned().unwrap_or_default();
-        assert_eq!(seen.len(), past.tokens * HIDDEN, "a cache holds what it says");
+        self.runs
+            .decoded_tokens
+            .fetch_add(inputs_embeds.len() / HIDDEN, Ordering::Relaxed);
+        let mut seen: Vec<f32> = past
+            .state
+            .as_ref()
+            .and_then(|state| state.downcast_ref::<Vec<f32>>())
+            .cloned()
+            .unwrap_or_default();
+        assert_eq!(
+            seen.len(),
+            past.tokens * HIDDEN,
+            "a cache holds what it says"
+        );
         let mut rows = Vec::new();
         for embedding in inputs_embeds.chunks(HIDDEN) {
             seen.extend_from_slice(embedding);
@@ -91,10 +130,19 @@ impl Model for FakeModel {
             }
             rows.extend((self.logits)(&seen));
         }
-        Ok(Decoded { logits: rows, cache: KvCache { tokens: seen.len() / HIDDEN, state: Some(Arc::new(seen)) } })
+        Ok(Decoded {
+            logits: rows,
+            cache: KvCache {
+                tokens: seen.len() / HIDDEN,
+                state: Some(Arc::new(seen)),
+            },
+        })
     }
 
     fn provider(&self) -> Provider {
-        Provider { backend: "fake".into(), execution_provider: "fake".into() }
+        Provider {
+            backend: "fake".into(),
+            execution_provider: "fake".into(),
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Free text, decoded greedily: prefill in chunks, then one token a step until an end token, a limit, or the caller stops it.
+//! Free text, decoded greedily: prefill in chunks, then one token a step until an end token, a
+//! limit, or the caller stops it.
 
 use std::ops::ControlFlow;
 
@@ -6,13 +7,22 @@ use crate::answer::FinishReason;
 use crate::logits::{LogitsRow, Reading};
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError};
 
-/// Tokens run through the decoder at once while prefilling. The published graphs put out logits of every position, so this bounds
-/// them: 256 · 49,280 · 4 bytes = 50 MB.
+/// Tokens run through the decoder at once while prefilling. The published graphs put out logits of
+/// every position, so this bounds them: 256 · 49,280 · 4 bytes = 50 MB.
 const PREFILL_CHUNK: usize = 256;
 
-/// Runs `inputs_embeds` ([n, hidden_size], n ≥ 1) behind `past` and returns the last position's logits and the grown cache.
-pub(crate) fn prefill(model: &mut dyn Model, inputs_embeds: &[f32], hidden_size: usize, past: &KvCache) -> Result<Decoded, ModelError> {
-    let mut decoded = Decoded { logits: Vec::new(), cache: past.clone() };
+/// Runs `inputs_embeds` ([n, hidden_size], n ≥ 1) behind `past` and returns the last position's
+/// logits and the grown cache.
+pub(crate) fn prefill(
+    model: &mut dyn Model,
+    inputs_embeds: &[f32],
+    hidden_size: usize,
+    past: &KvCache,
+) -> Result<Decoded, ModelError> {
+    let mut decoded = Decoded {
+        logits: Vec::new(),
+        cache: past.clone(),
+    };
     for chunk in inputs_embeds.chunks(PREFILL_CHUNK * hidden_size) {
         decoded = model.decode(chunk, &decoded.cache, Logits::Last)?;
     }
@@ -67,16 +77,35 @@ mod tests {
     use crate::fake::{FakeModel, HIDDEN};
 
     const PROMPT: [u32; 3] = [1, 2, 3];
-    const LIMITS: Limits<'_> = Limits { stop: &[9, 8], max_new_tokens: 10, context_length: 100, top_logprobs: 0 };
+    const LIMITS: Limits<'_> = Limits {
+        stop: &[9, 8],
+        max_new_tokens: 10,
+        context_length: 100,
+        top_logprobs: 0,
+    };
 
-    fn run(model: &mut FakeModel, limits: Limits<'_>, mut stop_at: usize) -> (Vec<u32>, Vec<f64>, Result<FinishReason, ModelError>) {
-        let prompt = prefill(model, &FakeModel::embedded(&PROMPT), HIDDEN, &KvCache::empty()).unwrap();
+    fn run(
+        model: &mut FakeModel,
+        limits: Limits<'_>,
+        mut stop_at: usize,
+    ) -> (Vec<u32>, Vec<f64>, Result<FinishReason, ModelError>) {
+        let prompt = prefill(
+            model,
+            &FakeModel::embedded(&PROMPT),
+            HIDDEN,
+            &KvCache::empty(),
+        )
+        .unwrap();
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
         let finish = generate(model, prompt, limits, &mut |token| {
             ids.push(token.id);
             logprobs.push(token.logprob);
             stop_at -= 1;
-            if stop_at == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if stop_at == 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         (ids, logprobs, finish)
     }
@@ -92,41 +121,91 @@ mod tests {
             finish: FinishReason,
         }
         let cases = [
-            Case { name: "first end token", script: &[5, 6, 9], limits: LIMITS, stop_at: 99, ids: &[5, 6], finish: FinishReason::Stop },
-            Case { name: "other end token", script: &[5, 8, 6], limits: LIMITS, stop_at: 99, ids: &[5], finish: FinishReason::Stop },
-            Case { name: "nothing to say", script: &[9], limits: LIMITS, stop_at: 99, ids: &[], finish: FinishReason::Stop },
+            Case {
+                name: "first end token",
+                script: &[5, 6, 9],
+                limits: LIMITS,
+                stop_at: 99,
+                ids: &[5, 6],
+                finish: FinishReason::Stop,
+            },
+            Case {
+                name: "other end token",
+                script: &[5, 8, 6],
+                limits: LIMITS,
+                stop_at: 99,
+                ids: &[5],
+                finish: FinishReason::Stop,
+            },
+            Case {
+                name: "nothing to say",
+                script: &[9],
+                limits: LIMITS,
+                stop_at: 99,
+                ids: &[],
+                finish: FinishReason::Stop,
+            },
             Case {
                 name: "token limit",
                 script: &[5, 6, 7, 9],
-                limits: Limits { max_new_tokens: 2, ..LIMITS },
+                limits: Limits {
+                    max_new_tokens: 2,
+                    ..LIMITS
+                },
                 stop_at: 99,
                 ids: &[5, 6],
                 finish: FinishReason::Length,
             },
             Case {
-                // Three tokens of prompt and two fed fill the context; the third is still read off its last position.
+                // Three tokens of prompt and two fed fill the context; the third is still read off
+                // its last position.
                 name: "context end",
                 script: &[5, 6, 7, 7],
-                limits: Limits { context_length: 5, ..LIMITS },
+                limits: Limits {
+                    context_length: 5,
+                    ..LIMITS
+                },
                 stop_at: 99,
                 ids: &[5, 6, 7],
                 finish: FinishReason::Length,
             },
-            Case { name: "caller", script: &[5, 6, 7, 9], limits: LIMITS, stop_at: 2, ids: &[5, 6], finish: FinishReason::Stop },
+            Case {
+                name: "caller",
+                script: &[5, 6, 7, 9],
+                limits: LIMITS,
+                stop_at: 2,
+                ids: &[5, 6],
+                finish: FinishReason::Stop,
+            },
         ];
         for case in cases {
             let mut model = FakeModel::scripted(10, PROMPT.len(), case.script);
             let (ids, logprobs, finish) = run(&mut model, case.limits, case.stop_at);
             assert_eq!(ids, case.ids, "{}", case.name);
             assert_eq!(finish.unwrap(), case.finish, "{}", case.name);
-            assert!(logprobs.iter().all(|logprob| (logprob - 0.5f64.ln()).abs() < 1e-6), "{}: {logprobs:?}", case.name);
+            assert!(
+                logprobs
+                    .iter()
+                    .all(|logprob| (logprob - 0.5f64.ln()).abs() < 1e-6),
+                "{}: {logprobs:?}",
+                case.name
+            );
         }
     }
 
     #[test]
     fn overflow_is_an_error_not_a_token() {
         let mut model = FakeModel::scripted(10, PROMPT.len(), &[5]);
-        model.logits = Box::new(|seen| vec![if seen.len() > PROMPT.len() * HIDDEN { f32::NAN } else { 0.0 }; 10]);
+        model.logits = Box::new(|seen| {
+            vec![
+                if seen.len() > PROMPT.len() * HIDDEN {
+                    f32::NAN
+                } else {
+                    0.0
+                };
+                10
+            ]
+        });
         let (ids, _, finish) = run(&mut model, LIMITS, 99);
         assert_eq!(ids, [0], "the token before the overflow stands");
         assert!(matches!(finish, Err(ModelError::Logits { index: 0, .. })));
@@ -136,7 +215,13 @@ mod tests {
     fn prefill_in_chunks_sees_every_token_once() {
         let ids: Vec<u32> = (0..600).map(|i| i % 10).collect();
         let mut model = FakeModel::hashing(10, 1);
-        let prompt = prefill(&mut model, &FakeModel::embedded(&ids), HIDDEN, &KvCache::empty()).unwrap();
+        let prompt = prefill(
+            &mut model,
+            &FakeModel::embedded(&ids),
+            HIDDEN,
+            &KvCache::empty(),
+        )
+        .unwrap();
         assert_eq!(prompt.cache.tokens, 600);
         assert_eq!(prompt.logits, (model.logits)(&FakeModel::embedded(&ids)));
         assert_eq!(model.runs.decode.load(Ordering::Relaxed), 3);

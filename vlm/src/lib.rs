@@ -9,7 +9,8 @@
 //!                                  candidates? score (probability of each) : generate ─▶ confidence ─▶ Answer
 //! ```
 //!
-//! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a time.
+//! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a
+//! time.
 
 pub mod answer;
 pub mod backend;

@@ -1,10 +1,13 @@
-//! A row of logits, read as a distribution over the vocabulary: the likeliest token, and log-probabilities.
+//! A row of logits, read as a distribution over the vocabulary: the likeliest token, and
+//! log-probabilities.
 //!
-//! Sums over the vocabulary are done in f64: with tens of thousands of terms, f32 would lose the digits that references compare.
+//! Sums over the vocabulary are done in f64: with tens of thousands of terms, f32 would lose the
+//! digits that references compare.
 
 use crate::model::ModelError;
 
-/// The logits of one position: one finite number (or -inf) per vocabulary entry, at least one of them finite.
+/// The logits of one position: one finite number (or -inf) per vocabulary entry, at least one of
+/// them finite.
 #[derive(Debug, Clone, Copy)]
 pub struct LogitsRow<'a> {
     logits: &'a [f32],
@@ -26,40 +29,62 @@ impl<'a> LogitsRow<'a> {
     /// Reads a row.
     ///
     /// # Errors
-    /// When it holds NaN or +inf, or nothing but -inf: a model that overflowed has no answer, and an arbitrary token is not one.
+    /// When it holds NaN or +inf, or nothing but -inf: a model that overflowed has no answer, and
+    /// an arbitrary token is not one.
     pub fn new(logits: &'a [f32]) -> Result<Self, ModelError> {
-        if let Some((index, &value)) = logits.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY) {
+        if let Some((index, &value)) = logits
+            .iter()
+            .enumerate()
+            .find(|(_, value)| value.is_nan() || **value == f32::INFINITY)
+        {
             return Err(ModelError::Logits { index, value });
         }
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if max == f32::NEG_INFINITY {
-            return Err(ModelError::Logits { index: 0, value: max });
+            return Err(ModelError::Logits {
+                index: 0,
+                value: max,
+            });
         }
         let max = f64::from(max);
-        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        Ok(LogitsRow { logits, logsumexp: max + sum.ln() })
+        let sum: f64 = logits
+            .iter()
+            .map(|&logit| (f64::from(logit) - max).exp())
+            .sum();
+        Ok(LogitsRow {
+            logits,
+            logsumexp: max + sum.ln(),
+        })
     }
 
     /// The likeliest token; the lowest id among equals.
     pub fn top(&self) -> u32 {
-        let best = self
-            .logits
-            .iter()
-            .enumerate()
-            .fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
+        let best =
+            self.logits
+                .iter()
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
+                    if logit > best.1 { (id, logit) } else { best }
+                });
         best.0 as u32
     }
 
     /// The `n` likeliest tokens with their logits, likeliest first; lower ids first among equals.
     pub fn top_n(&self, n: usize) -> Vec<(u32, f32)> {
         let mut ids: Vec<u32> = (0..self.logits.len() as u32).collect();
-        let likelier = |a: &u32, b: &u32| self.logits[*b as usize].total_cmp(&self.logits[*a as usize]).then(a.cmp(b));
+        let likelier = |a: &u32, b: &u32| {
+            self.logits[*b as usize]
+                .total_cmp(&self.logits[*a as usize])
+                .then(a.cmp(b))
+        };
         if (1..ids.len()).contains(&n) {
             ids.select_nth_unstable_by(n - 1, likelier);
         }
         ids.truncate(n);
         ids.sort_by(likelier);
-        ids.into_iter().map(|id| (id, self.logits[id as usize])).collect()
+        ids.into_iter()
+            .map(|id| (id, self.logits[id as usize]))
+            .collect()
     }
 
     /// Natural log of the token's probability.
@@ -67,7 +92,10 @@ impl<'a> LogitsRow<'a> {
     /// # Errors
     /// When the id is outside the vocabulary.
     pub fn logprob(&self, id: u32) -> Result<f64, ModelError> {
-        let logit = self.logits.get(id as usize).ok_or(ModelError::TokenId { id, vocab_size: self.logits.len() })?;
+        let logit = self.logits.get(id as usize).ok_or(ModelError::TokenId {
+            id,
+            vocab_size: self.logits.len(),
+        })?;
         Ok(f64::from(*logit) - self.logsumexp)
     }
 
@@ -76,8 +104,16 @@ impl<'a> LogitsRow<'a> {
     /// # Errors
     /// When the id is outside the vocabulary.
     pub(crate) fn read(&self, id: u32, top: usize) -> Result<Reading, ModelError> {
-        let top = self.top_n(top).into_iter().map(|(id, logit)| (id, f64::from(logit) - self.logsumexp)).collect();
-        Ok(Reading { id, logprob: self.logprob(id)?, top })
+        let top = self
+            .top_n(top)
+            .into_iter()
+            .map(|(id, logit)| (id, f64::from(logit) - self.logsumexp))
+            .collect();
+        Ok(Reading {
+            id,
+            logprob: self.logprob(id)?,
+            top,
+        })
     }
 
     /// Natural log of the sum of the exponentials.
@@ -106,14 +142,23 @@ mod tests {
     fn probabilities_of_equal_logits_are_equal() {
         let row = LogitsRow::new(&[80.0; 4]).unwrap();
         assert!((row.logprob(2).unwrap() - 0.25f64.ln()).abs() < 1e-12);
-        assert!(matches!(row.logprob(4), Err(ModelError::TokenId { id: 4, vocab_size: 4 })));
+        assert!(matches!(
+            row.logprob(4),
+            Err(ModelError::TokenId {
+                id: 4,
+                vocab_size: 4
+            })
+        ));
     }
 
     #[test]
     fn overflow_is_an_error_not_a_token() {
         for bad in [f32::NAN, f32::INFINITY] {
             let error = LogitsRow::new(&[0.0, bad]).unwrap_err();
-            assert!(matches!(error, ModelError::Logits { index: 1, .. }), "{error}");
+            assert!(
+                matches!(error, ModelError::Logits { index: 1, .. }),
+                "{error}"
+            );
         }
         assert!(LogitsRow::new(&[f32::NEG_INFINITY; 3]).is_err());
         assert!(LogitsRow::new(&[]).is_err());

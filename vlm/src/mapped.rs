@@ -21,11 +21,18 @@ impl MappedFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
         }
-        #[expect(unsafe_code, reason = "mapping is what lets a checkpoint exceed memory")]
-        // SAFETY: the bytes are only ever read. A file that another process changes meanwhile would change under us, which is why
-        // nobody writes into a published bundle or checkpoint: they are replaced whole, by rename.
+        #[expect(
+            unsafe_code,
+            reason = "mapping is what lets a checkpoint exceed memory"
+        )]
+        // SAFETY: the bytes are only ever read. A file that another process changes meanwhile would
+        // change under us, which is why nobody writes into a published bundle or checkpoint: they
+        // are replaced whole, by rename.
         let map = unsafe { Mmap::map(&file)? };
         Ok(MappedFile(map))
     }

@@ -1,4 +1,5 @@
-//! The seam between generation and an inference engine: three graphs, run by whichever backend is present.
+//! The seam between generation and an inference engine: three graphs, run by whichever backend is
+//! present.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 pub trait Model: Send {
     /// Runs the vision encoder on each frame.
     ///
-    /// `pixel_values`: [frames, 3, T, T] f32, row-major, normalised. Returns [frames · S, H] f32, row-major.
+    /// `pixel_values`: [frames, 3, T, T] f32, row-major, normalised. Returns [frames · S, H] f32,
+    /// row-major.
     ///
     /// # Errors
     /// When the backend fails or returns another shape.
@@ -21,12 +23,17 @@ pub trait Model: Send {
 
     /// Runs the decoder over `inputs_embeds` ([n, H]) behind `past`.
     ///
-    /// Returns logits of the positions asked for and the cache grown by n. `past` is untouched, so several continuations may
-    /// start from one prefix.
+    /// Returns logits of the positions asked for and the cache grown by n. `past` is untouched, so
+    /// several continuations may start from one prefix.
     ///
     /// # Errors
     /// When the backend fails, returns another shape, or `past` is another backend's.
-    fn decode(&mut self, inputs_embeds: &[f32], past: &KvCache, logits: Logits) -> Result<Decoded, ModelError>;
+    fn decode(
+        &mut self,
+        inputs_embeds: &[f32],
+        past: &KvCache,
+        logits: Logits,
+    ) -> Result<Decoded, ModelError>;
 
     /// Which engine runs, and on what.
     fn provider(&self) -> Provider;
@@ -50,7 +57,8 @@ pub struct Decoded {
     pub cache: KvCache,
 }
 
-/// Keys and values of the tokens seen so far, in the backend's own form. Cheap to clone; never changed in place.
+/// Keys and values of the tokens seen so far, in the backend's own form. Cheap to clone; never
+/// changed in place.
 #[derive(Clone)]
 pub struct KvCache {
     /// Tokens held.
@@ -62,13 +70,18 @@ pub struct KvCache {
 impl KvCache {
     /// The past of a first token.
     pub fn empty() -> Self {
-        KvCache { tokens: 0, state: None }
+        KvCache {
+            tokens: 0,
+            state: None,
+        }
     }
 }
 
 impl std::fmt::Debug for KvCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KvCache").field("tokens", &self.tokens).finish_non_exhaustive()
+        f.debug_struct("KvCache")
+            .field("tokens", &self.tokens)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,7 +98,9 @@ pub struct Provider {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The engine failed.
-    #[error("{backend} failed in {graph}: {message}; try the other backend; if both fail, export the bundle again")]
+    #[error(
+        "{backend} failed in {graph}: {message}; try the other backend; if both fail, export the bundle again"
+    )]
     Backend {
         /// `ort` or `tract`.
         backend: &'static str,
@@ -95,7 +110,9 @@ pub enum ModelError {
         message: String,
     },
     /// A tensor has another shape than the manifest says.
-    #[error("{graph}: expected {tensor} of {expected:?}, got {got:?}; manifest and graph are of different models: export the bundle again")]
+    #[error(
+        "{graph}: expected {tensor} of {expected:?}, got {got:?}; manifest and graph are of different models: export the bundle again"
+    )]
     Shape {
         /// The graph it ran.
         graph: &'static str,
@@ -107,7 +124,9 @@ pub enum ModelError {
         got: Vec<usize>,
     },
     /// The decoder put out something that is no distribution.
-    #[error("logits hold {value} at token id {index}: expected finite numbers; the model overflowed, or its weights are damaged")]
+    #[error(
+        "logits hold {value} at token id {index}: expected finite numbers; the model overflowed, or its weights are damaged"
+    )]
     Logits {
         /// The first offending token id.
         index: usize,

@@ -1,7 +1,8 @@
 //! Pictures as 8-bit RGB, and the decoding of picture files into them.
 //!
-//! File bytes come from cameras and strangers: the size is judged from the header before a pixel is decoded, and what the model
-//! sees is settled here once and for all: EXIF orientation applied, alpha over white, 16-bit samples cut to their high byte.
+//! File bytes come from cameras and strangers: the size is judged from the header before a pixel is
+//! decoded, and what the model sees is settled here once and for all: EXIF orientation applied,
+//! alpha over white, 16-bit samples cut to their high byte.
 
 use std::io::{Cursor, ErrorKind};
 use std::sync::Arc;
@@ -27,27 +28,44 @@ impl Picture {
     /// A picture of `pixels`, [height, width, RGB] row-major.
     ///
     /// # Errors
-    /// When a side is zero, the area is above [`PIXELS_MAX`], or the length is not `width * height * 3`.
-    pub fn from_rgb(width: u32, height: u32, pixels: impl Into<Arc<[u8]>>) -> Result<Self, PictureError> {
+    /// When a side is zero, the area is above [`PIXELS_MAX`], or the length is not `width * height
+    /// * 3`.
+    pub fn from_rgb(
+        width: u32,
+        height: u32,
+        pixels: impl Into<Arc<[u8]>>,
+    ) -> Result<Self, PictureError> {
         check_size(width, height)?;
         let pixels = pixels.into();
         let expected = width as usize * height as usize * 3;
         if pixels.len() != expected {
-            return Err(PictureError::Length { width, height, expected, got: pixels.len() });
+            return Err(PictureError::Length {
+                width,
+                height,
+                expected,
+                got: pixels.len(),
+            });
         }
-        Ok(Picture { width, height, pixels })
+        Ok(Picture {
+            width,
+            height,
+            pixels,
+        })
     }
 
-    /// Decodes a JPEG, PNG, WebP, BMP or GIF file (its first frame), whichever its first bytes say it is.
+    /// Decodes a JPEG, PNG, WebP, BMP or GIF file (its first frame), whichever its first bytes say
+    /// it is.
     ///
     /// # Errors
-    /// When the bytes are none of these, are cut short or damaged, or the header tells of more than [`PIXELS_MAX`] pixels.
+    /// When the bytes are none of these, are cut short or damaged, or the header tells of more than
+    /// [`PIXELS_MAX`] pixels.
     pub fn decode(bytes: &[u8]) -> Result<Self, PictureError> {
         let (mut decoder, format) = decoder(bytes)?;
         // Damaged metadata is no reason to lose the picture.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let decoded = DynamicImage::from_decoder(decoder);
-        let mut decoded = decoded.map_err(|error| PictureError::from_image(error, format, bytes.len()))?;
+        let mut decoded =
+            decoded.map_err(|error| PictureError::from_image(error, format, bytes.len()))?;
         decoded.apply_orientation(orientation);
         Picture::from_rgb(decoded.width(), decoded.height(), rgb(decoded))
     }
@@ -91,13 +109,18 @@ fn decoder(bytes: &[u8]) -> Result<(impl ImageDecoder, ImageFormat), PictureErro
     }
     let format = image::guess_format(bytes).map_err(|_| PictureError::unknown(bytes))?;
     if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
-        return Err(PictureError::Truncated { format: name(format), bytes: bytes.len() });
+        return Err(PictureError::Truncated {
+            format: name(format),
+            bytes: bytes.len(),
+        });
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(DECODER_BYTES_MAX);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(|error| PictureError::from_image(error, format, bytes.len()))?;
+    let decoder = reader
+        .into_decoder()
+        .map_err(|error| PictureError::from_image(error, format, bytes.len()))?;
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
     Ok((decoder, format))
@@ -105,7 +128,11 @@ fn decoder(bytes: &[u8]) -> Result<(impl ImageDecoder, ImageFormat), PictureErro
 
 fn check_size(width: u32, height: u32) -> Result<(), PictureError> {
     let area = u64::from(width) * u64::from(height);
-    if area == 0 || area > PIXELS_MAX { Err(PictureError::Size { width, height }) } else { Ok(()) }
+    if area == 0 || area > PIXELS_MAX {
+        Err(PictureError::Size { width, height })
+    } else {
+        Ok(())
+    }
 }
 
 /// [height, width, RGB] of a decoded picture.
@@ -124,7 +151,15 @@ fn rgb(decoded: DynamicImage) -> Vec<u8> {
         1 => pixels.flat_map(|p| [p[0]; 3]).collect(),
         2 => pixels.flat_map(|p| [over_white(p[0], p[1]); 3]).collect(),
         3 => samples,
-        _ => pixels.flat_map(|p| [over_white(p[0], p[3]), over_white(p[1], p[3]), over_white(p[2], p[3])]).collect(),
+        _ => pixels
+            .flat_map(|p| {
+                [
+                    over_white(p[0], p[3]),
+                    over_white(p[1], p[3]),
+                    over_white(p[2], p[3]),
+                ]
+            })
+            .collect(),
     }
 }
 
@@ -139,7 +174,8 @@ fn over_white(sample: u8, alpha: u8) -> u8 {
     ((sample * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
 
-/// Whether a JPEG's image data is closed by an end marker. The decoder fills what is missing with grey and reports nothing.
+/// Whether a JPEG's image data is closed by an end marker. The decoder fills what is missing with
+/// grey and reports nothing.
 fn jpeg_ends(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
@@ -147,10 +183,15 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
             (None, _) | (_, None) => return false,
             // Fill bytes may stand before a marker.
             (Some(0xFF), Some(0xFF)) => at += 1,
-            // Within image data, FF is followed by 00 or a restart marker, so FF D9 can only be the end.
-            (Some(0xFF), Some(0xDA)) => return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]),
+            // Within image data, FF is followed by 00 or a restart marker, so FF D9 can only be the
+            // end.
+            (Some(0xFF), Some(0xDA)) => {
+                return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]);
+            }
             (Some(0xFF), Some(_)) => match bytes.get(at + 2..at + 4) {
-                Some(length) => at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2),
+                Some(length) => {
+                    at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2)
+                }
                 None => return false,
             },
             // Not a marker: let the decoder say what is wrong.
@@ -160,7 +201,11 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
 }
 
 fn name(format: ImageFormat) -> &'static str {
-    format.extensions_str().first().copied().unwrap_or("picture")
+    format
+        .extensions_str()
+        .first()
+        .copied()
+        .unwrap_or("picture")
 }
 
 /// Why there is no picture.
@@ -170,7 +215,9 @@ pub enum PictureError {
     #[error("picture: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes")]
     Empty,
     /// The first bytes are of no known format.
-    #[error("picture: expected a jpeg, png, webp, bmp or gif file, got {bytes} bytes that begin with {head}; convert it first")]
+    #[error(
+        "picture: expected a jpeg, png, webp, bmp or gif file, got {bytes} bytes that begin with {head}; convert it first"
+    )]
     Format {
         /// Length of the file.
         bytes: usize,
@@ -178,7 +225,9 @@ pub enum PictureError {
         head: String,
     },
     /// A side of zero, or too many pixels.
-    #[error("picture of {width}x{height}: expected sides of 1 or more and at most {PIXELS_MAX} pixels; scale it first")]
+    #[error(
+        "picture of {width}x{height}: expected sides of 1 or more and at most {PIXELS_MAX} pixels; scale it first"
+    )]
     Size {
         /// From the header.
         width: u32,
@@ -186,7 +235,9 @@ pub enum PictureError {
         height: u32,
     },
     /// The file ends before the picture does.
-    #[error("picture: {format} file ends after {bytes} bytes, before its last pixel; send the whole file")]
+    #[error(
+        "picture: {format} file ends after {bytes} bytes, before its last pixel; send the whole file"
+    )]
     Truncated {
         /// `jpg`, `png`, ….
         format: &'static str,
@@ -217,14 +268,29 @@ pub enum PictureError {
 
 impl PictureError {
     fn unknown(bytes: &[u8]) -> Self {
-        let head: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        PictureError::Format { bytes: bytes.len(), head: head.join(" ") }
+        let head: Vec<_> = bytes
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        PictureError::Format {
+            bytes: bytes.len(),
+            head: head.join(" "),
+        }
     }
 
     fn from_image(error: ImageError, format: ImageFormat, bytes: usize) -> Self {
         match error {
-            ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => PictureError::Truncated { format: name(format), bytes },
-            other => PictureError::Decode { format: name(format), message: other.to_string() },
+            ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => {
+                PictureError::Truncated {
+                    format: name(format),
+                    bytes,
+                }
+            }
+            other => PictureError::Decode {
+                format: name(format),
+                message: other.to_string(),
+            },
         }
     }
 }

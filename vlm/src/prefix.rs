@@ -1,10 +1,12 @@
-//! Prompt prefixes whose KV cache is kept: every question about a picture begins with the same tokens and the same pixels.
+//! Prompt prefixes whose KV cache is kept: every question about a picture begins with the same
+//! tokens and the same pixels.
 
 use std::collections::VecDeque;
 
 use crate::model::KvCache;
 
-/// Prefixes kept: the frame being asked about, and one before it. One tile costs 81 tokens of cache, some 4 MB on the 256M model.
+/// Prefixes kept: the frame being asked about, and one before it. One tile costs 81 tokens of
+/// cache, some 4 MB on the 256M model.
 const PREFIXES_MAX: usize = 2;
 
 /// What makes two prefixes the same to the model.
@@ -32,7 +34,8 @@ impl Prefixes {
         Some(cache)
     }
 
-    /// Frees what the next [`Prefixes::keep`] would drop, before the memory for its successor is taken.
+    /// Frees what the next [`Prefixes::keep`] would drop, before the memory for its successor is
+    /// taken.
     pub(crate) fn make_room(&mut self) {
         self.kept.truncate(PREFIXES_MAX - 1);
     }
@@ -50,11 +53,17 @@ mod tests {
     use super::*;
 
     fn key(id: u32) -> PrefixKey {
-        PrefixKey { input_ids: vec![id], pixel_sha256: "00".into() }
+        PrefixKey {
+            input_ids: vec![id],
+            pixel_sha256: "00".into(),
+        }
     }
 
     fn cache(tokens: usize) -> KvCache {
-        KvCache { tokens, state: None }
+        KvCache {
+            tokens,
+            state: None,
+        }
     }
 
     #[test]
@@ -72,6 +81,13 @@ mod tests {
     fn other_pixels_are_another_prefix() {
         let mut prefixes = Prefixes::default();
         prefixes.keep(key(1), cache(1));
-        assert!(prefixes.find(&PrefixKey { pixel_sha256: "01".into(), ..key(1) }).is_none());
+        assert!(
+            prefixes
+                .find(&PrefixKey {
+                    pixel_sha256: "01".into(),
+                    ..key(1)
+                })
+                .is_none()
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! A conversation to the prompt's token ids.
 //!
-//! template -> pieces -> stretches of text between special tokens, each tokenized whole -> ids. Every picture becomes its image
-//! tokens, every clip a list of timed frames.
+//! template -> pieces -> stretches of text between special tokens, each tokenized whole -> ids.
+//! Every picture becomes its image tokens, every clip a list of timed frames.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::tiles::{Layout, layout};
 use crate::tokenizer::{Span, Tokenizer, TokenizerError};
 use crate::video::Clip;
 
-/// Most bytes that are said in one conversation: above this no context is long enough, and tokenizing would only take time.
+/// Most bytes that are said in one conversation: above this no context is long enough, and
+/// tokenizing would only take time.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 
 /// What turns conversations into prompts for one model.
@@ -39,9 +40,11 @@ pub struct Prompt {
     pub text: String,
     /// Its ids, every picture expanded to its image tokens.
     pub input_ids: Vec<u32>,
-    /// Length of the part that does not depend on the question: up to and including the last image token, 0 without pictures.
+    /// Length of the part that does not depend on the question: up to and including the last image
+    /// token, 0 without pictures.
     pub prefix_len: usize,
-    /// Where the image tokens are, ascending: the rows of the image features, in their order, go there.
+    /// Where the image tokens are, ascending: the rows of the image features, in their order, go
+    /// there.
     pub image_positions: Vec<usize>,
 }
 
@@ -49,14 +52,23 @@ impl PromptRules<'_> {
     /// The prompt of a conversation whose last turn is the user's.
     ///
     /// # Errors
-    /// When nothing is asked, the prompt is longer than the context, the template fails or loses a picture, or `split` is asked
-    /// of a model without tile tokens.
+    /// When nothing is asked, the prompt is longer than the context, the template fails or loses a
+    /// picture, or `split` is asked of a model without tile tokens.
     pub fn prompt(&self, turns: &[Turn], split: bool) -> Result<Prompt, PromptError> {
         check_turns(turns)?;
-        let pictures: Vec<&Picture> = turns.iter().flat_map(|turn| &turn.content).filter_map(picture).collect();
+        let pictures: Vec<&Picture> = turns
+            .iter()
+            .flat_map(|turn| &turn.content)
+            .filter_map(picture)
+            .collect();
         let mut unplaced = pictures.iter();
         let mut placed = 0;
-        let mut draft = Draft { rules: self, text: String::new(), stretch: String::new(), input_ids: Vec::new() };
+        let mut draft = Draft {
+            rules: self,
+            text: String::new(),
+            stretch: String::new(),
+            input_ids: Vec::new(),
+        };
         for piece in self.template.render(turns)? {
             match piece {
                 Piece::Said(text) => draft.say(text),
@@ -69,7 +81,12 @@ impl PromptRules<'_> {
                             Span::Special(id) if id == self.tokens.image => {
                                 placed += 1;
                                 if let Some(picture) = unplaced.next() {
-                                    draft.tiles(layout(picture.width(), picture.height(), self.image, split))?;
+                                    draft.tiles(layout(
+                                        picture.width(),
+                                        picture.height(),
+                                        self.image,
+                                        split,
+                                    ))?;
                                 }
                             }
                             Span::Special(id) => draft.special(id)?,
@@ -79,7 +96,10 @@ impl PromptRules<'_> {
             }
         }
         if placed != pictures.len() {
-            return Err(PromptError::Pictures { given: pictures.len(), placed });
+            return Err(PromptError::Pictures {
+                given: pictures.len(),
+                placed,
+            });
         }
         draft.finish()
     }
@@ -93,23 +113,43 @@ fn picture(content: &Content) -> Option<&Picture> {
 }
 
 fn check_turns(turns: &[Turn]) -> Result<(), PromptError> {
-    let said = |turn: &Turn| turn.content.iter().any(|content| matches!(content, Content::Text(text) if !text.trim().is_empty()));
-    if !turns.last().is_some_and(|turn| turn.role == Role::User && said(turn)) {
+    let said = |turn: &Turn| {
+        turn.content
+            .iter()
+            .any(|content| matches!(content, Content::Text(text) if !text.trim().is_empty()))
+    };
+    if !turns
+        .last()
+        .is_some_and(|turn| turn.role == Role::User && said(turn))
+    {
         return Err(PromptError::Empty);
     }
     let contents = || turns.iter().flat_map(|turn| &turn.content);
     if contents().any(|content| matches!(content, Content::Clip(clip) if clip.frames.is_empty())) {
         return Err(PromptError::EmptyClip);
     }
-    let bytes: usize = contents().map(|content| if let Content::Text(text) = content { text.len() } else { 0 }).sum();
-    if bytes > TEXT_BYTES_MAX { Err(PromptError::TextBytes { bytes }) } else { Ok(()) }
+    let bytes: usize = contents()
+        .map(|content| {
+            if let Content::Text(text) = content {
+                text.len()
+            } else {
+                0
+            }
+        })
+        .sum();
+    if bytes > TEXT_BYTES_MAX {
+        Err(PromptError::TextBytes { bytes })
+    } else {
+        Ok(())
+    }
 }
 
 /// A prompt in the making.
 struct Draft<'a> {
     rules: &'a PromptRules<'a>,
     text: String,
-    /// Text since the last special token: tokens may reach across its parts, so it is tokenized whole.
+    /// Text since the last special token: tokens may reach across its parts, so it is tokenized
+    /// whole.
     stretch: String,
     input_ids: Vec<u32>,
 }
@@ -121,7 +161,8 @@ impl Draft<'_> {
     }
 
     fn special(&mut self, id: u32) -> Result<(), PromptError> {
-        self.input_ids.extend(self.rules.tokenizer.encode(&self.stretch)?);
+        self.input_ids
+            .extend(self.rules.tokenizer.encode(&self.stretch)?);
         self.stretch.clear();
         self.input_ids.push(id);
         Ok(())
@@ -133,7 +174,9 @@ impl Draft<'_> {
         for row in 1..=layout.rows {
             for col in 1..=layout.cols {
                 let name = format!("<row_{row}_col_{col}>");
-                let Some(&place) = tokens.rows_cols.get(&name) else { return Err(PromptError::NoTileToken { name }) };
+                let Some(&place) = tokens.rows_cols.get(&name) else {
+                    return Err(PromptError::NoTileToken { name });
+                };
                 self.frame(place)?;
             }
             self.stretch.push('\n');
@@ -150,7 +193,10 @@ impl Draft<'_> {
         let tokens = self.rules.tokens;
         self.special(tokens.fake_token_around_image)?;
         self.special(place)?;
-        self.input_ids.extend(std::iter::repeat_n(tokens.image, self.rules.image.tokens_per_tile));
+        self.input_ids.extend(std::iter::repeat_n(
+            tokens.image,
+            self.rules.image.tokens_per_tile,
+        ));
         Ok(())
     }
 
@@ -161,7 +207,11 @@ impl Draft<'_> {
         self.stretch.push_str(&format!("You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"));
         for frame in &clip.frames {
             let seconds = frame.at.as_secs();
-            self.stretch.push_str(&format!("\nFrame from {:02}:{:02}:", seconds / 60, seconds % 60));
+            self.stretch.push_str(&format!(
+                "\nFrame from {:02}:{:02}:",
+                seconds / 60,
+                seconds % 60
+            ));
             self.tiles(Layout::WHOLE)?;
         }
         self.stretch.push_str("\n\n");
@@ -169,22 +219,35 @@ impl Draft<'_> {
     }
 
     fn finish(mut self) -> Result<Prompt, PromptError> {
-        self.input_ids.extend(self.rules.tokenizer.encode(&self.stretch)?);
+        self.input_ids
+            .extend(self.rules.tokenizer.encode(&self.stretch)?);
         let (tokens, context) = (self.input_ids.len(), self.rules.context_length);
         if tokens > context {
             return Err(PromptError::TooLong { tokens, context });
         }
         let image = self.rules.tokens.image;
-        let image_positions: Vec<usize> = (0..tokens).filter(|&position| self.input_ids[position] == image).collect();
+        let image_positions: Vec<usize> = (0..tokens)
+            .filter(|&position| self.input_ids[position] == image)
+            .collect();
         let prefix_len = image_positions.last().map_or(0, |last| last + 1);
-        Ok(Prompt { text: self.text, input_ids: self.input_ids, prefix_len, image_positions })
+        Ok(Prompt {
+            text: self.text,
+            input_ids: self.input_ids,
+            prefix_len,
+            image_positions,
+        })
     }
 }
 
 /// A length as Python prints it: `0:00:04`, `1 day, 2:03:04`.
 fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    let clock = format!("{}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let clock = format!(
+        "{}:{:02}:{:02}",
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60
+    );
     match seconds / 86_400 {
         0 => clock,
         1 => format!("1 day, {clock}"),
@@ -216,7 +279,9 @@ fn words(count: usize) -> String {
         "eighteen",
         "nineteen",
     ];
-    const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
+    const TENS: [&str; 10] = [
+        "", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+    ];
     match (count / 100, count % 100) {
         (0, small @ 0..20) => SMALL[small].to_owned(),
         (0, tens) if tens % 10 == 0 => TENS[tens / 10].to_owned(),
@@ -227,12 +292,17 @@ fn words(count: usize) -> String {
     }
 }
 
-/// The prompt's tokens by their content; answers end at `eos`, `<|im_end|>` and `<|endoftext|>`, where they exist.
+/// The prompt's tokens by their content; answers end at `eos`, `<|im_end|>` and `<|endoftext|>`,
+/// where they exist.
 ///
 /// # Errors
 /// When the tokenizer lacks an image token.
 pub fn find_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<PromptTokens, PromptError> {
-    let find = |name: &str| tokenizer.id(name).ok_or_else(|| PromptError::NoToken { name: name.to_owned() });
+    let find = |name: &str| {
+        tokenizer.id(name).ok_or_else(|| PromptError::NoToken {
+            name: name.to_owned(),
+        })
+    };
     let mut rows_cols = std::collections::BTreeMap::new();
     let tile = |row: usize, col: usize| {
         let name = format!("<row_{row}_col_{col}>");
@@ -246,7 +316,11 @@ pub fn find_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<PromptTokens, P
         rows_cols.extend(cols);
     }
     let mut stop: Vec<u32> = Vec::new();
-    for id in eos.iter().copied().chain(["<|im_end|>", "<|endoftext|>"].into_iter().filter_map(|name| tokenizer.id(name))) {
+    for id in eos.iter().copied().chain(
+        ["<|im_end|>", "<|endoftext|>"]
+            .into_iter()
+            .filter_map(|name| tokenizer.id(name)),
+    ) {
         if !stop.contains(&id) {
             stop.push(id);
         }
@@ -276,7 +350,9 @@ pub enum PromptError {
         bytes: usize,
     },
     /// Longer than the context.
-    #[error("prompt has {tokens} tokens: the context holds {context}; shorten it, or show fewer or unsplit pictures")]
+    #[error(
+        "prompt has {tokens} tokens: the context holds {context}; shorten it, or show fewer or unsplit pictures"
+    )]
     TooLong {
         /// Image tokens included.
         tokens: usize,
@@ -284,7 +360,9 @@ pub enum PromptError {
         context: usize,
     },
     /// The template and the conversation disagree.
-    #[error("chat template places {placed} pictures: expected {given}; the template must print <image> once for each")]
+    #[error(
+        "chat template places {placed} pictures: expected {given}; the template must print <image> once for each"
+    )]
     Pictures {
         /// In the conversation.
         given: usize,

@@ -1,4 +1,5 @@
-//! What transformers computes, for the tests: `tests/data/reference.json` and the pictures and tokenizer it was made with.
+//! What transformers computes, for the tests: `tests/data/reference.json` and the pictures and
+//! tokenizer it was made with.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -12,11 +13,17 @@ use crate::request::{Content, Role, Turn};
 use crate::tokenizer::Tokenizer;
 
 /// A model size of the reference: its name and (image size, patch size, scale factor).
-pub(crate) const SIZES: [(&str, usize, usize, usize); 4] =
-    [("micro", 64, 8, 4), ("micro-so400m", 90, 14, 3), ("256m", 512, 16, 4), ("500m", 512, 16, 4)];
+pub(crate) const SIZES: [(&str, usize, usize, usize); 4] = [
+    ("micro", 64, 8, 4),
+    ("micro-so400m", 90, 14, 3),
+    ("256m", 512, 16, 4),
+    ("500m", 512, 16, 4),
+];
 
 fn file(path: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data").join(path);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/data")
+        .join(path);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -30,7 +37,11 @@ pub(crate) fn picture(name: &str) -> Picture {
 
 pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
-    TOKENIZER.get_or_init(|| Arc::new(Tokenizer::from_json(&file("tokenizer.json")).expect("the tokenizer loads"))).clone()
+    TOKENIZER
+        .get_or_init(|| {
+            Arc::new(Tokenizer::from_json(&file("tokenizer.json")).expect("the tokenizer loads"))
+        })
+        .clone()
 }
 
 pub(crate) fn tokens() -> PromptTokens {
@@ -39,11 +50,16 @@ pub(crate) fn tokens() -> PromptTokens {
 
 pub(crate) fn sizes() -> &'static Value {
     static REFERENCE: OnceLock<Value> = OnceLock::new();
-    &REFERENCE.get_or_init(|| serde_json::from_slice(&file("reference.json")).expect("the reference is JSON"))["sizes"]
+    &REFERENCE.get_or_init(|| {
+        serde_json::from_slice(&file("reference.json")).expect("the reference is JSON")
+    })["sizes"]
 }
 
 pub(crate) fn rules(size: &str) -> ImageRules {
-    let (name, tile_size, patch, scale) = SIZES.into_iter().find(|(name, ..)| *name == size).expect("a size of the reference");
+    let (name, tile_size, patch, scale) = SIZES
+        .into_iter()
+        .find(|(name, ..)| *name == size)
+        .expect("a size of the reference");
     ImageRules {
         tile_size,
         longest_edge: sizes()[name]["longest_edge"].as_u64().expect("a number") as usize,
@@ -69,7 +85,11 @@ pub(crate) fn split(case: &Value) -> bool {
 
 /// The conversation of one case.
 pub(crate) fn turns(case: &Value) -> Vec<Turn> {
-    let mut pictures = case["images"].as_array().into_iter().flatten().map(|name| picture(name.as_str().expect("a name")));
+    let mut pictures = case["images"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|name| picture(name.as_str().expect("a name")));
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let mut content = |item: &Value| match item[0].as_str() {
         Some("image") => Content::Picture(pictures.next().expect("as many pictures as places")),
@@ -81,7 +101,17 @@ pub(crate) fn turns(case: &Value) -> Vec<Turn> {
             Some("assistant") => Role::Assistant,
             _ => Role::User,
         },
-        content: turn[1].as_array().expect("items").iter().map(&mut content).collect(),
+        content: turn[1]
+            .as_array()
+            .expect("items")
+            .iter()
+            .map(&mut content)
+            .collect(),
     };
-    case["turns"].as_array().expect("turns").iter().map(turn).collect()
+    case["turns"]
+        .as_array()
+        .expect("turns")
+        .iter()
+        .map(turn)
+        .collect()
 }

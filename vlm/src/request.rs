@@ -69,7 +69,17 @@ impl Request {
 
     /// A question about a picture, answered in free text.
     pub fn question(picture: Picture, question: &str) -> Self {
-        let content = vec![Content::Picture(picture), Content::Text(question.to_owned())];
-        Request { turns: vec![Turn { role: Role::User, content }], max_new_tokens: Self::MAX_NEW_TOKENS, ..Request::default() }
+        let content = vec![
+            Content::Picture(picture),
+            Content::Text(question.to_owned()),
+        ];
+        Request {
+            turns: vec![Turn {
+                role: Role::User,
+                content,
+            }],
+            max_new_tokens: Self::MAX_NEW_TOKENS,
+            ..Request::default()
+        }
     }
 }

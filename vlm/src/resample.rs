@@ -1,8 +1,9 @@
-//! Lanczos resampling of 8-bit RGB, to the bit as Pillow up to 12 does it: the pictures models were trained and scored with.
+//! Lanczos resampling of 8-bit RGB, to the bit as Pillow up to 12 does it: the pictures models were
+//! trained and scored with.
 //!
-//! Two passes, horizontal first (but for pictures over 100 times as tall as wide), rounded to u8 in between; weights in 10.22 fixed
-//! point. A pass that changes nothing is skipped. Pillow 13 runs the vertical pass first on more shapes, which changes bytes; the
-//! order here stays.
+//! Two passes, horizontal first (but for pictures over 100 times as tall as wide), rounded to u8 in
+//! between; weights in 10.22 fixed point. A pass that changes nothing is skipped. Pillow 13 runs
+//! the vertical pass first on more shapes, which changes bytes; the order here stays.
 
 use std::f64::consts::PI;
 
@@ -27,17 +28,36 @@ pub struct Size {
 /// # Panics
 /// When `pixels` is not `from` in size, or a side is zero.
 pub fn lanczos(pixels: &[u8], from: Size, to: Size) -> Vec<u8> {
-    assert_eq!(pixels.len(), from.width * from.height * 3, "pixels fill their size");
-    assert!(to.width > 0 && to.height > 0 && !pixels.is_empty(), "sizes are 1 or more");
+    assert_eq!(
+        pixels.len(),
+        from.width * from.height * 3,
+        "pixels fill their size"
+    );
+    assert!(
+        to.width > 0 && to.height > 0 && !pixels.is_empty(),
+        "sizes are 1 or more"
+    );
     match (from.width == to.width, from.height == to.height) {
         (true, true) => pixels.to_vec(),
         (false, true) => horizontal(pixels, from, to.width),
         (true, false) => vertical(pixels, from, to.height),
         // Pillow's own exception, to save work on very tall pictures that lose height.
-        (false, false) if from.height > 100 * from.width && to.height < from.height => {
-            horizontal(&vertical(pixels, from, to.height), Size { width: from.width, height: to.height }, to.width)
-        }
-        (false, false) => vertical(&horizontal(pixels, from, to.width), Size { width: to.width, height: from.height }, to.height),
+        (false, false) if from.height > 100 * from.width && to.height < from.height => horizontal(
+            &vertical(pixels, from, to.height),
+            Size {
+                width: from.width,
+                height: to.height,
+            },
+            to.width,
+        ),
+        (false, false) => vertical(
+            &horizontal(pixels, from, to.width),
+            Size {
+                width: to.width,
+                height: from.height,
+            },
+            to.height,
+        ),
     }
 }
 
@@ -57,19 +77,32 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
         let centre = (i as f64 + 0.5) * scale;
         let first = (centre - support + 0.5).max(0.0) as usize;
         let end = ((centre + support + 0.5) as usize).min(from);
-        let weights: Vec<f64> = (first..end).map(|x| kernel((x as f64 - centre + 0.5) * inverse)).collect();
+        let weights: Vec<f64> = (first..end)
+            .map(|x| kernel((x as f64 - centre + 0.5) * inverse))
+            .collect();
         let sum: f64 = weights.iter().sum();
-        Taps { from: first, weights: weights.iter().map(|weight| fixed(weight / sum)).collect() }
+        Taps {
+            from: first,
+            weights: weights.iter().map(|weight| fixed(weight / sum)).collect(),
+        }
     };
     (0..to).map(tap).collect()
 }
 
 fn kernel(t: f64) -> f64 {
-    if (-SUPPORT..SUPPORT).contains(&t) { sinc(t) * sinc(t / SUPPORT) } else { 0.0 }
+    if (-SUPPORT..SUPPORT).contains(&t) {
+        sinc(t) * sinc(t / SUPPORT)
+    } else {
+        0.0
+    }
 }
 
 fn sinc(t: f64) -> f64 {
-    if t == 0.0 { 1.0 } else { (t * PI).sin() / (t * PI) }
+    if t == 0.0 {
+        1.0
+    } else {
+        (t * PI).sin() / (t * PI)
+    }
 }
 
 /// Halves round away from zero; the cast truncates.
@@ -104,7 +137,8 @@ fn vertical(pixels: &[u8], from: Size, height: usize) -> Vec<u8> {
     let mut sums = vec![HALF; stride];
     for Taps { from, weights } in taps(from.height, height) {
         sums.fill(HALF);
-        // Row by row rather than column by column: neighbours in memory, so the compiler vectorises it.
+        // Row by row rather than column by column: neighbours in memory, so the compiler vectorises
+        // it.
         for (row, weight) in pixels[from * stride..].chunks_exact(stride).zip(weights) {
             for (sum, &sample) in sums.iter_mut().zip(row) {
                 *sum += i32::from(sample) * weight;
@@ -127,29 +161,81 @@ mod tests {
             let taps = taps(from, to);
             for (i, tap) in taps.iter().enumerate() {
                 let sum: i32 = tap.weights.iter().sum();
-                assert!((sum - (1 << PRECISION)).abs() <= tap.weights.len() as i32, "{from} to {to}: {sum} at {i}");
+                assert!(
+                    (sum - (1 << PRECISION)).abs() <= tap.weights.len() as i32,
+                    "{from} to {to}: {sum} at {i}"
+                );
                 assert!(tap.from + tap.weights.len() <= from);
             }
             let mirrored: Vec<i32> = taps[to - 1].weights.iter().rev().copied().collect();
-            assert!(taps[0].weights.iter().zip(&mirrored).all(|(a, b)| (a - b).abs() <= 1), "{from} to {to}");
+            assert!(
+                taps[0]
+                    .weights
+                    .iter()
+                    .zip(&mirrored)
+                    .all(|(a, b)| (a - b).abs() <= 1),
+                "{from} to {to}"
+            );
         }
     }
 
     #[test]
     fn overshoot_is_clamped_not_wrapped() {
         let edge: Vec<u8> = [[0; 3 * 8], [255; 3 * 8]].concat();
-        let out = lanczos(&edge, Size { width: 16, height: 1 }, Size { width: 64, height: 1 });
-        assert!(out[..96].iter().all(|&sample| sample < 128) && out[96..].iter().all(|&sample| sample >= 128), "{out:?}");
+        let out = lanczos(
+            &edge,
+            Size {
+                width: 16,
+                height: 1,
+            },
+            Size {
+                width: 64,
+                height: 1,
+            },
+        );
+        assert!(
+            out[..96].iter().all(|&sample| sample < 128)
+                && out[96..].iter().all(|&sample| sample >= 128),
+            "{out:?}"
+        );
     }
 
     #[test]
     fn very_tall_pictures_lose_their_height_first() {
-        let (from, to) = (Size { width: 2, height: 201 }, Size { width: 9, height: 20 });
-        let pixels: Vec<u8> = (0..from.width * from.height * 3).map(|i| (i * i / 7) as u8).collect();
-        let height_first = horizontal(&vertical(&pixels, from, to.height), Size { width: 2, height: 20 }, to.width);
+        let (from, to) = (
+            Size {
+                width: 2,
+                height: 201,
+            },
+            Size {
+                width: 9,
+                height: 20,
+            },
+        );
+        let pixels: Vec<u8> = (0..from.width * from.height * 3)
+            .map(|i| (i * i / 7) as u8)
+            .collect();
+        let height_first = horizontal(
+            &vertical(&pixels, from, to.height),
+            Size {
+                width: 2,
+                height: 20,
+            },
+            to.width,
+        );
         assert_eq!(lanczos(&pixels, from, to), height_first);
-        let less_tall = Size { width: 2, height: 200 };
-        let width_first = vertical(&horizontal(&pixels[..1200], less_tall, to.width), Size { width: 9, height: 200 }, to.height);
+        let less_tall = Size {
+            width: 2,
+            height: 200,
+        };
+        let width_first = vertical(
+            &horizontal(&pixels[..1200], less_tall, to.width),
+            Size {
+                width: 9,
+                height: 200,
+            },
+            to.height,
+        );
         assert_eq!(lanczos(&pixels[..1200], less_tall, to), width_first);
     }
 

@@ -1,7 +1,8 @@
-//! Candidates, scored: how likely the model would continue with each of them, and so which one it means.
+//! Candidates, scored: how likely the model would continue with each of them, and so which one it
+//! means.
 //!
-//! The prompt is run once; a candidate of one token is read off its last position, a longer one costs one decoder run of its
-//! tokens behind the shared cache.
+//! The prompt is run once; a candidate of one token is read off its last position, a longer one
+//! costs one decoder run of its tokens behind the shared cache.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +20,9 @@ pub const CANDIDATE_TOKENS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum CandidateError {
     /// More than are scored.
-    #[error("{count} candidates: expected at most {CANDIDATES_MAX}; use free text for open questions")]
+    #[error(
+        "{count} candidates: expected at most {CANDIDATES_MAX}; use free text for open questions"
+    )]
     TooMany {
         /// How many were given.
         count: usize,
@@ -39,7 +42,9 @@ pub enum CandidateError {
         second: String,
     },
     /// Longer than is scored.
-    #[error("candidate {begin:?}… is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers")]
+    #[error(
+        "candidate {begin:?}… is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers"
+    )]
     TooLong {
         /// How it begins.
         begin: String,
@@ -60,40 +65,58 @@ pub(crate) struct Sequences {
     pub(crate) ended: bool,
 }
 
-/// Checks candidates and turns each into the tokens the model would continue with: a space, then the trimmed text.
+/// Checks candidates and turns each into the tokens the model would continue with: a space, then
+/// the trimmed text.
 ///
-/// When one candidate's tokens begin another's, the shorter could never lose, so the end token is added to all.
+/// When one candidate's tokens begin another's, the shorter could never lose, so the end token is
+/// added to all.
 pub(crate) fn sequences(
     candidates: &[String],
     tokenize: impl Fn(&str) -> Result<Vec<u32>, TokenizerError>,
     end: u32,
 ) -> Result<Sequences, CandidateError> {
     if candidates.len() > CANDIDATES_MAX {
-        return Err(CandidateError::TooMany { count: candidates.len() });
+        return Err(CandidateError::TooMany {
+            count: candidates.len(),
+        });
     }
     let mut tokens: Vec<Vec<u32>> = Vec::with_capacity(candidates.len());
     for (index, text) in candidates.iter().enumerate() {
         let ids = tokenize(&format!(" {}", text.trim()))?;
         if text.trim().is_empty() || ids.is_empty() {
-            return Err(CandidateError::Empty { position: index + 1 });
+            return Err(CandidateError::Empty {
+                position: index + 1,
+            });
         }
         if ids.len() >= CANDIDATE_TOKENS_MAX {
-            return Err(CandidateError::TooLong { begin: text.trim().chars().take(32).collect(), tokens: ids.len() });
+            return Err(CandidateError::TooLong {
+                begin: text.trim().chars().take(32).collect(),
+                tokens: ids.len(),
+            });
         }
         if let Some(first) = tokens.iter().position(|other| *other == ids) {
-            return Err(CandidateError::Duplicate { first: candidates[first].clone(), second: text.clone() });
+            return Err(CandidateError::Duplicate {
+                first: candidates[first].clone(),
+                second: text.clone(),
+            });
         }
         tokens.push(ids);
     }
-    let ended = tokens.iter().enumerate().any(|(i, one)| tokens.iter().enumerate().any(|(j, other)| i != j && other.starts_with(one)));
+    let ended = tokens.iter().enumerate().any(|(i, one)| {
+        tokens
+            .iter()
+            .enumerate()
+            .any(|(j, other)| i != j && other.starts_with(one))
+    });
     if ended {
         tokens.iter_mut().for_each(|ids| ids.push(end));
     }
     Ok(Sequences { tokens, ended })
 }
 
-/// Reads each token of each sequence, given the prompt and the tokens before it, with the `top` likeliest beside it. `None` when
-/// `look`, which is called before each sequence, says to break off.
+/// Reads each token of each sequence, given the prompt and the tokens before it, with the `top`
+/// likeliest beside it. `None` when `look`, which is called before each sequence, says to break
+/// off.
 pub(crate) fn read(
     model: &mut dyn Model,
     prompt: &Decoded,
@@ -123,9 +146,13 @@ pub(crate) fn read(
     Ok(Some(scored))
 }
 
-/// Each candidate's score: the natural-log probability of all its tokens, which is the sum of theirs.
+/// Each candidate's score: the natural-log probability of all its tokens, which is the sum of
+/// theirs.
 pub(crate) fn scores(readings: &[Vec<Reading>]) -> Vec<f64> {
-    readings.iter().map(|tokens| tokens.iter().map(|token| token.logprob).sum()).collect()
+    readings
+        .iter()
+        .map(|tokens| tokens.iter().map(|token| token.logprob).sum())
+        .collect()
 }
 
 /// Softmax of the scores.
@@ -168,7 +195,13 @@ mod tests {
     #[test]
     fn a_candidate_follows_a_space() {
         let found = tokenized(&strings(&["yes", " no "])).unwrap();
-        assert_eq!(found, Sequences { tokens: vec![bytes(" yes"), bytes(" no")], ended: false });
+        assert_eq!(
+            found,
+            Sequences {
+                tokens: vec![bytes(" yes"), bytes(" no")],
+                ended: false
+            }
+        );
     }
 
     #[test]
@@ -177,7 +210,11 @@ mod tests {
         assert!(found.ended);
         assert_eq!(
             found.tokens,
-            [[bytes(" 1"), vec![999]].concat(), [bytes(" 10"), vec![999]].concat(), [bytes(" 2"), vec![999]].concat()]
+            [
+                [bytes(" 1"), vec![999]].concat(),
+                [bytes(" 10"), vec![999]].concat(),
+                [bytes(" 2"), vec![999]].concat()
+            ]
         );
     }
 
@@ -188,24 +225,42 @@ mod tests {
         insta::assert_snapshot!(refuse(&["yes", "no", " yes "]), @r#"candidates "yes" and " yes " are the same to the model; keep one"#);
         insta::assert_snapshot!(refuse(&["a"; 65]), @"65 candidates: expected at most 64; use free text for open questions");
         let long = "x".repeat(80);
-        assert!(matches!(tokenized(&[long]), Err(CandidateError::TooLong { tokens: 81, .. })));
+        assert!(matches!(
+            tokenized(&[long]),
+            Err(CandidateError::TooLong { tokens: 81, .. })
+        ));
     }
 
     #[test]
     fn scores_equal_those_of_a_run_over_everything() {
         let prompt_ids = [1u32, 2, 3];
         let mut model = FakeModel::hashing(20, 1);
-        let prompt = prefill(&mut model, &FakeModel::embedded(&prompt_ids), HIDDEN, &KvCache::empty()).unwrap();
+        let prompt = prefill(
+            &mut model,
+            &FakeModel::embedded(&prompt_ids),
+            HIDDEN,
+            &KvCache::empty(),
+        )
+        .unwrap();
         let sequences = [vec![4], vec![5, 6, 7], vec![5, 8]];
-        let scored = read(&mut model, &prompt, &sequences, 1, &mut || ControlFlow::Continue(())).unwrap().unwrap();
+        let scored = read(&mut model, &prompt, &sequences, 1, &mut || {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
+        .unwrap();
         for (ids, scored) in sequences.iter().zip(&scored) {
             for (at, (&id, scored)) in ids.iter().zip(scored).enumerate() {
                 let seen = [&prompt_ids, &ids[..at]].concat();
                 let row = (model.logits)(&FakeModel::embedded(&seen));
-                assert_eq!(scored, &LogitsRow::new(&row).unwrap().read(id, 1).unwrap(), "token {at} of {ids:?}");
+                assert_eq!(
+                    scored,
+                    &LogitsRow::new(&row).unwrap().read(id, 1).unwrap(),
+                    "token {at} of {ids:?}"
+                );
             }
         }
-        // The prompt once, then one run for each candidate of more than one token; the last token is never fed.
+        // The prompt once, then one run for each candidate of more than one token; the last token
+        // is never fed.
         assert_eq!(model.runs.decode.load(Ordering::Relaxed), 3);
         assert_eq!(model.runs.decoded_tokens.load(Ordering::Relaxed), 3 + 2 + 1);
     }

@@ -1,6 +1,8 @@
-//! The special tokens that a chat template knows by name (`bos_token`, `eos_token`, …), as transformers hands them to it.
+//! The special tokens that a chat template knows by name (`bos_token`, `eos_token`, …), as
+//! transformers hands them to it.
 //!
-//! They stand in `tokenizer_config.json`; older files have them in `special_tokens_map.json` as well, which then counts.
+//! They stand in `tokenizer_config.json`; older files have them in `special_tokens_map.json` as
+//! well, which then counts.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +20,10 @@ pub type SpecialTokens = BTreeMap<String, String>;
 ///
 /// # Errors
 /// When one is no JSON object.
-pub fn read(tokenizer_config: Option<&[u8]>, special_tokens_map: Option<&[u8]>) -> Result<SpecialTokens, SpecialTokensError> {
+pub fn read(
+    tokenizer_config: Option<&[u8]>,
+    special_tokens_map: Option<&[u8]>,
+) -> Result<SpecialTokens, SpecialTokensError> {
     let config = object(TOKENIZER_CONFIG, tokenizer_config)?;
     let mut tokens = named(&config);
     if takes_map(&config) {
@@ -27,27 +32,42 @@ pub fn read(tokenizer_config: Option<&[u8]>, special_tokens_map: Option<&[u8]>) 
     Ok(tokens)
 }
 
-/// Whether a `special_tokens_map.json` beside this `tokenizer_config.json` is read at all: a config that lists its added tokens says
-/// everything itself.
+/// Whether a `special_tokens_map.json` beside this `tokenizer_config.json` is read at all: a config
+/// that lists its added tokens says everything itself.
 pub fn takes_map(tokenizer_config: &Map<String, Value>) -> bool {
     !tokenizer_config.contains_key("added_tokens_decoder")
 }
 
-fn object(file: &'static str, json: Option<&[u8]>) -> Result<Map<String, Value>, SpecialTokensError> {
-    json.map_or_else(|| Ok(Map::new()), |json| serde_json::from_slice(json).map_err(|error| SpecialTokensError { file, error }))
+fn object(
+    file: &'static str,
+    json: Option<&[u8]>,
+) -> Result<Map<String, Value>, SpecialTokensError> {
+    json.map_or_else(
+        || Ok(Map::new()),
+        |json| serde_json::from_slice(json).map_err(|error| SpecialTokensError { file, error }),
+    )
 }
 
 /// Every `…_token` of a file, and those of other names that a model has for itself.
 fn named(file: &Map<String, Value>) -> SpecialTokens {
     let own = ["extra_special_tokens", "model_specific_special_tokens"];
-    let own = own.iter().filter_map(|key| file.get(*key)?.as_object()).flatten();
+    let own = own
+        .iter()
+        .filter_map(|key| file.get(*key)?.as_object())
+        .flatten();
     let standing = file.iter().filter(|(name, _)| name.ends_with("_token"));
-    standing.chain(own).filter_map(|(name, token)| Some((name.clone(), content(token)?))).collect()
+    standing
+        .chain(own)
+        .filter_map(|(name, token)| Some((name.clone(), content(token)?)))
+        .collect()
 }
 
 /// A token is written as its content, or as an object that has it.
 fn content(token: &Value) -> Option<String> {
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+    token
+        .as_str()
+        .or_else(|| token.get("content")?.as_str())
+        .map(str::to_owned)
 }
 
 /// Why the names cannot be read.
@@ -65,31 +85,56 @@ mod tests {
     use super::*;
 
     fn tokens(config: &str, map: &str) -> Vec<(String, String)> {
-        read(Some(config.as_bytes()), Some(map.as_bytes())).expect("objects").into_iter().collect()
+        read(Some(config.as_bytes()), Some(map.as_bytes()))
+            .expect("objects")
+            .into_iter()
+            .collect()
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(name, content)| (name.to_string(), content.to_string())).collect()
+        pairs
+            .iter()
+            .map(|(name, content)| (name.to_string(), content.to_string()))
+            .collect()
     }
 
     #[test]
     fn names_are_read_in_every_spelling() {
         let config = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}, "pad_token": null, "add_bos_token": false,
             "tokenizer_class": "GPT2Tokenizer", "extra_special_tokens": {"image_token": "<image>"}}"#;
-        assert_eq!(tokens(config, "{}"), pairs(&[("bos_token", "<s>"), ("eos_token", "</s>"), ("image_token", "<image>")]));
+        assert_eq!(
+            tokens(config, "{}"),
+            pairs(&[
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+                ("image_token", "<image>")
+            ])
+        );
     }
 
     #[test]
     fn the_older_map_counts_where_the_config_does_not_list_its_tokens() {
         let map = r#"{"bos_token": "<map>", "additional_special_tokens": ["<image>"]}"#;
-        assert_eq!(tokens(r#"{"bos_token": "<config>"}"#, map), pairs(&[("bos_token", "<map>")]));
-        assert_eq!(tokens(r#"{"bos_token": "<config>", "added_tokens_decoder": {}}"#, map), pairs(&[("bos_token", "<config>")]));
+        assert_eq!(
+            tokens(r#"{"bos_token": "<config>"}"#, map),
+            pairs(&[("bos_token", "<map>")])
+        );
+        assert_eq!(
+            tokens(
+                r#"{"bos_token": "<config>", "added_tokens_decoder": {}}"#,
+                map
+            ),
+            pairs(&[("bos_token", "<config>")])
+        );
         assert!(read(None, None).expect("nothing to read").is_empty());
     }
 
     #[test]
     fn what_is_no_object_is_refused_by_name() {
         let error = read(Some(b"[]"), None).expect_err("a list").to_string();
-        assert!(error.starts_with("tokenizer_config.json cannot be read: "), "{error}");
+        assert!(
+            error.starts_with("tokenizer_config.json cannot be read: "),
+            "{error}"
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! The checkpoint's own chat template, rendered without what was said in it.
 //!
-//! A template sees a placeholder for each text from outside, so nothing a person writes can take part in the markup: the result
-//! is the template's own words with those texts between them, still apart. Blanks around a text may be cut, as many templates do;
-//! whatever else a template does to one would be lost on the placeholder, so each conversation is rendered once more with the texts
-//! themselves, and another result is an error. Pictures are the template's `<image>`. A clip is a text to the template, because the
-//! released templates know none.
+//! A template sees a placeholder for each text from outside, so nothing a person writes can take
+//! part in the markup: the result is the template's own words with those texts between them, still
+//! apart. Blanks around a text may be cut, as many templates do; whatever else a template does to
+//! one would be lost on the placeholder, so each conversation is rendered once more with the texts
+//! themselves, and another result is an error. Pictures are the template's `<image>`. A clip is a
+//! text to the template, because the released templates know none.
 
 use std::io;
 
@@ -16,7 +17,8 @@ use crate::request::{Content, Role, Turn};
 use crate::special_tokens::SpecialTokens;
 use crate::video::Clip;
 
-/// The family's template, for checkpoints that carry none: `User:` or `User: `, what is shown and said, `<end_of_utterance>`.
+/// The family's template, for checkpoints that carry none: `User:` or `User: `, what is shown and
+/// said, `<end_of_utterance>`.
 pub const DEFAULT: &str = "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}\
 {{ ':' if message['content'][0]['type'] == 'image' else ': ' }}\
 {% for item in message['content'] %}{{ '<image>' if item['type'] == 'image' else item['text'] }}{% endfor %}\
@@ -31,10 +33,12 @@ const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// Template instructions run before giving up; one message takes about fifty.
 const FUEL: u64 = 1_000_000;
 
-/// Around the number of an outside text: characters for private use, which no template is allowed to hold.
+/// Around the number of an outside text: characters for private use, which no template is allowed
+/// to hold.
 const OPEN: char = '\u{F0000}';
 const CLOSE: char = '\u{F0001}';
-/// Before and behind a placeholder: blanks that are gone when a template cuts those around a text, and that none writes itself.
+/// Before and behind a placeholder: blanks that are gone when a template cuts those around a text,
+/// and that none writes itself.
 const BEFORE: char = '\u{205F}';
 const BEHIND: char = '\u{1680}';
 
@@ -60,17 +64,25 @@ impl Template {
     /// Compiles a Jinja chat template.
     ///
     /// # Errors
-    /// When it is larger than [`SOURCE_BYTES_MAX`], holds a character kept for placeholders, or does not compile.
+    /// When it is larger than [`SOURCE_BYTES_MAX`], holds a character kept for placeholders, or
+    /// does not compile.
     pub fn new(source: &str) -> Result<Self, TemplateError> {
         if source.len() > SOURCE_BYTES_MAX {
-            return Err(TemplateError::Size { bytes: source.len() });
+            return Err(TemplateError::Size {
+                bytes: source.len(),
+            });
         }
         if source.contains([OPEN, CLOSE]) {
             return Err(TemplateError::Reserved);
         }
         let source = as_jinja2_reads(source);
-        environment().template_from_named_str(NAME, &source).map_err(TemplateError::new)?;
-        Ok(Template { source, special_tokens: SpecialTokens::new() })
+        environment()
+            .template_from_named_str(NAME, &source)
+            .map_err(TemplateError::new)?;
+        Ok(Template {
+            source,
+            special_tokens: SpecialTokens::new(),
+        })
     }
 
     /// The same template, which may call these special tokens by their names.
@@ -78,23 +90,34 @@ impl Template {
     /// # Errors
     /// When one holds a character kept for placeholders.
     pub fn with_special_tokens(self, special_tokens: SpecialTokens) -> Result<Self, TemplateError> {
-        if special_tokens.values().any(|content| content.contains([OPEN, CLOSE])) {
+        if special_tokens
+            .values()
+            .any(|content| content.contains([OPEN, CLOSE]))
+        {
             return Err(TemplateError::Reserved);
         }
-        Ok(Template { special_tokens, ..self })
+        Ok(Template {
+            special_tokens,
+            ..self
+        })
     }
 
     /// The conversation, ready for the model's answer.
     ///
     /// # Errors
-    /// When the template fails, refuses the conversation, changes what is said in it, or its output or run time passes its limit.
+    /// When the template fails, refuses the conversation, changes what is said in it, or its output
+    /// or run time passes its limit.
     pub fn render<'a>(&self, turns: &'a [Turn]) -> Result<Vec<Piece<'a>>, TemplateError> {
         let contents: Vec<&Content> = turns.iter().flat_map(|turn| &turn.content).collect();
         let mut output = Bounded::default();
         self.run(turns, Texts::Placeholders, &mut output)?;
         let pieces = pieces(&output.text()?, &contents)?;
         // What transformers would print must be what these pieces say together.
-        let mut expected = Expected { text: &said(&pieces, &contents), at: 0, differs: false };
+        let mut expected = Expected {
+            text: &said(&pieces, &contents),
+            at: 0,
+            differs: false,
+        };
         let outcome = self.run(turns, Texts::AsSaid, &mut expected);
         if expected.differs || outcome.is_ok() && expected.at != expected.text.len() {
             return Err(TemplateError::Changed);
@@ -102,9 +125,17 @@ impl Template {
         outcome.map(|()| pieces)
     }
 
-    fn run(&self, turns: &[Turn], texts: Texts, output: &mut dyn io::Write) -> Result<(), TemplateError> {
+    fn run(
+        &self,
+        turns: &[Turn],
+        texts: Texts,
+        output: &mut dyn io::Write,
+    ) -> Result<(), TemplateError> {
         let mut number = 0;
-        let messages: Vec<Value> = turns.iter().map(|turn| message(turn, texts, &mut number)).collect();
+        let messages: Vec<Value> = turns
+            .iter()
+            .map(|turn| message(turn, texts, &mut number))
+            .collect();
         // As transformers calls a template: what is not given is none, not undefined.
         let call = context! {
             messages, add_generation_prompt => true, tools => (), documents => (),
@@ -117,7 +148,8 @@ impl Template {
     }
 }
 
-/// The source as jinja2 has it: every line end is a line feed; and blocks that only mark a trainer's tokens are blocks without effect.
+/// The source as jinja2 has it: every line end is a line feed; and blocks that only mark a
+/// trainer's tokens are blocks without effect.
 fn as_jinja2_reads(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut text = String::with_capacity(source.len());
@@ -130,7 +162,12 @@ fn as_jinja2_reads(source: &str) -> String {
         text.push_str(&tag[..tag.len() - word.len()]);
         rest = word;
         for (mark, block) in [("generation", "with"), ("endgeneration", "endwith")] {
-            let closes = |behind: &str| behind.trim_start().trim_start_matches(['-', '+']).starts_with("%}");
+            let closes = |behind: &str| {
+                behind
+                    .trim_start()
+                    .trim_start_matches(['-', '+'])
+                    .starts_with("%}")
+            };
             if let Some(behind) = word.strip_prefix(mark).filter(|behind| closes(behind)) {
                 text.push_str(block);
                 rest = behind;
@@ -143,14 +180,22 @@ fn as_jinja2_reads(source: &str) -> String {
 /// As transformers runs templates.
 fn environment<'source>() -> Environment<'source> {
     let mut environment = Environment::new();
-    environment
-        .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("the usual delimiters do not clash"));
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .expect("the usual delimiters do not clash"),
+    );
     environment.set_undefined_behavior(UndefinedBehavior::Chainable);
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.set_fuel(Some(FUEL));
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
     environment
 }
 
@@ -163,8 +208,8 @@ enum Texts {
     AsSaid,
 }
 
-/// One message as the template sees it. A clip is its placeholder, whatever the texts are; no text is none, so that a template can
-/// tell. `number` counts the contents.
+/// One message as the template sees it. A clip is its placeholder, whatever the texts are; no text
+/// is none, so that a template can tell. `number` counts the contents.
 fn message(turn: &Turn, texts: Texts, number: &mut usize) -> Value {
     let role = match turn.role {
         Role::System => "system",
@@ -189,14 +234,19 @@ fn message(turn: &Turn, texts: Texts, number: &mut usize) -> Value {
     context! { role, content }
 }
 
-/// Puts the outside texts back in place of their placeholders, without their outer blanks where the template cut those.
+/// Puts the outside texts back in place of their placeholders, without their outer blanks where the
+/// template cut those.
 fn pieces<'a>(rendered: &str, contents: &[&'a Content]) -> Result<Vec<Piece<'a>>, TemplateError> {
     let mut pieces = Vec::new();
     let mut parts = rendered.split(OPEN);
     let mut own = parts.next().unwrap_or_default();
     for part in parts {
         let (number, mut behind) = part.split_once(CLOSE).ok_or(TemplateError::Changed)?;
-        let content = number.parse().ok().and_then(|number: usize| contents.get(number)).ok_or(TemplateError::Changed)?;
+        let content = number
+            .parse()
+            .ok()
+            .and_then(|number: usize| contents.get(number))
+            .ok_or(TemplateError::Changed)?;
         let piece = match content {
             Content::Text(text) => {
                 let mut text = text.as_str();
@@ -233,7 +283,11 @@ fn own_words<'a>(text: &str) -> Result<Option<Piece<'a>>, TemplateError> {
 fn said(pieces: &[Piece<'_>], contents: &[&Content]) -> String {
     let clip = |shown: &Clip| {
         let same = |content: &&Content| matches!(content, Content::Clip(clip) if std::ptr::eq(clip, shown));
-        contents.iter().position(same).map(|number| format!("{OPEN}{number}{CLOSE}")).unwrap_or_default()
+        contents
+            .iter()
+            .position(same)
+            .map(|number| format!("{OPEN}{number}{CLOSE}"))
+            .unwrap_or_default()
     };
     let text = |piece: &Piece<'_>| match piece {
         Piece::Own(text) => text.clone(),
@@ -274,14 +328,18 @@ struct Bounded {
 
 impl Bounded {
     fn text(self) -> Result<String, TemplateError> {
-        String::from_utf8(self.bytes).map_err(|error| TemplateError::Render { message: error.to_string() })
+        String::from_utf8(self.bytes).map_err(|error| TemplateError::Render {
+            message: error.to_string(),
+        })
     }
 }
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > OUTPUT_BYTES_MAX {
-            return Err(io::Error::other(format!("output is above {OUTPUT_BYTES_MAX} bytes")));
+            return Err(io::Error::other(format!(
+                "output is above {OUTPUT_BYTES_MAX} bytes"
+            )));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -296,16 +354,22 @@ impl io::Write for Bounded {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// Larger than any real one.
-    #[error("chat template has {bytes} bytes: expected at most {SOURCE_BYTES_MAX}; take the released one")]
+    #[error(
+        "chat template has {bytes} bytes: expected at most {SOURCE_BYTES_MAX}; take the released one"
+    )]
     Size {
         /// Its length.
         bytes: usize,
     },
     /// It holds a character that stands for outside text.
-    #[error("chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out")]
+    #[error(
+        "chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out"
+    )]
     Reserved,
     /// It does not compile, fails, or is stopped at a limit.
-    #[error("chat template: {message}; put the conversation as it asks, or export the bundle with the released template")]
+    #[error(
+        "chat template: {message}; put the conversation as it asks, or export the bundle with the released template"
+    )]
     Render {
         /// The template engine's own words, or the template's.
         message: String,
@@ -337,8 +401,17 @@ mod tests {
     fn conversation() -> Vec<Turn> {
         let picture = Picture::from_rgb(1, 1, vec![0; 3]).expect("one pixel");
         vec![
-            Turn { role: Role::System, content: vec![Content::Text("Be brief.".into())] },
-            Turn { role: Role::User, content: vec![Content::Picture(picture), Content::Text("<image>{{ 7 * 7 }}".into())] },
+            Turn {
+                role: Role::System,
+                content: vec![Content::Text("Be brief.".into())],
+            },
+            Turn {
+                role: Role::User,
+                content: vec![
+                    Content::Picture(picture),
+                    Content::Text("<image>{{ 7 * 7 }}".into()),
+                ],
+            },
         ]
     }
 
@@ -371,7 +444,10 @@ mod tests {
             {{ message.role | capitalize }}:{% if content[0].type != 'image' %} {% endif %}\n\
             {% for item in content %}\n    {% if item.type == 'image' %}<image>{% else %}{{ item.text }}{% endif %}\n{% endfor %}\n\
             <end_of_utterance>\n{% endfor %}\n{% if add_generation_prompt %}\nAssistant:{% endif %}\n";
-        assert_eq!(render(spread).expect("renders"), render(DEFAULT).expect("renders"));
+        assert_eq!(
+            render(spread).expect("renders"),
+            render(DEFAULT).expect("renders")
+        );
     }
 
     #[test]
@@ -385,7 +461,9 @@ mod tests {
             "\u{F0000}0\u{F0001}",
             &" ".repeat(SOURCE_BYTES_MAX + 1),
         ];
-        let messages = cases.map(|source| render(source).expect_err("fails").to_string()).join("\n");
+        let messages = cases
+            .map(|source| render(source).expect_err("fails").to_string())
+            .join("\n");
         insta::assert_snapshot!(messages, @r"
         chat template: invalid operation: roles must alternate (in chat_template:1); put the conversation as it asks, or export the bundle with the released template
         chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); put the conversation as it asks, or export the bundle with the released template
@@ -399,7 +477,10 @@ mod tests {
 
     /// A template of one user's text, and what it makes of that text.
     fn of_text(source: &str, text: &str) -> Result<String, TemplateError> {
-        let turns = [Turn { role: Role::User, content: vec![Content::Text(text.into())] }];
+        let turns = [Turn {
+            role: Role::User,
+            content: vec![Content::Text(text.into())],
+        }];
         let special_tokens = SpecialTokens::from([("bos_token".into(), "<s>".into())]);
         let template = Template::new(source)?.with_special_tokens(special_tokens)?;
         let pieces = template.render(&turns)?;
@@ -419,7 +500,11 @@ mod tests {
             ("{{ text | trim }}{{ text }}", "<a  b \n a  b\t>"),
         ] {
             let source = format!("{{% set text = messages[0]['content'][0]['text'] %}}<{printed}>");
-            assert_eq!(of_text(&source, TEXT).expect(printed), expected, "{printed}");
+            assert_eq!(
+                of_text(&source, TEXT).expect(printed),
+                expected,
+                "{printed}"
+            );
         }
     }
 
@@ -438,31 +523,50 @@ mod tests {
         ] {
             let source = format!("{{% set text = messages[0]['content'][0]['text'] %}}{printed}");
             let error = of_text(&source, "is the \"door\"</think> open?").expect_err(printed);
-            assert!(matches!(error, TemplateError::Changed), "{printed}: {error}");
+            assert!(
+                matches!(error, TemplateError::Changed),
+                "{printed}: {error}"
+            );
         }
         // The same templates are right about other texts.
-        let looks =
-            "{% set text = messages[0]['content'][0]['text'] %}{{ text.split('</think>')[-1] }}{% if '<image>' in text %}!{% endif %}";
-        assert_eq!(of_text(looks, "Is it open?").expect("nothing to split"), "Is it open?");
+        let looks = "{% set text = messages[0]['content'][0]['text'] %}{{ text.split('</think>')[-1] }}{% if '<image>' in text %}!{% endif %}";
+        assert_eq!(
+            of_text(looks, "Is it open?").expect("nothing to split"),
+            "Is it open?"
+        );
     }
 
     #[test]
     fn special_tokens_have_their_names() {
-        assert_eq!(of_text("{{ bos_token }}{{ eos_token }}.", "").expect("renders"), "<s>.");
-        let special_tokens = SpecialTokens::from([("bos_token".into(), "\u{F0000}0\u{F0001}".into())]);
-        let error = Template::new("").expect("compiles").with_special_tokens(special_tokens).expect_err("reserved");
+        assert_eq!(
+            of_text("{{ bos_token }}{{ eos_token }}.", "").expect("renders"),
+            "<s>."
+        );
+        let special_tokens =
+            SpecialTokens::from([("bos_token".into(), "\u{F0000}0\u{F0001}".into())]);
+        let error = Template::new("")
+            .expect("compiles")
+            .with_special_tokens(special_tokens)
+            .expect_err("reserved");
         assert!(matches!(error, TemplateError::Reserved));
     }
 
-    /// The dialect of transformers: Python's methods, loop controls, a trainer's marks, and jinja2's line ends.
+    /// The dialect of transformers: Python's methods, loop controls, a trainer's marks, and
+    /// jinja2's line ends.
     #[test]
     fn the_dialect_is_that_of_transformers() {
         for (source, expected) in [
             ("{{ messages[0]['role'].capitalize() }}", "User"),
-            ("{% for m in messages %}{{ m.role }}{% break %}{% endfor %}", "user"),
+            (
+                "{% for m in messages %}{{ m.role }}{% break %}{% endfor %}",
+                "user",
+            ),
             ("{% if tools is not none %}tools{% endif %}.", "."),
             ("a {%- generation -%} b {%- endgeneration -%} c", "abc"),
-            ("{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}", "1"),
+            (
+                "{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}",
+                "1",
+            ),
             ("{% set generation = 2 %}{{ generation }}", "2"),
             ("a\r\n{% if true %}\r\nb\r\n{% endif %}\r\n", "a\nb\n"),
             ("{{ 'a' }}\n\n", "a\n"),

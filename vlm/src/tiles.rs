@@ -1,7 +1,8 @@
 //! Still pictures and frames of clips to square u8 tiles, and tiles to `pixel_values`.
 //!
-//! Pure arithmetic over [`lanczos`]; every step rounds to u8, as in the models' training. Aspect ratios are squashed, never padded:
-//! a whole picture becomes one T x T tile; a split one becomes rows x cols tiles of T x T and then the whole.
+//! Pure arithmetic over [`lanczos`]; every step rounds to u8, as in the models' training. Aspect
+//! ratios are squashed, never padded: a whole picture becomes one T x T tile; a split one becomes
+//! rows x cols tiles of T x T and then the whole.
 
 use sha2::{Digest, Sha256};
 
@@ -54,7 +55,10 @@ impl Tiles {
 
 /// The layout that [`tiles`] gives a picture of this size, without touching a pixel.
 pub fn layout(width: u32, height: u32, rules: &ImageRules, split: bool) -> Layout {
-    let grid = grid(scaled(size(width, height), rules.longest_edge), rules.tile_size);
+    let grid = grid(
+        scaled(size(width, height), rules.longest_edge),
+        rules.tile_size,
+    );
     match (grid.height / rules.tile_size, grid.width / rules.tile_size) {
         (1, 1) => Layout::WHOLE,
         (rows, cols) if split => Layout { rows, cols },
@@ -65,27 +69,42 @@ pub fn layout(width: u32, height: u32, rules: &ImageRules, split: bool) -> Layou
 /// The tiles of one picture; frames of a clip are never split.
 pub fn tiles(picture: &Picture, rules: &ImageRules, split: bool) -> Tiles {
     let side = rules.tile_size;
-    let square = Size { width: side, height: side };
+    let square = Size {
+        width: side,
+        height: side,
+    };
     let from = size(picture.width(), picture.height());
     let scaled_to = scaled(from, rules.longest_edge);
     let scaled = lanczos(picture.pixels(), from, scaled_to);
     let layout = layout(picture.width(), picture.height(), rules, split);
     if !split {
-        return Tiles { side, layout, pixels: lanczos(&scaled, scaled_to, square) };
+        return Tiles {
+            side,
+            layout,
+            pixels: lanczos(&scaled, scaled_to, square),
+        };
     }
     let grid = grid(scaled_to, side);
     let stretched = lanczos(&scaled, scaled_to, grid);
     let mut pixels = Vec::with_capacity(layout.frames() * side * side * 3);
     for row in 0..layout.rows {
         for col in 0..layout.cols {
-            for line in stretched.chunks_exact(grid.width * 3).skip(row * side).take(side) {
+            for line in stretched
+                .chunks_exact(grid.width * 3)
+                .skip(row * side)
+                .take(side)
+            {
                 pixels.extend_from_slice(&line[col * side * 3..][..side * 3]);
             }
         }
     }
     // The whole is made of the stretched picture, not of the original.
     pixels.extend(lanczos(&stretched, grid, square));
-    Tiles { side, layout, pixels }
+    Tiles {
+        side,
+        layout,
+        pixels,
+    }
 }
 
 /// The tiles of every picture and clip frame of a conversation, in the order of their image tokens.
@@ -96,9 +115,17 @@ pub fn tiles_of_turns(turns: &[Turn], rules: &ImageRules, split: bool) -> Vec<Ti
             Content::Text(_) => {}
             Content::Picture(picture) => all.push(tiles(picture, rules, split)),
             Content::Clip(clip) => {
-                // Frames are scaled to the limit at once, pictures past it and back: each as in training.
-                let rules = ImageRules { longest_edge: rules.longest_edge.min(SIDE_MAX), ..*rules };
-                all.extend(clip.frames.iter().map(|frame| tiles(&frame.picture, &rules, false)));
+                // Frames are scaled to the limit at once, pictures past it and back: each as in
+                // training.
+                let rules = ImageRules {
+                    longest_edge: rules.longest_edge.min(SIDE_MAX),
+                    ..*rules
+                };
+                all.extend(
+                    clip.frames
+                        .iter()
+                        .map(|frame| tiles(&frame.picture, &rules, false)),
+                );
             }
         }
     }
@@ -111,11 +138,17 @@ pub fn pixel_values(tiles: &Tiles, rules: &ImageRules) -> Vec<f32> {
     let mut values = Vec::with_capacity(tiles.pixels.len());
     // 256 values in, so 256 values out: one table for each channel.
     let tables: [[f32; 256]; 3] = std::array::from_fn(|channel| {
-        std::array::from_fn(|sample| ((sample as f64 * (1.0 / 255.0)) as f32 - rules.mean[channel]) / rules.std[channel])
+        std::array::from_fn(|sample| {
+            ((sample as f64 * (1.0 / 255.0)) as f32 - rules.mean[channel]) / rules.std[channel]
+        })
     });
     for frame in tiles.pixels.chunks_exact(plane * 3) {
         for (channel, table) in tables.iter().enumerate() {
-            values.extend(frame.chunks_exact(3).map(|pixel| table[usize::from(pixel[channel])]));
+            values.extend(
+                frame
+                    .chunks_exact(3)
+                    .map(|pixel| table[usize::from(pixel[channel])]),
+            );
         }
     }
     values
@@ -131,41 +164,63 @@ pub fn u8_sha256(tiles: &[Tiles]) -> String {
 }
 
 fn size(width: u32, height: u32) -> Size {
-    Size { width: width as usize, height: height as usize }
+    Size {
+        width: width as usize,
+        height: height as usize,
+    }
 }
 
-/// `from` with its longest edge at `longest`, up or down. The other edge truncates and is then made even; beyond [`SIDE_MAX`] the
-/// result is scaled back once more.
+/// `from` with its longest edge at `longest`, up or down. The other edge truncates and is then made
+/// even; beyond [`SIDE_MAX`] the result is scaled back once more.
 fn scaled(from: Size, longest: usize) -> Size {
     let longest = longest.max(1);
     let ratio = from.width as f64 / from.height as f64;
     let even = |side: f64| (side as usize).next_multiple_of(2).max(1);
     let size = if from.width >= from.height {
-        Size { width: longest, height: even(longest as f64 / ratio) }
+        Size {
+            width: longest,
+            height: even(longest as f64 / ratio),
+        }
     } else {
-        Size { width: even(longest as f64 * ratio), height: longest }
+        Size {
+            width: even(longest as f64 * ratio),
+            height: longest,
+        }
     };
     if longest <= SIDE_MAX {
         return size;
     }
     let ratio = size.width as f64 / size.height as f64;
     if size.width >= size.height {
-        Size { width: SIDE_MAX, height: ((SIDE_MAX as f64 / ratio) as usize).max(1) }
+        Size {
+            width: SIDE_MAX,
+            height: ((SIDE_MAX as f64 / ratio) as usize).max(1),
+        }
     } else {
-        Size { width: ((SIDE_MAX as f64 * ratio) as usize).max(1), height: SIDE_MAX }
+        Size {
+            width: ((SIDE_MAX as f64 * ratio) as usize).max(1),
+            height: SIDE_MAX,
+        }
     }
 }
 
-/// `from` stretched up to whole tiles: the long side first, the short one by the same ratio and then up again.
+/// `from` stretched up to whole tiles: the long side first, the short one by the same ratio and
+/// then up again.
 fn grid(from: Size, tile: usize) -> Size {
     let ratio = from.width as f64 / from.height as f64;
     let up = |side: usize| side.max(1).next_multiple_of(tile);
     if from.width >= from.height {
         let width = up(from.width);
-        Size { width, height: up((width as f64 / ratio) as usize) }
+        Size {
+            width,
+            height: up((width as f64 / ratio) as usize),
+        }
     } else {
         let height = up(from.height);
-        Size { width: up((height as f64 * ratio) as usize), height }
+        Size {
+            width: up((height as f64 * ratio) as usize),
+            height,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! The checkpoint's own tokenizer: text to ids, ids to text, and the special tokens by their content.
+//! The checkpoint's own tokenizer: text to ids, ids to text, and the special tokens by their
+//! content.
 //!
-//! Text that is encoded here never becomes a special token, whatever it says: special tokens enter a prompt by their id alone.
-//! Tokens that a fine-tune added without making them special are words: found in any text, and told in answers.
-//! This is the only file that names `tokenizers`.
+//! Text that is encoded here never becomes a special token, whatever it says: special tokens enter
+//! a prompt by their id alone. Tokens that a fine-tune added without making them special are words:
+//! found in any text, and told in answers. This is the only file that names `tokenizers`.
 
 use std::collections::BTreeMap;
 
@@ -47,25 +48,46 @@ impl Tokenizer {
         if json.len() > JSON_BYTES_MAX {
             return Err(TokenizerError::Size { bytes: json.len() });
         }
-        let mut plain = tokenizers::Tokenizer::from_bytes(json).map_err(|error| TokenizerError::Json { message: error.to_string() })?;
+        let mut plain =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|error| TokenizerError::Json {
+                message: error.to_string(),
+            })?;
         if !matches!(plain.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(TokenizerError::NotByteLevel);
         }
-        let mut added: Vec<(u32, AddedToken)> =
-            plain.get_added_tokens_decoder().into_iter().filter(|(_, token)| !token.content.is_empty()).collect();
+        let mut added: Vec<(u32, AddedToken)> = plain
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| !token.content.is_empty())
+            .collect();
         added.sort_by_key(|(id, _)| *id);
-        let (specials, words): (Vec<_>, Vec<_>) = added.into_iter().partition(|(_, token)| token.special || is_markup(&token.content));
-        let mut specials: Vec<_> = specials.into_iter().map(|(id, token)| (token.content, id)).collect();
+        let (specials, words): (Vec<_>, Vec<_>) = added
+            .into_iter()
+            .partition(|(_, token)| token.special || is_markup(&token.content));
+        let mut specials: Vec<_> = specials
+            .into_iter()
+            .map(|(id, token)| (token.content, id))
+            .collect();
         specials.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         plain.with_added_vocabulary(AddedVocabulary::new());
         let words = add_words(&mut plain, words)?;
-        // Left over from training in some checkpoints; a prompt is never cut or padded behind its author's back.
+        // Left over from training in some checkpoints; a prompt is never cut or padded behind its
+        // author's back.
         plain.with_padding(None);
-        plain.with_truncation(None).map_err(|error| TokenizerError::Json { message: error.to_string() })?;
-        Ok(Tokenizer { plain, specials, words })
+        plain
+            .with_truncation(None)
+            .map_err(|error| TokenizerError::Json {
+                message: error.to_string(),
+            })?;
+        Ok(Tokenizer {
+            plain,
+            specials,
+            words,
+        })
     }
 
-    /// Ids of a whole stretch of text, none of them special. Bytes outside the vocabulary are dropped, as in training.
+    /// Ids of a whole stretch of text, none of them special. Bytes outside the vocabulary are
+    /// dropped, as in training.
     ///
     /// # Errors
     /// When the tokenizer's own rules fail on the text.
@@ -73,18 +95,32 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let encoding = self.plain.encode_fast(text, false).map_err(|error| TokenizerError::Encode { message: error.to_string() })?;
-        Ok(encoding.get_ids().iter().map(|id| *self.words.ids.get(id).unwrap_or(id)).collect())
+        let encoding =
+            self.plain
+                .encode_fast(text, false)
+                .map_err(|error| TokenizerError::Encode {
+                    message: error.to_string(),
+                })?;
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .map(|id| *self.words.ids.get(id).unwrap_or(id))
+            .collect())
     }
 
     /// The id of a special token by its content.
     pub fn id(&self, content: &str) -> Option<u32> {
-        self.specials.iter().find(|(special, _)| special == content).map(|(_, id)| *id)
+        self.specials
+            .iter()
+            .find(|(special, _)| special == content)
+            .map(|(_, id)| *id)
     }
 
     /// Content and id of each special token, the longest content first.
     pub fn specials(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.specials.iter().map(|(content, id)| (content.as_str(), *id))
+        self.specials
+            .iter()
+            .map(|(content, id)| (content.as_str(), *id))
     }
 
     /// Cuts trusted text at the special tokens it spells out, leftmost first, longest first.
@@ -93,7 +129,11 @@ impl Tokenizer {
         let (mut begin, mut at) = (0, 0);
         while at < text.len() {
             let rest = &text[at..];
-            match self.specials.iter().find(|(content, _)| rest.starts_with(content.as_str())) {
+            match self
+                .specials
+                .iter()
+                .find(|(content, _)| rest.starts_with(content.as_str()))
+            {
                 Some((content, id)) => {
                     if begin < at {
                         spans.push(Span::Text(&text[begin..at]));
@@ -124,35 +164,73 @@ impl Tokenizer {
         if self.specials.iter().any(|(_, special)| *special == id) {
             return Vec::new();
         }
-        let token = self.words.contents.get(&id).cloned().or_else(|| self.plain.get_model().id_to_token(id)).unwrap_or_default();
-        token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.into_bytes())
+        let token = self
+            .words
+            .contents
+            .get(&id)
+            .cloned()
+            .or_else(|| self.plain.get_model().id_to_token(id))
+            .unwrap_or_default();
+        token
+            .chars()
+            .map(byte)
+            .collect::<Option<_>>()
+            .unwrap_or_else(|| token.into_bytes())
     }
 }
 
 /// Adds words to a tokenizer without added tokens, which numbers them behind its vocabulary.
-fn add_words(plain: &mut tokenizers::Tokenizer, words: Vec<(u32, AddedToken)>) -> Result<Words, TokenizerError> {
+fn add_words(
+    plain: &mut tokenizers::Tokenizer,
+    words: Vec<(u32, AddedToken)>,
+) -> Result<Words, TokenizerError> {
     let json = |message: String| TokenizerError::Json { message };
-    let mut known = Words { contents: words.iter().map(|(id, token)| (*id, token.content.clone())).collect(), ..Words::default() };
-    plain.add_tokens(words.into_iter().map(|(_, token)| token)).map_err(|error| json(error.to_string()))?;
+    let mut known = Words {
+        contents: words
+            .iter()
+            .map(|(id, token)| (*id, token.content.clone()))
+            .collect(),
+        ..Words::default()
+    };
+    plain
+        .add_tokens(words.into_iter().map(|(_, token)| token))
+        .map_err(|error| json(error.to_string()))?;
     for (id, content) in &known.contents {
-        let own = plain.token_to_id(content).ok_or_else(|| json(format!("the added token {content:?} is lost")))?;
+        let own = plain
+            .token_to_id(content)
+            .ok_or_else(|| json(format!("the added token {content:?} is lost")))?;
         // A vocabulary with holes has the number of another token there.
-        if plain.get_model().id_to_token(own).is_some_and(|other| other != *content) {
-            return Err(json(format!("the added token {content:?} has no number of its own: the vocabulary's numbers have holes")));
+        if plain
+            .get_model()
+            .id_to_token(own)
+            .is_some_and(|other| other != *content)
+        {
+            return Err(json(format!(
+                "the added token {content:?} has no number of its own: the vocabulary's numbers have holes"
+            )));
         }
         known.ids.insert(own, *id);
     }
     Ok(known)
 }
 
-/// Whether a token makes up a prompt's markup: special whatever its file says, since what is said must never become one.
+/// Whether a token makes up a prompt's markup: special whatever its file says, since what is said
+/// must never become one.
 fn is_markup(content: &str) -> bool {
-    const MARKUP: [&str; 7] =
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"];
+    const MARKUP: [&str; 7] = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "<end_of_utterance>",
+    ];
     MARKUP.contains(&content) || content.starts_with("<row_")
 }
 
-/// The byte that a character of a byte-level token stands for: printable ones for themselves, the others in order from U+0100 on.
+/// The byte that a character of a byte-level token stands for: printable ones for themselves, the
+/// others in order from U+0100 on.
 fn byte(c: char) -> Option<u8> {
     let code = u32::from(c);
     match code {
@@ -164,7 +242,8 @@ fn byte(c: char) -> Option<u8> {
     }
 }
 
-/// Text of an answer while its tokens arrive. A character that spans tokens comes with the token that completes it.
+/// Text of an answer while its tokens arrive. A character that spans tokens comes with the token
+/// that completes it.
 pub struct TokenText<'a> {
     tokenizer: &'a Tokenizer,
     pending: Vec<u8>,
@@ -173,7 +252,10 @@ pub struct TokenText<'a> {
 impl<'a> TokenText<'a> {
     /// Before the first token.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        TokenText { tokenizer, pending: Vec::new() }
+        TokenText {
+            tokenizer,
+            pending: Vec::new(),
+        }
     }
 
     /// The text of a token by itself, whatever came before it.
@@ -266,14 +348,20 @@ mod tests {
         let tokenizer = reference::tokenizer();
         assert_eq!(
             tokenizer.split("<|im_start|>User:<image>é<"),
-            [Span::Special(1), Span::Text("User:"), Span::Special(49190), Span::Text("é<")]
+            [
+                Span::Special(1),
+                Span::Text("User:"),
+                Span::Special(49190),
+                Span::Text("é<")
+            ]
         );
         assert_eq!(tokenizer.split(""), []);
     }
 
     #[test]
     fn every_byte_of_the_vocabulary_is_told_apart() {
-        let known: std::collections::BTreeSet<u8> = ('\u{21}'..='\u{143}').filter_map(byte).collect();
+        let known: std::collections::BTreeSet<u8> =
+            ('\u{21}'..='\u{143}').filter_map(byte).collect();
         assert_eq!(known.len(), 256);
     }
 
@@ -284,7 +372,10 @@ mod tests {
         let mut text = TokenText::new(&tokenizer);
         let parts: Vec<String> = ids.iter().map(|&id| text.push(id)).collect();
         assert_eq!(parts.concat() + &text.finish(), "🦩 é");
-        assert!(parts[0].is_empty(), "the first byte of four is no character yet: {parts:?}");
+        assert!(
+            parts[0].is_empty(),
+            "the first byte of four is no character yet: {parts:?}"
+        );
 
         let mut cut = TokenText::new(&tokenizer);
         assert_eq!(cut.push(ids[0]), "");
@@ -293,46 +384,83 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_tokenizer() {
-        assert!(matches!(Tokenizer::from_json(b"{}"), Err(TokenizerError::Json { .. })));
-        assert!(matches!(Tokenizer::from_json(&vec![b' '; JSON_BYTES_MAX + 1]), Err(TokenizerError::Size { .. })));
+        assert!(matches!(
+            Tokenizer::from_json(b"{}"),
+            Err(TokenizerError::Json { .. })
+        ));
+        assert!(matches!(
+            Tokenizer::from_json(&vec![b' '; JSON_BYTES_MAX + 1]),
+            Err(TokenizerError::Size { .. })
+        ));
         let no_decoder = br#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
-        assert!(matches!(Tokenizer::from_json(no_decoder), Err(TokenizerError::NotByteLevel)));
+        assert!(matches!(
+            Tokenizer::from_json(no_decoder),
+            Err(TokenizerError::NotByteLevel)
+        ));
     }
 
     /// The released tokenizer with tokens that a fine-tune adds.
     fn with_added(tokens: &[(u32, &str, bool)]) -> Tokenizer {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizer.json");
-        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).expect("the released one")).expect("JSON");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path).expect("the released one")).expect("JSON");
         for (id, content, special) in tokens {
-            json["added_tokens"].as_array_mut().expect("a list").push(serde_json::json!({
-                "id": id, "content": content, "special": special,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": !special,
-            }));
+            json["added_tokens"]
+                .as_array_mut()
+                .expect("a list")
+                .push(serde_json::json!({
+                    "id": id, "content": content, "special": special,
+                    "single_word": false, "lstrip": false, "rstrip": false, "normalized": !special,
+                }));
         }
         Tokenizer::from_json(json.to_string().as_bytes()).expect("loads")
     }
 
-    /// Numbers and texts are those of transformers: added behind the released vocabulary, special or not.
+    /// Numbers and texts are those of transformers: added behind the released vocabulary, special
+    /// or not.
     #[test]
     fn added_tokens_that_are_not_special_are_words() {
-        let tokenizer =
-            with_added(&[(49280, "<|tool|>", true), (49281, "<widget>", false), (49282, "<loc>", false), (49283, "a b", false)]);
-        let ids = tokenizer.encode("a <widget><loc>2 <|tool|>").expect("encodes");
+        let tokenizer = with_added(&[
+            (49280, "<|tool|>", true),
+            (49281, "<widget>", false),
+            (49282, "<loc>", false),
+            (49283, "a b", false),
+        ]);
+        let ids = tokenizer
+            .encode("a <widget><loc>2 <|tool|>")
+            .expect("encodes");
         assert_eq!(ids[..4], [81, 216, 49281, 49282]);
         assert!(!ids.contains(&49280), "a special one stays text");
         assert_eq!(tokenizer.decode(&ids), "a <widget><loc>2 <|tool|>");
-        assert_eq!(tokenizer.decode(&[49282, 49280, 49283]), "<loc>a b", "special ones are left out");
-        assert_eq!(tokenizer.split("<loc><|tool|>"), [Span::Text("<loc>"), Span::Special(49280)]);
-        assert_eq!((tokenizer.id("<|tool|>"), tokenizer.id("<loc>")), (Some(49280), None));
+        assert_eq!(
+            tokenizer.decode(&[49282, 49280, 49283]),
+            "<loc>a b",
+            "special ones are left out"
+        );
+        assert_eq!(
+            tokenizer.split("<loc><|tool|>"),
+            [Span::Text("<loc>"), Span::Special(49280)]
+        );
+        assert_eq!(
+            (tokenizer.id("<|tool|>"), tokenizer.id("<loc>")),
+            (Some(49280), None)
+        );
     }
 
     #[test]
     fn markup_is_special_whatever_its_file_says() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizer.json");
-        let json = std::fs::read_to_string(path).expect("the released one").replace("\"special\": true", "\"special\": false");
+        let json = std::fs::read_to_string(path)
+            .expect("the released one")
+            .replace("\"special\": true", "\"special\": false");
         let tokenizer = Tokenizer::from_json(json.as_bytes()).expect("loads");
         let image = tokenizer.id("<image>").expect("special");
-        assert!(!tokenizer.encode("<image><row_1_col_1>").expect("encodes").contains(&image));
+        assert!(
+            !tokenizer
+                .encode("<image><row_1_col_1>")
+                .expect("encodes")
+                .contains(&image)
+        );
     }
 
     proptest! {

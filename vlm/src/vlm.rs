@@ -58,15 +58,29 @@ impl Vlm {
         let started = Instant::now();
         let bundle = Bundle::open(dir)?;
         let tokenizer = Tokenizer::from_json(&bundle.read("tokenizer.json")?)?;
-        let template = Template::new(&String::from_utf8_lossy(&bundle.read("chat_template.jinja")?))?;
+        let template = Template::new(&String::from_utf8_lossy(
+            &bundle.read("chat_template.jinja")?,
+        ))?;
         let template = template.with_special_tokens(named_tokens(&bundle)?)?;
         let model = backend::load(&bundle, options)?;
-        let mut vlm = Vlm::new(bundle.manifest().clone(), bundle.sha256().to_owned(), tokenizer, template, model);
+        let mut vlm = Vlm::new(
+            bundle.manifest().clone(),
+            bundle.sha256().to_owned(),
+            tokenizer,
+            template,
+            model,
+        );
         vlm.identity.load = started.elapsed();
         Ok(vlm)
     }
 
-    fn new(manifest: Manifest, sha256: String, tokenizer: Tokenizer, template: Template, model: Box<dyn Model>) -> Self {
+    fn new(
+        manifest: Manifest,
+        sha256: String,
+        tokenizer: Tokenizer,
+        template: Template,
+        model: Box<dyn Model>,
+    ) -> Self {
         let provider = model.provider();
         let identity = Identity {
             name: manifest.name.clone(),
@@ -76,7 +90,14 @@ impl Vlm {
             execution_provider: provider.execution_provider,
             load: Duration::ZERO,
         };
-        Vlm { identity, manifest, tokenizer, template, model, prefixes: Prefixes::default() }
+        Vlm {
+            identity,
+            manifest,
+            tokenizer,
+            template,
+            model,
+            prefixes: Prefixes::default(),
+        }
     }
 
     /// Which model answers, and on what.
@@ -97,14 +118,16 @@ impl Vlm {
     /// Answers one request.
     ///
     /// # Errors
-    /// When the request cannot be put to this model ([`VlmError::is_bad_request`]), or the model fails.
+    /// When the request cannot be put to this model ([`VlmError::is_bad_request`]), or the model
+    /// fails.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, VlmError> {
         self.ask_streaming(request, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Vlm::ask`], and hands over each piece of the text as soon as it is known (with candidates, the winner at the end);
-    /// `Break` ends the answer there. Before each picture and each candidate `on_piece` is called with `None`, only to learn whether
-    /// to go on: these take long, and nothing is known after one of them.
+    /// As [`Vlm::ask`], and hands over each piece of the text as soon as it is known (with
+    /// candidates, the winner at the end); `Break` ends the answer there. Before each picture and
+    /// each candidate `on_piece` is called with `None`, only to learn whether to go on: these take
+    /// long, and nothing is known after one of them.
     ///
     /// # Errors
     /// As [`Vlm::ask`]; [`VlmError::BrokenOff`] at a `Break` before there is any answer.
@@ -116,12 +139,19 @@ impl Vlm {
         let started = Instant::now();
         let mut timings = Timings::default();
         let task = self.task(request)?;
-        let prompt = self.prompt_rules().prompt(&request.turns, request.split == Split::On)?;
+        let prompt = self
+            .prompt_rules()
+            .prompt(&request.turns, request.split == Split::On)?;
         self.check_context(&prompt, &task)?;
-        let tiles = tiles_of_turns(&request.turns, &self.manifest.image, request.split == Split::On);
+        let tiles = tiles_of_turns(
+            &request.turns,
+            &self.manifest.image,
+            request.split == Split::On,
+        );
         timings.preprocess = started.elapsed();
 
-        let (decoded, mut trace) = self.prefill(&prompt, &tiles, request.trace, &mut timings, on_piece)?;
+        let (decoded, mut trace) =
+            self.prefill(&prompt, &tiles, request.trace, &mut timings, on_piece)?;
         if let Some(trace) = &mut trace {
             trace.logits.clone_from(&decoded.logits);
         }
@@ -142,8 +172,14 @@ impl Vlm {
         timings.first_token = first_token.unwrap_or(timings.total);
         Ok(Answer {
             confidence: match &task {
-                Task::Choose(_) => confidence::of_candidates(said.candidates.iter().map(|candidate| candidate.probability)),
-                Task::Generate => confidence::of_tokens(said.tokens.iter().map(|token| token.logprob)),
+                Task::Choose(_) => confidence::of_candidates(
+                    said.candidates
+                        .iter()
+                        .map(|candidate| candidate.probability),
+                ),
+                Task::Generate => {
+                    confidence::of_tokens(said.tokens.iter().map(|token| token.logprob))
+                }
             },
             text: said.text,
             finish_reason: said.finish_reason,
@@ -173,23 +209,44 @@ impl Vlm {
     /// What is to be done once the prompt is in; refuses what cannot be done before any work.
     fn task(&self, request: &Request) -> Result<Task, VlmError> {
         if request.candidates.is_empty() {
-            return if request.max_new_tokens == 0 { Err(VlmError::NoTokens) } else { Ok(Task::Generate) };
+            return if request.max_new_tokens == 0 {
+                Err(VlmError::NoTokens)
+            } else {
+                Ok(Task::Generate)
+            };
         }
-        let end = *self.manifest.prompt.stop.first().ok_or(VlmError::NoEndToken)?;
-        Ok(Task::Choose(score::sequences(&request.candidates, |text| self.tokenizer.encode(text), end)?))
+        let end = *self
+            .manifest
+            .prompt
+            .stop
+            .first()
+            .ok_or(VlmError::NoEndToken)?;
+        Ok(Task::Choose(score::sequences(
+            &request.candidates,
+            |text| self.tokenizer.encode(text),
+            end,
+        )?))
     }
 
-    /// Whether the longest candidate still fits behind the prompt. Free text needs no check: it ends where the context does.
+    /// Whether the longest candidate still fits behind the prompt. Free text needs no check: it
+    /// ends where the context does.
     fn check_context(&self, prompt: &Prompt, task: &Task) -> Result<(), VlmError> {
-        let Task::Choose(sequences) = task else { return Ok(()) };
+        let Task::Choose(sequences) = task else {
+            return Ok(());
+        };
         let longest = sequences.tokens.iter().map(Vec::len).max().unwrap_or(0);
         let context = self.manifest.geometry.text.context_length;
         // The last token is predicted, never fed.
         let tokens = prompt.input_ids.len() + longest.saturating_sub(1);
-        if tokens > context { Err(PromptError::TooLong { tokens, context }.into()) } else { Ok(()) }
+        if tokens > context {
+            Err(PromptError::TooLong { tokens, context }.into())
+        } else {
+            Ok(())
+        }
     }
 
-    /// Runs the prompt: the part up to the last image token from the kept caches where it is there, the rest always.
+    /// Runs the prompt: the part up to the last image token from the kept caches where it is there,
+    /// the rest always.
     fn prefill(
         &mut self,
         prompt: &Prompt,
@@ -205,7 +262,10 @@ impl Vlm {
         let past = match &pixel_sha256 {
             None => KvCache::empty(),
             Some(pixel_sha256) => {
-                let key = PrefixKey { input_ids: prefix_ids.to_vec(), pixel_sha256: pixel_sha256.clone() };
+                let key = PrefixKey {
+                    input_ids: prefix_ids.to_vec(),
+                    pixel_sha256: pixel_sha256.clone(),
+                };
                 // A trace shows what the vision encoder puts out, so it has to run.
                 match self.prefixes.find(&key).filter(|_| !trace) {
                     Some(cache) => cache,
@@ -213,8 +273,14 @@ impl Vlm {
                         self.prefixes.make_room();
                         let features = self.encode(tiles, timings, on_piece)?;
                         let prefilling = Instant::now();
-                        let inputs_embeds = self.embed_with_features(prefix_ids, &prompt.image_positions, &features)?;
-                        let cache = prefill(&mut *self.model, &inputs_embeds, hidden, &KvCache::empty())?.cache;
+                        let inputs_embeds = self.embed_with_features(
+                            prefix_ids,
+                            &prompt.image_positions,
+                            &features,
+                        )?;
+                        let cache =
+                            prefill(&mut *self.model, &inputs_embeds, hidden, &KvCache::empty())?
+                                .cache;
                         timings.prefill += prefilling.elapsed();
                         self.prefixes.keep(key, cache.clone());
                         image_features = Some(features);
@@ -230,7 +296,15 @@ impl Vlm {
         let trace = trace.then(|| Trace {
             prompt: prompt.text.clone(),
             input_ids: prompt.input_ids.clone(),
-            pixel_shape: tiles.first().map(|first| [1, tiles.iter().map(Tiles::frames).sum(), 3, first.side, first.side]),
+            pixel_shape: tiles.first().map(|first| {
+                [
+                    1,
+                    tiles.iter().map(Tiles::frames).sum(),
+                    3,
+                    first.side,
+                    first.side,
+                ]
+            }),
             pixel_sha256,
             image_features,
             logits: Vec::new(),
@@ -261,12 +335,25 @@ impl Vlm {
     }
 
     /// Embeddings of `input_ids`, with a row of `features` in place of each image token.
-    fn embed_with_features(&mut self, input_ids: &[u32], positions: &[usize], features: &[f32]) -> Result<Vec<f32>, ModelError> {
+    fn embed_with_features(
+        &mut self,
+        input_ids: &[u32],
+        positions: &[usize],
+        features: &[f32],
+    ) -> Result<Vec<f32>, ModelError> {
         let hidden = self.manifest.geometry.text.hidden_size;
         let mut inputs_embeds = self.model.embed(input_ids)?;
         if features.len() != positions.len() * hidden {
-            let (expected, got) = (vec![positions.len(), hidden], vec![features.len() / hidden, hidden]);
-            return Err(ModelError::Shape { graph: "vision_encoder", tensor: "image_features", expected, got });
+            let (expected, got) = (
+                vec![positions.len(), hidden],
+                vec![features.len() / hidden, hidden],
+            );
+            return Err(ModelError::Shape {
+                graph: "vision_encoder",
+                tensor: "image_features",
+                expected,
+                got,
+            });
         }
         for (&position, row) in positions.iter().zip(features.chunks_exact(hidden)) {
             inputs_embeds[position * hidden..][..hidden].copy_from_slice(row);
@@ -301,7 +388,12 @@ impl Vlm {
             let _ = on_piece(Some(&written.piece(&rest, Vec::new())));
         }
         let Written { text, tokens, .. } = written;
-        Ok(Said { text, tokens, candidates: Vec::new(), finish_reason })
+        Ok(Said {
+            text,
+            tokens,
+            candidates: Vec::new(),
+            finish_reason,
+        })
     }
 
     /// The likeliest of the candidates behind the prompt.
@@ -313,45 +405,96 @@ impl Vlm {
         on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
     ) -> Result<Said, VlmError> {
         let mut look = || on_piece(None);
-        let readings = score::read(&mut *self.model, prompt, &sequences.tokens, request.top_logprobs, &mut look)?;
+        let readings = score::read(
+            &mut *self.model,
+            prompt,
+            &sequences.tokens,
+            request.top_logprobs,
+            &mut look,
+        )?;
         let readings = readings.ok_or(VlmError::BrokenOff)?;
         let scores = score::scores(&readings);
         let candidates: Vec<Candidate> = request
             .candidates
             .iter()
             .zip(scores.iter().zip(score::probabilities(&scores)))
-            .map(|(text, (&score, probability))| Candidate { text: text.clone(), score, probability })
+            .map(|(text, (&score, probability))| Candidate {
+                text: text.clone(),
+                score,
+                probability,
+            })
             .collect();
         // The first of the likeliest, as in decoding.
-        let winner = scores.iter().enumerate().fold(0, |best, (index, score)| if *score > scores[best] { index } else { best });
+        let winner =
+            scores.iter().enumerate().fold(
+                0,
+                |best, (index, score)| if *score > scores[best] { index } else { best },
+            );
         let own = sequences.tokens[winner].len() - usize::from(sequences.ended);
         let mut text = TokenText::new(&self.tokenizer);
-        let tokens: Vec<Token> = readings[winner][..own].iter().map(|reading| token(reading, &mut text)).collect();
-        // As it was asked: its tokens are those of a trimmed text, and leave out what the vocabulary has no token for.
-        let whole = Piece { text: candidates[winner].text.clone(), tokens };
+        let tokens: Vec<Token> = readings[winner][..own]
+            .iter()
+            .map(|reading| token(reading, &mut text))
+            .collect();
+        // As it was asked: its tokens are those of a trimmed text, and leave out what the
+        // vocabulary has no token for.
+        let whole = Piece {
+            text: candidates[winner].text.clone(),
+            tokens,
+        };
         // There is nothing behind it to be broken off.
         let _ = on_piece(Some(&whole));
-        Ok(Said { text: whole.text, tokens: whole.tokens, candidates, finish_reason: FinishReason::Stop })
+        Ok(Said {
+            text: whole.text,
+            tokens: whole.tokens,
+            candidates,
+            finish_reason: FinishReason::Stop,
+        })
     }
 }
 
 impl std::fmt::Debug for Vlm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vlm").field("identity", &self.identity).finish_non_exhaustive()
+        f.debug_struct("Vlm")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
     }
 }
 
 /// The special tokens that the bundle's template may call by name.
 fn named_tokens(bundle: &Bundle) -> Result<SpecialTokens, VlmError> {
-    let listed = |name: &str| bundle.manifest().files.contains_key(name).then(|| bundle.read(name)).transpose();
-    let (config, map) = (listed(special_tokens::TOKENIZER_CONFIG)?, listed(special_tokens::SPECIAL_TOKENS_MAP)?);
+    let listed = |name: &str| {
+        bundle
+            .manifest()
+            .files
+            .contains_key(name)
+            .then(|| bundle.read(name))
+            .transpose()
+    };
+    let (config, map) = (
+        listed(special_tokens::TOKENIZER_CONFIG)?,
+        listed(special_tokens::SPECIAL_TOKENS_MAP)?,
+    );
     Ok(special_tokens::read(config.as_deref(), map.as_deref())?)
 }
 
 /// A token as it is told, next in `text`.
 fn token(reading: &Reading, text: &mut TokenText<'_>) -> Token {
-    let top = reading.top.iter().map(|&(id, logprob)| TopToken { id, text: text.alone(id), logprob: logprob as f32 }).collect();
-    Token { id: reading.id, text: text.push(reading.id), logprob: reading.logprob as f32, top }
+    let top = reading
+        .top
+        .iter()
+        .map(|&(id, logprob)| TopToken {
+            id,
+            text: text.alone(id),
+            logprob: logprob as f32,
+        })
+        .collect();
+    Token {
+        id: reading.id,
+        text: text.push(reading.id),
+        logprob: reading.logprob as f32,
+        top,
+    }
 }
 
 /// What is done behind the prompt.
@@ -382,11 +525,18 @@ struct Written {
 impl Written {
     /// What `said` adds: all of it, but for the space that separates an answer from its prompt.
     fn piece(&mut self, said: &str, tokens: Vec<Token>) -> Piece {
-        let text = if self.begun { said } else { said.strip_prefix(' ').unwrap_or(said) };
+        let text = if self.begun {
+            said
+        } else {
+            said.strip_prefix(' ').unwrap_or(said)
+        };
         self.begun |= !said.is_empty();
         self.text.push_str(text);
         self.tokens.extend_from_slice(&tokens);
-        Piece { text: text.to_owned(), tokens }
+        Piece {
+            text: text.to_owned(),
+            tokens,
+        }
     }
 }
 
@@ -409,7 +559,9 @@ pub enum VlmError {
     #[error(transparent)]
     SpecialTokens(#[from] SpecialTokensError),
     /// The bundle names no token that ends an answer.
-    #[error("the manifest's prompt.stop is empty: expected the ids that end an answer; export the bundle again")]
+    #[error(
+        "the manifest's prompt.stop is empty: expected the ids that end an answer; export the bundle again"
+    )]
     NoEndToken,
     /// An answer of no tokens was asked for.
     #[error("max_new_tokens is 0: expected 1 or more, or candidates")]
@@ -438,7 +590,10 @@ impl VlmError {
             VlmError::Prompt(PromptError::Template(TemplateError::Changed)) => true,
             VlmError::Prompt(error) => !matches!(
                 error,
-                PromptError::NoToken { .. } | PromptError::Template(_) | PromptError::Tokenizer(_) | PromptError::Pictures { .. }
+                PromptError::NoToken { .. }
+                    | PromptError::Template(_)
+                    | PromptError::Tokenizer(_)
+                    | PromptError::Pictures { .. }
             ),
             VlmError::Bundle(_)
             | VlmError::Backend(_)

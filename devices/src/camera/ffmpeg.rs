@@ -1,8 +1,9 @@
 //! Video files and RTSP, decoded by an `ffmpeg` child process.
 //!
-//! The child writes pictures to a pipe; one thread reads them into a slot, another keeps the end of its stderr. Dropping the
-//! camera kills and reaps the child and joins both. If the agent itself is killed the pipe breaks, and the child ends at its next
-//! picture, or when its own network timeout has passed. It runs in a process group of its own: Ctrl-C is for the agent to act on.
+//! The child writes pictures to a pipe; one thread reads them into a slot, another keeps the end of
+//! its stderr. Dropping the camera kills and reaps the child and joins both. If the agent itself is
+//! killed the pipe breaks, and the child ends at its next picture, or when its own network timeout
+//! has passed. It runs in a process group of its own: Ctrl-C is for the agent to act on.
 
 mod arguments;
 mod child;
@@ -25,9 +26,11 @@ pub use child::Child;
 
 /// Longest time until a thrown [`Stop`] is noticed.
 const POLL: Duration = Duration::from_millis(50);
-/// A live stream is decoded at least this often, so that a stall shows long before a slow rate would ask.
+/// A live stream is decoded at least this often, so that a stall shows long before a slow rate
+/// would ask.
 const LIVE_PERIOD_MAX: Duration = Duration::from_secs(1);
-/// The first frame of a live stream is given at least this long: a connection, and the wait for a key frame, come before it.
+/// The first frame of a live stream is given at least this long: a connection, and the wait for a
+/// key frame, come before it.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// A decoder and what it has decoded.
@@ -51,28 +54,57 @@ pub(super) struct Ffmpeg {
 
 impl Ffmpeg {
     /// Starts `program` on a video file or an RTSP stream.
-    pub(super) fn open(program: &str, source: &Source, period: Duration, stall_after: Duration, stop: &Stop) -> Result<Self, CaptureError> {
+    pub(super) fn open(
+        program: &str,
+        source: &Source,
+        period: Duration,
+        stall_after: Duration,
+        stop: &Stop,
+    ) -> Result<Self, CaptureError> {
         let camera = source.to_string();
         if let Source::File(path) = source {
             // ffmpeg would say so too, but only after it was started.
-            readable(path).map_err(|error| CaptureError::NotThere { camera: camera.clone(), error })?;
+            readable(path).map_err(|error| CaptureError::NotThere {
+                camera: camera.clone(),
+                error,
+            })?;
         }
         let live = matches!(source, Source::Rtsp(_));
-        let decoded = if live { period.min(LIVE_PERIOD_MAX) } else { period };
+        let decoded = if live {
+            period.min(LIVE_PERIOD_MAX)
+        } else {
+            period
+        };
         let arguments = arguments::arguments(source, decoded, stall_after.max(CONNECT));
-        let (child, stdout) = Child::start(program, &arguments).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => CaptureError::NoFfmpeg { camera: camera.clone(), program: program.to_owned() },
-            _ => CaptureError::Spawn { camera: camera.clone(), error },
-        })?;
+        let (child, stdout) =
+            Child::start(program, &arguments).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => CaptureError::NoFfmpeg {
+                    camera: camera.clone(),
+                    program: program.to_owned(),
+                },
+                _ => CaptureError::Spawn {
+                    camera: camera.clone(),
+                    error,
+                },
+            })?;
         tracing::debug!(camera, pid = child.id(), "ffmpeg started");
         let slot = Arc::new(Slot::new());
-        let when_full = if live { WhenFull::Supersede } else { WhenFull::Wait };
+        let when_full = if live {
+            WhenFull::Supersede
+        } else {
+            WhenFull::Wait
+        };
         let pictures = thread::spawn({
             let slot = slot.clone();
             move || slot.end(read_pictures(Pictures::new(stdout), &slot, when_full))
         });
-        // A live stream that ffmpeg already paces needs no second clock, which would only beat against the first.
-        let pace = if live && period <= LIVE_PERIOD_MAX { Duration::ZERO } else { period };
+        // A live stream that ffmpeg already paces needs no second clock, which would only beat
+        // against the first.
+        let pace = if live && period <= LIVE_PERIOD_MAX {
+            Duration::ZERO
+        } else {
+            period
+        };
         Ok(Self {
             camera,
             live,
@@ -89,11 +121,30 @@ impl Ffmpeg {
     }
 
     /// The picture that is handed out now.
-    fn frame(&mut self, Arrived { picture: Picture { width, height, data }, at }: Arrived) -> Frame {
+    fn frame(
+        &mut self,
+        Arrived {
+            picture:
+                Picture {
+                    width,
+                    height,
+                    data,
+                },
+            at,
+        }: Arrived,
+    ) -> Frame {
         self.schedule.advance(Instant::now());
         self.begun = true;
         let captured_at = if self.live { at } else { SystemTime::now() };
-        Frame { captured_at, name: None, image: FrameImage::Rgb { width, height, data: data.into() } }
+        Frame {
+            captured_at,
+            name: None,
+            image: FrameImage::Rgb {
+                width,
+                height,
+                data: data.into(),
+            },
+        }
     }
 
     /// What the end of the stream means.
@@ -110,10 +161,17 @@ impl Ffmpeg {
                 return Err(CaptureError::Stream { camera, error });
             }
         };
-        let status = self.child.end().map_err(|error| CaptureError::Lost { camera: camera.clone(), error })?;
+        let status = self.child.end().map_err(|error| CaptureError::Lost {
+            camera: camera.clone(),
+            error,
+        })?;
         let stderr = self.stderr();
         match cut {
-            _ if self.live || !status.success() => Err(CaptureError::Exited { camera, status, stderr }),
+            _ if self.live || !status.success() => Err(CaptureError::Exited {
+                camera,
+                status,
+                stderr,
+            }),
             Some(error) => Err(CaptureError::Stream { camera, error }),
             None if !self.begun => Err(CaptureError::NoPicture { camera, stderr }),
             None => {
@@ -154,11 +212,22 @@ impl Camera for Ffmpeg {
                 return self.ended(how);
             }
             // A file is not late: its decoder waits for us, or needs its time.
-            let (silent, limit) = (self.slot.silent(), if self.begun { self.stall_after } else { self.stall_after.max(CONNECT) });
+            let (silent, limit) = (
+                self.slot.silent(),
+                if self.begun {
+                    self.stall_after
+                } else {
+                    self.stall_after.max(CONNECT)
+                },
+            );
             if self.live && silent >= limit {
                 self.over = true;
                 self.child.kill();
-                return Err(CaptureError::Stalled { camera: self.camera.clone(), silent, limit });
+                return Err(CaptureError::Stalled {
+                    camera: self.camera.clone(),
+                    silent,
+                    limit,
+                });
             }
             if early.is_zero() {
                 self.slot.wait(POLL);
@@ -197,7 +266,11 @@ pub fn readable(path: &Path) -> io::Result<()> {
 }
 
 /// Moves pictures from the pipe to the slot until either ends.
-fn read_pictures(mut pictures: Pictures<impl Read>, slot: &Slot, when_full: WhenFull) -> Result<(), PpmError> {
+fn read_pictures(
+    mut pictures: Pictures<impl Read>,
+    slot: &Slot,
+    when_full: WhenFull,
+) -> Result<(), PpmError> {
     while let Some(picture) = pictures.next_picture()? {
         if !slot.put(picture, when_full) {
             break;
@@ -208,9 +281,13 @@ fn read_pictures(mut pictures: Pictures<impl Read>, slot: &Slot, when_full: When
 
 /// `user:password` of an RTSP URL.
 fn user_information(source: &Source) -> Option<String> {
-    let Source::Rtsp(url) = source else { return None };
+    let Source::Rtsp(url) = source else {
+        return None;
+    };
     let (_, rest) = url.split_once("://")?;
-    rest.rsplit_once('@').map(|(user, _)| user.to_owned()).filter(|user| !user.is_empty())
+    rest.rsplit_once('@')
+        .map(|(user, _)| user.to_owned())
+        .filter(|user| !user.is_empty())
 }
 
 #[cfg(test)]
@@ -225,13 +302,25 @@ mod tests {
     #[test]
     fn a_box_without_ffmpeg_is_told_how_to_get_it() {
         let source = Source::Rtsp("rtsp://me:secret@192.0.2.7/s".into());
-        let opened = Ffmpeg::open("ffmpeg-that-is-not-there", &source, LIVE_PERIOD_MAX, AGES, &Stop::new());
+        let opened = Ffmpeg::open(
+            "ffmpeg-that-is-not-there",
+            &source,
+            LIVE_PERIOD_MAX,
+            AGES,
+            &Stop::new(),
+        );
         let error = opened.err().expect("there is no such program").to_string();
-        assert!(error.contains("apt install ffmpeg") && error.contains("rtsp://***@192.0.2.7/s") && !error.contains("secret"), "{error}");
+        assert!(
+            error.contains("apt install ffmpeg")
+                && error.contains("rtsp://***@192.0.2.7/s")
+                && !error.contains("secret"),
+            "{error}"
+        );
     }
 
-    /// Writing a program and starting one exclude each other: a child of another test, forked but not yet itself, would hold the file
-    /// open for writing, and Linux refuses to start such a file.
+    /// Writing a program and starting one exclude each other: a child of another test, forked but
+    /// not yet itself, would hold the file open for writing, and Linux refuses to start such a
+    /// file.
     static PROGRAMS: Mutex<()> = Mutex::new(());
 
     /// A decoder written in shell, which heeds none of ffmpeg's arguments, on a video file.
@@ -253,7 +342,8 @@ mod tests {
 
         fn open(&self, source: &Source, stop: &Stop) -> Ffmpeg {
             let _alone = PROGRAMS.lock();
-            Ffmpeg::open(&self.program, source, Duration::ZERO, AGES, stop).expect("a shell is there")
+            Ffmpeg::open(&self.program, source, Duration::ZERO, AGES, stop)
+                .expect("a shell is there")
         }
 
         /// A word for each frame, then how it ended.
@@ -266,7 +356,10 @@ mod tests {
                         assert!(matches!(camera.next_frame(), Ok(None)), "an end stays one");
                         return told + "end";
                     }
-                    Err(error) => return (told + &error.to_string()).replace(self.folder.path().to_str().expect("UTF-8"), ""),
+                    Err(error) => {
+                        return (told + &error.to_string())
+                            .replace(self.folder.path().to_str().expect("UTF-8"), "");
+                    }
                 }
             }
         }
@@ -279,14 +372,33 @@ mod tests {
         for (script, expected) in [
             ("PIXEL; PIXEL", "frame, frame, end"),
             ("PIXEL; echo 'a frame was corrupt' >&2", "frame, end"),
-            ("PIXEL; exit 3", "frame, file:///decoder: ffmpeg ended with exit status: 3: it wrote nothing"),
-            ("PIXEL; printf P6; echo lost >&2; exit 1", "frame, file:///decoder: ffmpeg ended with exit status: 1: lost"),
-            ("PIXEL; printf P6", "frame, file:///decoder: ffmpeg's output: ended inside a picture, after 0 of 0 bytes of pixels"),
-            ("PIXEL; echo text; exec sleep 3600", "frame, file:///decoder: ffmpeg's output: no PPM header (P6, width, height, 255)"),
-            ("echo silence >&2", "file:///decoder: no picture in it: silence; is it a video?"),
+            (
+                "PIXEL; exit 3",
+                "frame, file:///decoder: ffmpeg ended with exit status: 3: it wrote nothing",
+            ),
+            (
+                "PIXEL; printf P6; echo lost >&2; exit 1",
+                "frame, file:///decoder: ffmpeg ended with exit status: 1: lost",
+            ),
+            (
+                "PIXEL; printf P6",
+                "frame, file:///decoder: ffmpeg's output: ended inside a picture, after 0 of 0 bytes of pixels",
+            ),
+            (
+                "PIXEL; echo text; exec sleep 3600",
+                "frame, file:///decoder: ffmpeg's output: no PPM header (P6, width, height, 255)",
+            ),
+            (
+                "echo silence >&2",
+                "file:///decoder: no picture in it: silence; is it a video?",
+            ),
         ] {
             let decoder = Scripted::new(&script.replace("PIXEL", PIXEL));
-            assert_eq!(decoder.told(&Source::File(decoder.program.clone().into())), expected, "{script}");
+            assert_eq!(
+                decoder.told(&Source::File(decoder.program.clone().into())),
+                expected,
+                "{script}"
+            );
         }
     }
 
@@ -294,10 +406,16 @@ mod tests {
     fn a_live_source_has_no_end() {
         let source = Source::Rtsp("rtsp://me:it's@192.0.2.7/s".into());
         let told = Scripted::new("echo \"me:it's sent a TEARDOWN\" >&2").told(&source);
-        assert_eq!(told, "rtsp://***@192.0.2.7/s: ffmpeg ended with exit status: 0: *** sent a TEARDOWN");
+        assert_eq!(
+            told,
+            "rtsp://***@192.0.2.7/s: ffmpeg ended with exit status: 0: *** sent a TEARDOWN"
+        );
         // One that closes its output and stays is ended.
         let told = Scripted::new("exec sleep 3600 >&-").told(&source);
-        assert_eq!(told, "rtsp://***@192.0.2.7/s: ffmpeg ended with signal: 9 (SIGKILL): it wrote nothing");
+        assert_eq!(
+            told,
+            "rtsp://***@192.0.2.7/s: ffmpeg ended with signal: 9 (SIGKILL): it wrote nothing"
+        );
     }
 
     #[test]
@@ -308,6 +426,9 @@ mod tests {
         let process = format!("/proc/{}", camera.child.id());
         assert!(Path::new(&process).exists());
         drop(camera);
-        assert!(!Path::new(&process).exists(), "neither running nor a zombie");
+        assert!(
+            !Path::new(&process).exists(),
+            "neither running nor a zombie"
+        );
     }
 }

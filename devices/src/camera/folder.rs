@@ -24,13 +24,19 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn open(path: &Path, period: Duration, stop: &Stop) -> Result<Self, CaptureError> {
         let camera = || format!("dir://{}", path.display());
-        let not_there = |error| CaptureError::NotThere { camera: camera(), error };
+        let not_there = |error| CaptureError::NotThere {
+            camera: camera(),
+            error,
+        };
         let mut files = Vec::new();
         for entry in fs::read_dir(path).map_err(not_there)? {
             let file = entry.map_err(not_there)?.path();
             if is_picture(&file) {
                 if files.len() == FILES_MAX {
-                    return Err(CaptureError::FolderTooLarge { camera: camera(), max: FILES_MAX });
+                    return Err(CaptureError::FolderTooLarge {
+                        camera: camera(),
+                        max: FILES_MAX,
+                    });
                 }
                 files.push(file);
             }
@@ -39,39 +45,66 @@ impl Folder {
             return Err(CaptureError::EmptyFolder { camera: camera() });
         }
         files.sort_unstable();
-        Ok(Self { files: files.into_iter(), schedule: Schedule::new(period), stop: stop.clone() })
+        Ok(Self {
+            files: files.into_iter(),
+            schedule: Schedule::new(period),
+            stop: stop.clone(),
+        })
     }
 }
 
 impl Camera for Folder {
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
-        let Some(path) = self.files.next() else { return Ok(None) };
+        let Some(path) = self.files.next() else {
+            return Ok(None);
+        };
         if self.stop.wait(self.schedule.wait(Instant::now())) {
             return Err(CaptureError::Stopped);
         }
         self.schedule.advance(Instant::now());
         let image = FrameImage::Encoded(read(&path)?.into());
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Some(Frame { captured_at: SystemTime::now(), name, image }))
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        Ok(Some(Frame {
+            captured_at: SystemTime::now(),
+            name,
+            image,
+        }))
     }
 }
 
 fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default();
+    EXTENSIONS
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(extension))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CaptureError> {
-    let unreadable = |error| CaptureError::Unreadable { path: path.to_owned(), error };
+    let unreadable = |error| CaptureError::Unreadable {
+        path: path.to_owned(),
+        error,
+    };
     let found = fs::metadata(path).map_err(unreadable)?;
     // A pipe of this name would block for ever.
     if !found.is_file() {
         return Err(unreadable(io::Error::other("is no file")));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(found.len().min(FILE_BYTES_MAX)).unwrap_or(0));
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    let mut bytes =
+        Vec::with_capacity(usize::try_from(found.len().min(FILE_BYTES_MAX)).unwrap_or(0));
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(CaptureError::FrameTooLarge { path: path.to_owned(), bytes: found.len(), max: FILE_BYTES_MAX });
+        return Err(CaptureError::FrameTooLarge {
+            path: path.to_owned(),
+            bytes: found.len(),
+            max: FILE_BYTES_MAX,
+        });
     }
     Ok(bytes)
 }
@@ -86,11 +119,18 @@ mod tests {
         let large = File::create(folder.path().join("a.jpg")).expect("a file");
         large.set_len(FILE_BYTES_MAX + 1).expect("a sparse file");
         fs::write(folder.path().join("b.PNG"), b"b").expect("a file");
-        let mut folder = Folder::open(folder.path(), Duration::ZERO, &Stop::new()).expect("two pictures");
+        let mut folder =
+            Folder::open(folder.path(), Duration::ZERO, &Stop::new()).expect("two pictures");
         let error = folder.next_frame().expect_err("too large");
-        assert!(matches!(error, CaptureError::FrameTooLarge { .. }) && error.spares_camera(), "{error}");
+        assert!(
+            matches!(error, CaptureError::FrameTooLarge { .. }) && error.spares_camera(),
+            "{error}"
+        );
         let next = folder.next_frame();
-        assert!(matches!(&next, Ok(Some(frame)) if frame.name.as_deref() == Some("b.PNG")), "{next:?}");
+        assert!(
+            matches!(&next, Ok(Some(frame)) if frame.name.as_deref() == Some("b.PNG")),
+            "{next:?}"
+        );
         assert!(matches!(folder.next_frame(), Ok(None)));
     }
 }

@@ -1,6 +1,8 @@
-//! Pictures out of a stream of binary PPM files, which is how the decoder writes them: lossless, and each one says its size.
+//! Pictures out of a stream of binary PPM files, which is how the decoder writes them: lossless,
+//! and each one says its size.
 //!
-//! Only what `ffmpeg -c:v ppm -pix_fmt rgb24` writes is read: `P6`, width, height, 255, one white space, pixels; no comments.
+//! Only what `ffmpeg -c:v ppm -pix_fmt rgb24` writes is read: `P6`, width, height, 255, one white
+//! space, pixels; no comments.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -36,7 +38,9 @@ pub enum PpmError {
     #[error("no PPM header (P6, width, height, 255)")]
     Header,
     /// More pixels than are read.
-    #[error("a picture of {width} x {height}, at most {PIXELS_MAX} pixels are read; set a smaller resolution on the camera")]
+    #[error(
+        "a picture of {width} x {height}, at most {PIXELS_MAX} pixels are read; set a smaller resolution on the camera"
+    )]
     TooLarge {
         /// Columns.
         width: u32,
@@ -53,7 +57,9 @@ pub struct Pictures<R> {
 impl<R: Read> Pictures<R> {
     /// Nothing is read yet.
     pub fn new(stream: R) -> Self {
-        Self { stream: BufReader::with_capacity(64 << 10, stream) }
+        Self {
+            stream: BufReader::with_capacity(64 << 10, stream),
+        }
     }
 
     /// The next picture; `None` when the stream ends after a whole one.
@@ -82,7 +88,11 @@ impl<R: Read> Pictures<R> {
         if got < expected {
             return Err(PpmError::Cut { got, expected });
         }
-        Ok(Some(Picture { width, height, data }))
+        Ok(Some(Picture {
+            width,
+            height,
+            data,
+        }))
     }
 
     /// Digits, and the one white space after them.
@@ -91,7 +101,10 @@ impl<R: Read> Pictures<R> {
         loop {
             match self.byte()? {
                 digit @ b'0'..=b'9' => {
-                    let grown = number.unwrap_or(0).checked_mul(10).and_then(|tens| tens.checked_add(u32::from(digit - b'0')));
+                    let grown = number
+                        .unwrap_or(0)
+                        .checked_mul(10)
+                        .and_then(|tens| tens.checked_add(u32::from(digit - b'0')));
                     number = Some(grown.ok_or(PpmError::Header)?);
                 }
                 space if space.is_ascii_whitespace() => return number.ok_or(PpmError::Header),
@@ -102,10 +115,15 @@ impl<R: Read> Pictures<R> {
 
     fn byte(&mut self) -> Result<u8, PpmError> {
         let mut byte = [0];
-        self.stream.read_exact(&mut byte).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => PpmError::Cut { got: 0, expected: 0 },
-            _ => PpmError::Io(error),
-        })?;
+        self.stream
+            .read_exact(&mut byte)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => PpmError::Cut {
+                    got: 0,
+                    expected: 0,
+                },
+                _ => PpmError::Io(error),
+            })?;
         Ok(byte[0])
     }
 }
@@ -143,7 +161,10 @@ mod tests {
             (b"P6\n# comment\n1 1\n255\nxxx", "no PPM header"),
             (b"P6\n99999999999 1\n255\n", "no PPM header"),
             (b"P6\n-1 1\n255\n", "no PPM header"),
-            (b"P6\n4294967295 4294967295\n255\n", "4294967295 x 4294967295"),
+            (
+                b"P6\n4294967295 4294967295\n255\n",
+                "4294967295 x 4294967295",
+            ),
             (b"P6\n8000 8001\n255\n", "8000 x 8001"),
             (b"P6\n8000 8000\n255\nabc", "after 3 of 192000000 bytes"),
             (b"P6\n1 1\n255", "ended inside"),

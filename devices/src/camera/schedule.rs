@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Due times one period apart, the first at once. Lateness does not add up: a frame handed out late does not delay those after it.
+/// Due times one period apart, the first at once. Lateness does not add up: a frame handed out late
+/// does not delay those after it.
 #[derive(Debug)]
 pub(super) struct Schedule {
     period: Duration,
@@ -16,11 +17,12 @@ impl Schedule {
 
     /// Time until the next frame is due; zero when it is.
     pub(super) fn wait(&self, now: Instant) -> Duration {
-        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
+        self.due
+            .map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
     }
 
-    /// Notes that a frame was handed out. Who is more than a period behind starts anew from now: a reader that was held up gets no
-    /// burst of frames afterwards.
+    /// Notes that a frame was handed out. Who is more than a period behind starts anew from now: a
+    /// reader that was held up gets no burst of frames afterwards.
     pub(super) fn advance(&mut self, now: Instant) {
         let next = self.due.unwrap_or(now) + self.period;
         self.due = Some(if next < now { now } else { next });
@@ -38,9 +40,20 @@ mod tests {
         let mut schedule = Schedule::new(Duration::from_millis(100));
         assert_eq!(schedule.wait(start), Duration::ZERO);
         // Handed out at, and then how long to wait.
-        for (handed_out, wait) in [(0, 100), (130, 70), (200, 100), (1000, 0), (1001, 99), (1100, 100)] {
+        for (handed_out, wait) in [
+            (0, 100),
+            (130, 70),
+            (200, 100),
+            (1000, 0),
+            (1001, 99),
+            (1100, 100),
+        ] {
             schedule.advance(at(handed_out));
-            assert_eq!(schedule.wait(at(handed_out)), Duration::from_millis(wait), "{handed_out}");
+            assert_eq!(
+                schedule.wait(at(handed_out)),
+                Duration::from_millis(wait),
+                "{handed_out}"
+            );
         }
     }
 }

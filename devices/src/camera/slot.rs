@@ -1,4 +1,5 @@
-//! Room for one decoded picture between the thread that reads the decoder's pipe and the caller of `next_frame`.
+//! Room for one decoded picture between the thread that reads the decoder's pipe and the caller of
+//! `next_frame`.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -39,21 +40,35 @@ struct State {
 
 impl Slot {
     pub(super) fn new() -> Self {
-        let state = State { arrived: None, last: Instant::now(), superseded: 0, ended: None, closed: false };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        let state = State {
+            arrived: None,
+            last: Instant::now(),
+            superseded: 0,
+            ended: None,
+            closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// Puts a picture in; false when nobody will take it.
     pub(super) fn put(&self, picture: Picture, when_full: WhenFull) -> bool {
         let mut state = self.lock();
         if when_full == WhenFull::Wait {
-            state =
-                self.changed.wait_while(state, |state| state.arrived.is_some() && !state.closed).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait_while(state, |state| state.arrived.is_some() && !state.closed)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if state.closed {
             return false;
         }
-        let arrived = Arrived { picture, at: SystemTime::now() };
+        let arrived = Arrived {
+            picture,
+            at: SystemTime::now(),
+        };
         state.superseded += u64::from(state.arrived.replace(arrived).is_some());
         state.last = Instant::now();
         self.changed.notify_all();
@@ -82,7 +97,11 @@ impl Slot {
     /// How the stream ended, once; `None` while it goes on or a picture is still to be taken.
     pub(super) fn take_end(&self) -> Option<Result<(), PpmError>> {
         let mut state = self.lock();
-        if state.arrived.is_some() { None } else { state.ended.take() }
+        if state.arrived.is_some() {
+            None
+        } else {
+            state.ended.take()
+        }
     }
 
     /// Sleeps until something changes, at most for `timeout`.
@@ -113,7 +132,11 @@ mod tests {
     use super::*;
 
     fn picture(width: u32) -> Picture {
-        Picture { width, height: 1, data: vec![0; 3 * width as usize] }
+        Picture {
+            width,
+            height: 1,
+            data: vec![0; 3 * width as usize],
+        }
     }
 
     #[test]
@@ -133,7 +156,11 @@ mod tests {
     fn a_lossless_slot_waits_until_it_is_empty_or_closed() {
         let slot = Slot::new();
         std::thread::scope(|threads| {
-            let putting = threads.spawn(|| (1..=3).map(|width| slot.put(picture(width), WhenFull::Wait)).collect::<Vec<_>>());
+            let putting = threads.spawn(|| {
+                (1..=3)
+                    .map(|width| slot.put(picture(width), WhenFull::Wait))
+                    .collect::<Vec<_>>()
+            });
             let mut taken = Vec::new();
             while taken.len() < 2 {
                 slot.wait(Duration::from_secs(3600));

@@ -1,7 +1,8 @@
 //! SmolVLM and SmolVLM2: SigLIP vision tower, pixel-shuffle connector, Llama text decoder.
 //!
-//! Layer counts and widths are read off the tensors, since released configs leave some out; heads, epsilons and theta cannot be and
-//! come from the config. Every shape is checked before a graph is built.
+//! Layer counts and widths are read off the tensors, since released configs leave some out; heads,
+//! epsilons and theta cannot be and come from the config. Every shape is checked before a graph is
+//! built.
 
 mod positions;
 mod text;
@@ -50,18 +51,31 @@ impl SmolVlm {
     /// Reads the geometry off a checkpoint and checks every tensor's shape against it.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape than the others call for, or the config contradicts them.
+    /// When a tensor is missing or of another shape than the others call for, or the config
+    /// contradicts them.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, ArchError> {
-        let shapes = Shapes { checkpoint, dir: checkpoint.dir().display().to_string() };
-        let without_prefix = format!("{PATCH_EMBEDDING}.weight").trim_start_matches("model.").to_owned();
+        let shapes = Shapes {
+            checkpoint,
+            dir: checkpoint.dir().display().to_string(),
+        };
+        let without_prefix = format!("{PATCH_EMBEDDING}.weight")
+            .trim_start_matches("model.")
+            .to_owned();
         if checkpoint.shape(&without_prefix).is_some() {
-            return Err(ArchError::Headless { dir: shapes.dir, tensor: without_prefix });
+            return Err(ArchError::Headless {
+                dir: shapes.dir,
+                tensor: without_prefix,
+            });
         }
         let (vision, grid, vision_intermediate) = vision_geometry(&shapes)?;
         let (text, text_intermediate, head) = text_geometry(&shapes)?;
         let scale_factor = scale_factor(&shapes, &vision, grid, text.hidden_size)?;
         let model = SmolVlm {
-            geometry: Geometry { vision, text, scale_factor },
+            geometry: Geometry {
+                vision,
+                text,
+                scale_factor,
+            },
             tokens_per_tile: (grid / scale_factor).pow(2),
             grid,
             vision_intermediate,
@@ -76,9 +90,15 @@ impl SmolVlm {
             shapes.expect(tensor, dims)?;
         }
         let used: BTreeSet<&str> = tensors.iter().map(|(tensor, _)| tensor.as_str()).collect();
-        let unused: Vec<&str> = checkpoint.names().filter(|name| !used.contains(name) && !is_buffer(name)).collect();
+        let unused: Vec<&str> = checkpoint
+            .names()
+            .filter(|name| !used.contains(name) && !is_buffer(name))
+            .collect();
         if !unused.is_empty() {
-            return Err(ArchError::Unused { dir: shapes.dir, tensors: some_of(&unused) });
+            return Err(ArchError::Unused {
+                dir: shapes.dir,
+                tensors: some_of(&unused),
+            });
         }
         Ok(model)
     }
@@ -88,12 +108,14 @@ impl SmolVlm {
         self.rope_theta
     }
 
-    /// Added to the variance in the vision encoder's LayerNorm, and to the mean square in the text decoder's RMSNorm.
+    /// Added to the variance in the vision encoder's LayerNorm, and to the mean square in the text
+    /// decoder's RMSNorm.
     pub fn epsilons(&self) -> (f32, f32) {
         (self.layer_norm_eps, self.rms_norm_eps)
     }
 
-    /// Positions of a tile's side that transformers takes for their neighbours, by rounding; 0 on the published grids.
+    /// Positions of a tile's side that transformers takes for their neighbours, by rounding; 0 on
+    /// the published grids.
     pub fn positions_moved_by_transformers(&self) -> usize {
         positions::moved_by_transformers(self.grid)
     }
@@ -121,7 +143,8 @@ impl SmolVlm {
     }
 }
 
-/// Whether a tensor is one that modules recompute and some versions of transformers saved: it says nothing of its own.
+/// Whether a tensor is one that modules recompute and some versions of transformers saved: it says
+/// nothing of its own.
 pub fn is_buffer(tensor: &str) -> bool {
     tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".embeddings.position_ids")
 }
@@ -130,39 +153,80 @@ pub fn is_buffer(tensor: &str) -> bool {
 fn some_of(names: &[&str]) -> String {
     const SHOWN: usize = 3;
     let shown = names[..names.len().min(SHOWN)].join(", ");
-    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+    if names.len() > SHOWN {
+        format!("{shown} and {} more", names.len() - SHOWN)
+    } else {
+        shown
+    }
 }
 
-/// Whether a matrix takes 8-bit weights and dynamic 8-bit activations well: the linears of both towers except `down_proj`, whose
-/// inputs have outliers, and the connector and head, whose outputs everything depends on.
+/// Whether a matrix takes 8-bit weights and dynamic 8-bit activations well: the linears of both
+/// towers except `down_proj`, whose inputs have outliers, and the connector and head, whose outputs
+/// everything depends on.
 pub fn takes_int8(tensor: &str) -> bool {
     let vision = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
-    let text = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"];
-    let ends_with = |layers: &[&str]| layers.iter().any(|layer| tensor.ends_with(&format!(".{layer}.weight")));
-    (tensor.starts_with(VISION_LAYERS) && ends_with(&vision)) || (tensor.starts_with(TEXT_LAYERS) && ends_with(&text))
+    let text = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+    ];
+    let ends_with = |layers: &[&str]| {
+        layers
+            .iter()
+            .any(|layer| tensor.ends_with(&format!(".{layer}.weight")))
+    };
+    (tensor.starts_with(VISION_LAYERS) && ends_with(&vision))
+        || (tensor.starts_with(TEXT_LAYERS) && ends_with(&text))
 }
 
 /// Sizes of the vision tower, its grid and the width of its MLP.
 fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), ArchError> {
     let config = &shapes.checkpoint.config.vision;
-    let [hidden_size, _, patch_size, _] = shapes.of(&format!("{PATCH_EMBEDDING}.weight"), "[width, 3, patch, patch]")?;
+    let [hidden_size, _, patch_size, _] = shapes.of(
+        &format!("{PATCH_EMBEDDING}.weight"),
+        "[width, 3, patch, patch]",
+    )?;
     let [patches, _] = shapes.of(POSITION_EMBEDDING, "[patches, width]")?;
-    let [intermediate, _] = shapes.of(&format!("{VISION_LAYERS}.0.mlp.fc1.weight"), "[intermediate, width]")?;
+    let [intermediate, _] = shapes.of(
+        &format!("{VISION_LAYERS}.0.mlp.fc1.weight"),
+        "[intermediate, width]",
+    )?;
     let grid = config.image_size.checked_div(patch_size).unwrap_or(0);
     if grid == 0 || grid * grid != patches {
         let tensors = format!("{patches} positions at patches of {patch_size} make another tile");
         return Err(shapes.contradiction("vision_config.image_size", config.image_size, tensors));
     }
     if !hidden_size.is_multiple_of(config.heads) {
-        return Err(shapes.contradiction("vision_config.num_attention_heads", config.heads, format!("the width is {hidden_size}")));
+        return Err(shapes.contradiction(
+            "vision_config.num_attention_heads",
+            config.heads,
+            format!("the width is {hidden_size}"),
+        ));
     }
     let layers = shapes.layers(VISION_LAYERS);
     let declared = config.declared;
     shapes.agree("vision_config.num_hidden_layers", declared.layers, layers)?;
-    shapes.agree("vision_config.hidden_size", declared.hidden_size, hidden_size)?;
-    shapes.agree("vision_config.intermediate_size", declared.intermediate_size, intermediate)?;
+    shapes.agree(
+        "vision_config.hidden_size",
+        declared.hidden_size,
+        hidden_size,
+    )?;
+    shapes.agree(
+        "vision_config.intermediate_size",
+        declared.intermediate_size,
+        intermediate,
+    )?;
     shapes.agree("vision_config.patch_size", declared.patch_size, patch_size)?;
-    let geometry = VisionGeometry { hidden_size, layers, heads: config.heads, image_size: config.image_size, patch_size };
+    let geometry = VisionGeometry {
+        hidden_size,
+        layers,
+        heads: config.heads,
+        image_size: config.image_size,
+        patch_size,
+    };
     Ok((geometry, grid, intermediate))
 }
 
@@ -170,9 +234,18 @@ fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), Ar
 fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str), ArchError> {
     let config = &shapes.checkpoint.config.text;
     let [vocab_size, hidden_size] = shapes.of(EMBEDDING, "[vocabulary, width]")?;
-    let [query_width, _] = shapes.of(&format!("{TEXT_LAYERS}.0.self_attn.q_proj.weight"), "[heads * head_dim, width]")?;
-    let [kv_width, _] = shapes.of(&format!("{TEXT_LAYERS}.0.self_attn.k_proj.weight"), "[kv heads * head_dim, width]")?;
-    let [intermediate, _] = shapes.of(&format!("{TEXT_LAYERS}.0.mlp.gate_proj.weight"), "[intermediate, width]")?;
+    let [query_width, _] = shapes.of(
+        &format!("{TEXT_LAYERS}.0.self_attn.q_proj.weight"),
+        "[heads * head_dim, width]",
+    )?;
+    let [kv_width, _] = shapes.of(
+        &format!("{TEXT_LAYERS}.0.self_attn.k_proj.weight"),
+        "[kv heads * head_dim, width]",
+    )?;
+    let [intermediate, _] = shapes.of(
+        &format!("{TEXT_LAYERS}.0.mlp.gate_proj.weight"),
+        "[intermediate, width]",
+    )?;
     let head_dim = config.head_dim.unwrap_or(hidden_size / config.heads);
     if head_dim * config.heads != query_width || !head_dim.is_multiple_of(2) {
         let tensors = format!("queries are {query_width} wide at heads of {head_dim}");
@@ -180,7 +253,10 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
     }
     let kv_heads = config.kv_heads.unwrap_or(config.heads);
     if kv_heads * head_dim != kv_width || !config.heads.is_multiple_of(kv_heads) {
-        let tensors = format!("keys are {kv_width} wide at heads of {head_dim}, for {} query heads", config.heads);
+        let tensors = format!(
+            "keys are {kv_width} wide at heads of {head_dim}, for {} query heads",
+            config.heads
+        );
         return Err(shapes.contradiction("text_config.num_key_value_heads", kv_heads, tensors));
     }
     let stored = shapes.checkpoint.shape(HEAD).is_some();
@@ -188,31 +264,57 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
         (true, _) => HEAD,
         (false, true) => EMBEDDING,
         // Tying what was trained apart gives fluent nonsense.
-        (false, false) => return Err(ArchError::NoHead { dir: shapes.dir.clone() }),
+        (false, false) => {
+            return Err(ArchError::NoHead {
+                dir: shapes.dir.clone(),
+            });
+        }
     };
     let layers = shapes.layers(TEXT_LAYERS);
     let declared = config.declared;
     shapes.agree("text_config.num_hidden_layers", declared.layers, layers)?;
     shapes.agree("text_config.hidden_size", declared.hidden_size, hidden_size)?;
-    shapes.agree("text_config.intermediate_size", declared.intermediate_size, intermediate)?;
+    shapes.agree(
+        "text_config.intermediate_size",
+        declared.intermediate_size,
+        intermediate,
+    )?;
     shapes.agree("text_config.vocab_size", declared.vocab_size, vocab_size)?;
     let context_length = config.context_length;
-    let geometry = TextGeometry { hidden_size, layers, heads: config.heads, kv_heads, head_dim, vocab_size, context_length };
+    let geometry = TextGeometry {
+        hidden_size,
+        layers,
+        heads: config.heads,
+        kv_heads,
+        head_dim,
+        vocab_size,
+        context_length,
+    };
     Ok((geometry, intermediate, head))
 }
 
 /// Patches per side that become one image token: the connector reads that many squared at once.
-fn scale_factor(shapes: &Shapes, vision: &VisionGeometry, grid: usize, text_width: usize) -> Result<usize, ArchError> {
+fn scale_factor(
+    shapes: &Shapes,
+    vision: &VisionGeometry,
+    grid: usize,
+    text_width: usize,
+) -> Result<usize, ArchError> {
     let [_, input] = shapes.of(PROJECTION, "[text width, vision width * scale_factor²]")?;
     let scale = (input / vision.hidden_size).isqrt();
     if scale == 0 || scale * scale * vision.hidden_size != input || !grid.is_multiple_of(scale) {
-        let expected = format!("[{text_width}, {} * scale_factor²] for a divisor of {grid}", vision.hidden_size);
+        let expected = format!(
+            "[{text_width}, {} * scale_factor²] for a divisor of {grid}",
+            vision.hidden_size
+        );
         return Err(shapes.mismatch(PROJECTION, expected));
     }
     match shapes.checkpoint.config.scale_factor {
-        Some(found) if found != scale => {
-            Err(shapes.contradiction("scale_factor", found, format!("the connector reads {scale} by {scale} patches")))
-        }
+        Some(found) if found != scale => Err(shapes.contradiction(
+            "scale_factor",
+            found,
+            format!("the connector reads {scale} by {scale} patches"),
+        )),
         _ => Ok(scale),
     }
 }
@@ -225,43 +327,83 @@ struct Shapes<'a> {
 
 impl Shapes<'_> {
     fn dims(&self, tensor: &str) -> Result<&[usize], CheckpointError> {
-        self.checkpoint.shape(tensor).ok_or_else(|| self.checkpoint.missing(tensor))
+        self.checkpoint
+            .shape(tensor)
+            .ok_or_else(|| self.checkpoint.missing(tensor))
     }
 
     /// The dimensions of a tensor that has as many as asked for, none of them zero.
     fn of<const N: usize>(&self, tensor: &str, meaning: &str) -> Result<[usize; N], ArchError> {
         let dims = self.dims(tensor)?;
-        let sized = <[usize; N]>::try_from(dims).ok().filter(|dims| !dims.contains(&0));
+        let sized = <[usize; N]>::try_from(dims)
+            .ok()
+            .filter(|dims| !dims.contains(&0));
         sized.ok_or_else(|| self.mismatch(tensor, meaning.into()))
     }
 
     fn expect(&self, tensor: &str, dims: &[usize]) -> Result<(), ArchError> {
-        if self.dims(tensor)? == dims { Ok(()) } else { Err(self.mismatch(tensor, format!("{dims:?} as the others call for"))) }
+        if self.dims(tensor)? == dims {
+            Ok(())
+        } else {
+            Err(self.mismatch(tensor, format!("{dims:?} as the others call for")))
+        }
     }
 
-    /// How many layers there are under a prefix: one more than the highest number, so that a hole is a missing tensor.
+    /// How many layers there are under a prefix: one more than the highest number, so that a hole
+    /// is a missing tensor.
     fn layers(&self, prefix: &str) -> usize {
-        let number = |name: &str| name.strip_prefix(prefix)?.strip_prefix('.')?.split('.').next()?.parse::<usize>().ok();
-        let layers = self.checkpoint.names().filter_map(number).max().map_or(0, |last| last.saturating_add(1));
-        // A layer has tensors, so a number beyond their count is a hole as well; no list is made that long.
+        let number = |name: &str| {
+            name.strip_prefix(prefix)?
+                .strip_prefix('.')?
+                .split('.')
+                .next()?
+                .parse::<usize>()
+                .ok()
+        };
+        let layers = self
+            .checkpoint
+            .names()
+            .filter_map(number)
+            .max()
+            .map_or(0, |last| last.saturating_add(1));
+        // A layer has tensors, so a number beyond their count is a hole as well; no list is made
+        // that long.
         layers.min(self.checkpoint.tensor_count())
     }
 
     fn mismatch(&self, tensor: &str, expected: String) -> ArchError {
         let found = self.checkpoint.shape(tensor).unwrap_or_default().to_vec();
-        ArchError::Shape { dir: self.dir.clone(), tensor: tensor.into(), found, expected }
+        ArchError::Shape {
+            dir: self.dir.clone(),
+            tensor: tensor.into(),
+            found,
+            expected,
+        }
     }
 
-    /// A size the config declares is the tensors': layers that were left out of the file would otherwise make a shorter model.
-    fn agree(&self, field: &'static str, declared: Option<usize>, stored: usize) -> Result<(), ArchError> {
+    /// A size the config declares is the tensors': layers that were left out of the file would
+    /// otherwise make a shorter model.
+    fn agree(
+        &self,
+        field: &'static str,
+        declared: Option<usize>,
+        stored: usize,
+    ) -> Result<(), ArchError> {
         match declared {
-            Some(found) if found != stored => Err(self.contradiction(field, found, format!("the tensors make it {stored}"))),
+            Some(found) if found != stored => {
+                Err(self.contradiction(field, found, format!("the tensors make it {stored}")))
+            }
             _ => Ok(()),
         }
     }
 
     fn contradiction(&self, field: &'static str, found: usize, tensors: String) -> ArchError {
-        ArchError::Config { dir: self.dir.clone(), field, found, tensors }
+        ArchError::Config {
+            dir: self.dir.clone(),
+            field,
+            found,
+            tensors,
+        }
     }
 }
 
@@ -272,7 +414,10 @@ mod tests {
     #[test]
     fn linears_of_both_towers_take_int8_and_nothing_else() {
         for (tensor, takes) in [
-            ("model.vision_model.encoder.layers.0.self_attn.out_proj.weight", true),
+            (
+                "model.vision_model.encoder.layers.0.self_attn.out_proj.weight",
+                true,
+            ),
             ("model.vision_model.encoder.layers.11.mlp.fc2.weight", true),
             ("model.text_model.layers.3.self_attn.o_proj.weight", true),
             ("model.text_model.layers.3.mlp.up_proj.weight", true),

@@ -1,7 +1,7 @@
 //! The checkpoint's own chat template: where it stands, and whether it can be used.
 //!
-//! Looked for in transformers' own order: `processor_config.json`, `chat_template.json`, `chat_template.jinja`, and the tokenizer's
-//! config, where it once was.
+//! Looked for in transformers' own order: `processor_config.json`, `chat_template.json`,
+//! `chat_template.jinja`, and the tokenizer's config, where it once was.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Older; holds it under `chat_template`.
 pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 
-/// What is said to a template to see what it does to it: blanks, letters of both cases, quotes and markup, as people write them.
+/// What is said to a template to see what it does to it: blanks, letters of both cases, quotes and
+/// markup, as people write them.
 const SAID: &str = "  Is the \"Main\" gate open?\n\tIt's <b>5</b> & {{ 7 }} \\o/ \n";
 
 /// A template and where it was found.
@@ -34,7 +35,12 @@ pub(crate) struct Found {
 impl Found {
     /// Finds the template of a checkpoint folder, or takes the family's.
     pub(crate) fn find(source: &Path) -> Result<Self, CheckpointError> {
-        for name in [PROCESSOR, CHAT_TEMPLATE_JSON, CHAT_TEMPLATE, TOKENIZER_CONFIG] {
+        for name in [
+            PROCESSOR,
+            CHAT_TEMPLATE_JSON,
+            CHAT_TEMPLATE,
+            TOKENIZER_CONFIG,
+        ] {
             let path = source.join(name);
             if !path.exists() {
                 continue;
@@ -42,41 +48,73 @@ impl Found {
             let text = if name == CHAT_TEMPLATE {
                 Some(fs::read(&path).map_err(|error| CheckpointError::io(&path, error))?)
             } else {
-                read_json::<Value>(&path)?.get("chat_template").and_then(default_template).map(Into::into)
+                read_json::<Value>(&path)?
+                    .get("chat_template")
+                    .and_then(default_template)
+                    .map(Into::into)
             };
             if let Some(text) = text {
-                return Ok(Found { text, path: Some(path) });
+                return Ok(Found {
+                    text,
+                    path: Some(path),
+                });
             }
         }
-        Ok(Found { text: vlm::template::DEFAULT.into(), path: None })
+        Ok(Found {
+            text: vlm::template::DEFAULT.into(),
+            path: None,
+        })
     }
 
     /// Its file, for people.
     pub(crate) fn origin(&self) -> String {
         let name = self.path.as_ref().and_then(|path| path.file_name());
-        name.map_or_else(|| "the family's own".into(), |name| name.to_string_lossy().into_owned())
+        name.map_or_else(
+            || "the family's own".into(),
+            |name| name.to_string_lossy().into_owned(),
+        )
     }
 
     /// Whether it compiles, renders a question about a picture, and leaves texts as they are.
     pub(crate) fn check(&self, special_tokens: SpecialTokens) -> Result<(), CheckpointError> {
-        let problem = |problem: String| CheckpointError::Json { path: self.path.clone().unwrap_or_default(), problem };
+        let problem = |problem: String| CheckpointError::Json {
+            path: self.path.clone().unwrap_or_default(),
+            problem,
+        };
         let cured = |error: TemplateError| match error {
-            TemplateError::Render { message } => {
-                problem(format!("chat template: {message}; mend it there, or take it out to export with the family's own"))
-            }
+            TemplateError::Render { message } => problem(format!(
+                "chat template: {message}; mend it there, or take it out to export with the family's own"
+            )),
             error => problem(error.to_string()),
         };
-        let text =
-            str::from_utf8(&self.text).map_err(|error| problem(format!("the chat template is no UTF-8: {error}; save it as UTF-8")))?;
-        let template = Template::new(text).and_then(|template| template.with_special_tokens(special_tokens)).map_err(cured)?;
+        let text = str::from_utf8(&self.text).map_err(|error| {
+            problem(format!(
+                "the chat template is no UTF-8: {error}; save it as UTF-8"
+            ))
+        })?;
+        let template = Template::new(text)
+            .and_then(|template| template.with_special_tokens(special_tokens))
+            .map_err(cured)?;
         let [question, others @ ..] = conversations();
         let pieces = template.render(&question).map_err(cured)?;
-        let places: usize = pieces.iter().map(|piece| if let Piece::Own(own) = piece { own.matches("<image>").count() } else { 0 }).sum();
+        let places: usize = pieces
+            .iter()
+            .map(|piece| {
+                if let Piece::Own(own) = piece {
+                    own.matches("<image>").count()
+                } else {
+                    0
+                }
+            })
+            .sum();
         if places != 1 {
-            return Err(problem(format!("the chat template prints <image> {places} times for one picture, expected once; mend it there")));
+            return Err(problem(format!(
+                "the chat template prints <image> {places} times for one picture, expected once; mend it there"
+            )));
         }
         for conversation in &others {
-            // A template need not take every conversation (some refuse a system's turn), but must not change what is said in one.
+            // A template need not take every conversation (some refuse a system's turn), but must
+            // not change what is said in one.
             if let Err(error @ TemplateError::Changed) = template.render(conversation) {
                 return Err(cured(error));
             }
@@ -85,15 +123,23 @@ impl Found {
     }
 }
 
-/// The conversations a template is tried with: a question about a picture, and those with other turns.
+/// The conversations a template is tried with: a question about a picture, and those with other
+/// turns.
 fn conversations() -> [Vec<Turn>; 3] {
     let said = || Content::Text(SAID.into());
     let picture = || Content::Picture(Picture::from_rgb(1, 1, vec![0; 3]).expect("one pixel"));
     let turn = |role, content| Turn { role, content };
     [
         vec![turn(Role::User, vec![picture(), said()])],
-        vec![turn(Role::User, vec![said()]), turn(Role::Assistant, vec![said()]), turn(Role::User, vec![picture(), picture(), said()])],
-        vec![turn(Role::System, vec![said()]), turn(Role::User, vec![picture(), said()])],
+        vec![
+            turn(Role::User, vec![said()]),
+            turn(Role::Assistant, vec![said()]),
+            turn(Role::User, vec![picture(), picture(), said()]),
+        ],
+        vec![
+            turn(Role::System, vec![said()]),
+            turn(Role::User, vec![picture(), said()]),
+        ],
     ]
 }
 
@@ -101,7 +147,9 @@ fn conversations() -> [Vec<Turn>; 3] {
 fn default_template(chat_template: &Value) -> Option<&str> {
     match chat_template {
         Value::String(template) => Some(template),
-        Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
+        Value::Array(named) => {
+            named.iter().find(|entry| entry["name"] == "default")?["template"].as_str()
+        }
         Value::Object(named) => named.get("default")?.as_str(),
         _ => None,
     }
@@ -117,7 +165,10 @@ mod tests {
     fn a_template_is_found_among_several() {
         for (value, template) in [
             (json!("one"), Some("one")),
-            (json!([{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]), Some("b")),
+            (
+                json!([{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]),
+                Some("b"),
+            ),
             (json!([{"name": "tool_use", "template": "a"}]), None),
             (json!({"default": "a", "tool_use": "b"}), Some("a")),
             (json!({"template": "a"}), None),
@@ -132,26 +183,50 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let found = || {
             let found = Found::find(dir.path()).unwrap();
-            (String::from_utf8(found.text.clone()).unwrap(), found.origin())
+            (
+                String::from_utf8(found.text.clone()).unwrap(),
+                found.origin(),
+            )
         };
-        assert_eq!(found(), (vlm::template::DEFAULT.into(), "the family's own".into()));
+        assert_eq!(
+            found(),
+            (vlm::template::DEFAULT.into(), "the family's own".into())
+        );
         // From the last to the first, each before those that are there already.
         for (name, content) in [
-            ("tokenizer_config.json", r#"{"chat_template": "tokenizer_config.json"}"#),
+            (
+                "tokenizer_config.json",
+                r#"{"chat_template": "tokenizer_config.json"}"#,
+            ),
             ("chat_template.jinja", "chat_template.jinja"),
-            ("chat_template.json", r#"{"chat_template": "chat_template.json"}"#),
-            ("processor_config.json", r#"{"chat_template": "processor_config.json"}"#),
+            (
+                "chat_template.json",
+                r#"{"chat_template": "chat_template.json"}"#,
+            ),
+            (
+                "processor_config.json",
+                r#"{"chat_template": "processor_config.json"}"#,
+            ),
         ] {
             fs::write(dir.path().join(name), content).unwrap();
             assert_eq!(found(), (name.into(), name.into()));
         }
-        fs::write(dir.path().join("processor_config.json"), r#"{"chat_template": null}"#).unwrap();
+        fs::write(
+            dir.path().join("processor_config.json"),
+            r#"{"chat_template": null}"#,
+        )
+        .unwrap();
         assert_eq!(found().1, "chat_template.json");
     }
 
     fn check(text: &str) -> Result<(), String> {
-        let found = Found { text: text.into(), path: Some("chat_template.jinja".into()) };
-        found.check(SpecialTokens::new()).map_err(|error| error.to_string())
+        let found = Found {
+            text: text.into(),
+            path: Some("chat_template.jinja".into()),
+        };
+        found
+            .check(SpecialTokens::new())
+            .map_err(|error| error.to_string())
     }
 
     #[test]

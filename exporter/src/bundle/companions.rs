@@ -1,4 +1,5 @@
-//! The files beside the graphs: copied where the checkpoint carries them, else made from what it does say.
+//! The files beside the graphs: copied where the checkpoint carries them, else made from what it
+//! does say.
 //!
 //! A bundle always has all of them, so that other tools load it like a published export.
 
@@ -36,24 +37,49 @@ pub(crate) fn write(draft: &mut Draft, source: &Path, facts: &Facts) -> Result<(
 }
 
 /// Name and content of each, in a bundle of this checkpoint.
-pub(crate) fn files(source: &Path, facts: &Facts) -> Result<Vec<(&'static str, Vec<u8>)>, CheckpointError> {
-    let Metadata { image, processor, template, prompt, .. } = facts.metadata;
+pub(crate) fn files(
+    source: &Path,
+    facts: &Facts,
+) -> Result<Vec<(&'static str, Vec<u8>)>, CheckpointError> {
+    let Metadata {
+        image,
+        processor,
+        template,
+        prompt,
+        ..
+    } = facts.metadata;
     let mut files = vec![
         ("config.json", config(source, facts)?),
         ("tokenizer.json", read(&source.join("tokenizer.json"))?),
         (CHAT_TEMPLATE, template.text.clone()),
-        (TOKENIZER_CONFIG, tokenizer_config(source, facts.geometry.text.context_length)?),
+        (
+            TOKENIZER_CONFIG,
+            tokenizer_config(source, facts.geometry.text.context_length)?,
+        ),
     ];
     for (name, made) in [
-        (GENERATION, json!({ "eos_token_id": prompt.stop, "do_sample": false })),
-        (PROCESSOR, json!({ "processor_class": "SmolVLMProcessor", "image_seq_len": image.tokens_per_tile })),
+        (
+            GENERATION,
+            json!({ "eos_token_id": prompt.stop, "do_sample": false }),
+        ),
+        (
+            PROCESSOR,
+            json!({ "processor_class": "SmolVLMProcessor", "image_seq_len": image.tokens_per_tile }),
+        ),
     ] {
         files.push((name, read_or(&source.join(name), || made)?));
     }
     // Where the rules stand elsewhere, a file of this name is older than they are.
     let is_stale = processor.pictures.path.is_some() && !processor.pictures.is_in(PREPROCESSOR);
     let made = || pretty(&preprocessor(facts.metadata));
-    files.push((PREPROCESSOR, if is_stale { made() } else { read_or(&source.join(PREPROCESSOR), || preprocessor(facts.metadata))? }));
+    files.push((
+        PREPROCESSOR,
+        if is_stale {
+            made()
+        } else {
+            read_or(&source.join(PREPROCESSOR), || preprocessor(facts.metadata))?
+        },
+    ));
     if processor.clips.is_in(VIDEO_PREPROCESSOR) {
         files.push((VIDEO_PREPROCESSOR, read(&source.join(VIDEO_PREPROCESSOR))?));
     }
@@ -80,16 +106,30 @@ fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, CheckpointError> {
         js["kv_cache_dtype"] = json!({ "fp16": "float32" });
     }
     if !facts.external_data.is_empty() {
-        js["use_external_data_format"] = facts.external_data.iter().map(|graph| (graph.clone(), json!(true))).collect();
+        js["use_external_data_format"] = facts
+            .external_data
+            .iter()
+            .map(|graph| (graph.clone(), json!(true)))
+            .collect();
     }
     Ok(pretty(&config))
 }
 
 /// The special tokens that the template of a bundle may call by name.
-pub(crate) fn special_tokens(source: &Path, context_length: usize) -> Result<SpecialTokens, CheckpointError> {
-    let (config, map) = (tokenizer_config(source, context_length)?, special_tokens_map(source)?);
-    vlm::special_tokens::read(Some(&config), map.as_deref())
-        .map_err(|error| CheckpointError::Json { path: source.to_owned(), problem: error.to_string() })
+pub(crate) fn special_tokens(
+    source: &Path,
+    context_length: usize,
+) -> Result<SpecialTokens, CheckpointError> {
+    let (config, map) = (
+        tokenizer_config(source, context_length)?,
+        special_tokens_map(source)?,
+    );
+    vlm::special_tokens::read(Some(&config), map.as_deref()).map_err(|error| {
+        CheckpointError::Json {
+            path: source.to_owned(),
+            problem: error.to_string(),
+        }
+    })
 }
 
 fn tokenizer_config(source: &Path, context_length: usize) -> Result<Vec<u8>, CheckpointError> {
@@ -98,9 +138,16 @@ fn tokenizer_config(source: &Path, context_length: usize) -> Result<Vec<u8>, Che
 
 /// The file of older tokenizers, where the newer one beside it does not stand for it.
 fn special_tokens_map(source: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
-    let (path, config) = (source.join(SPECIAL_TOKENS_MAP), source.join(TOKENIZER_CONFIG));
+    let (path, config) = (
+        source.join(SPECIAL_TOKENS_MAP),
+        source.join(TOKENIZER_CONFIG),
+    );
     let is_read = path.exists() && (!config.exists() || takes_map(&read_json(&config)?));
-    if is_read { read(&path).map(Some) } else { Ok(None) }
+    if is_read {
+        read(&path).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 fn preprocessor(Metadata { image, video, .. }: &Metadata) -> Value {
@@ -145,5 +192,9 @@ fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
 
 /// A file of the checkpoint, or what is made in its place.
 fn read_or(path: &Path, make: impl FnOnce() -> Value) -> Result<Vec<u8>, CheckpointError> {
-    if path.exists() { read(path) } else { Ok(pretty(&make())) }
+    if path.exists() {
+        read(path)
+    } else {
+        Ok(pretty(&make()))
+    }
 }

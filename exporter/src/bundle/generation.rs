@@ -1,4 +1,5 @@
-//! What `generation_config.json` says of answers: where they end, and what would make them other than greedy.
+//! What `generation_config.json` says of answers: where they end, and what would make them other
+//! than greedy.
 
 use std::path::Path;
 
@@ -48,7 +49,8 @@ impl Generation {
         if !path.exists() {
             return Ok(Generation::default());
         }
-        Generation::parse(&read_json(&path)?).map_err(|problem| CheckpointError::Json { path, problem })
+        Generation::parse(&read_json(&path)?)
+            .map_err(|problem| CheckpointError::Json { path, problem })
     }
 
     fn parse(file: &Map<String, Value>) -> Result<Self, String> {
@@ -56,7 +58,10 @@ impl Generation {
             let value = file.get(*name)?;
             (!is_neutral(value, *neutral)).then(|| format!("{name} = {value}"))
         });
-        Ok(Generation { eos: ids(file.get("eos_token_id"))?, changes: changes.collect() })
+        Ok(Generation {
+            eos: ids(file.get("eos_token_id"))?,
+            changes: changes.collect(),
+        })
     }
 }
 
@@ -68,7 +73,12 @@ fn ids(found: Option<&Value>) -> Result<Vec<u32>, String> {
         Some(Value::Array(ids)) => ids.iter().map(id).collect(),
         Some(value) => id(value).map(|id| vec![id]),
     };
-    ids.ok_or_else(|| format!("eos_token_id is {}, expected a token id or a list of them", found.unwrap_or(&Value::Null)))
+    ids.ok_or_else(|| {
+        format!(
+            "eos_token_id is {}, expected a token id or a list of them",
+            found.unwrap_or(&Value::Null)
+        )
+    })
 }
 
 fn is_neutral(value: &Value, neutral: f64) -> bool {
@@ -103,9 +113,17 @@ mod tests {
         ] {
             assert_eq!(parse(json.clone()).unwrap().eos, eos, "{json}");
         }
-        for json in [json!(-1), json!("</s>"), json!([7, null]), json!(1u64 << 40)] {
+        for json in [
+            json!(-1),
+            json!("</s>"),
+            json!([7, null]),
+            json!(1u64 << 40),
+        ] {
             let error = parse(json!({ "eos_token_id": json })).unwrap_err();
-            assert_eq!(error, format!("eos_token_id is {json}, expected a token id or a list of them"));
+            assert_eq!(
+                error,
+                format!("eos_token_id is {json}, expected a token id or a list of them")
+            );
         }
     }
 
@@ -114,6 +132,13 @@ mod tests {
         let greedy = json!({"do_sample": false, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "temperature": 0.6, "num_beams": 1});
         assert!(parse(greedy).unwrap().changes.is_empty());
         let other = json!({"do_sample": true, "repetition_penalty": 1.2, "bad_words_ids": [[5]], "forced_eos_token_id": null});
-        assert_eq!(parse(other).unwrap().changes, ["do_sample = true", "repetition_penalty = 1.2", "bad_words_ids = [[5]]"]);
+        assert_eq!(
+            parse(other).unwrap().changes,
+            [
+                "do_sample = true",
+                "repetition_penalty = 1.2",
+                "bad_words_ids = [[5]]"
+            ]
+        );
     }
 }

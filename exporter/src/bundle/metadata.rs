@@ -37,18 +37,39 @@ impl Metadata {
         let processor = Processor::read(source)?;
         let image = pictures::rules(&processor.pictures, &model.geometry, model.tokens_per_tile)?;
         let expected = model.tokens_per_tile;
-        if let Some(found) = processor.own.field("image_seq_len", "a whole number")?.filter(|&found: &usize| found != expected) {
-            return Err(processor.own.problem(format!("image_seq_len is {found}, the vision encoder gives {expected} tokens a tile")));
+        if let Some(found) = processor
+            .own
+            .field("image_seq_len", "a whole number")?
+            .filter(|&found: &usize| found != expected)
+        {
+            return Err(processor.own.problem(format!(
+                "image_seq_len is {found}, the vision encoder gives {expected} tokens a tile"
+            )));
         }
         let video = clips::rules(&processor.clips)?;
         let tokens = AddedTokens::read(&source.join("tokenizer.json"))?;
         let generation = Generation::read(source)?;
-        let prompt = tokens.prompt(checkpoint.config.image_token_id, &generation.eos, model.geometry.text.vocab_size)?;
+        let prompt = tokens.prompt(
+            checkpoint.config.image_token_id,
+            &generation.eos,
+            model.geometry.text.vocab_size,
+        )?;
         let template = Found::find(source)?;
-        template.check(companions::special_tokens(source, model.geometry.text.context_length)?)?;
+        template.check(companions::special_tokens(
+            source,
+            model.geometry.text.context_length,
+        )?)?;
         let stops = prompt.stop.iter().map(|&id| tokens.content(id)).collect();
         let warnings = warnings(source, model, &generation, &processor, &image, &template)?;
-        Ok(Metadata { image, video, prompt, template, processor, stops, warnings })
+        Ok(Metadata {
+            image,
+            video,
+            prompt,
+            template,
+            processor,
+            stops,
+            warnings,
+        })
     }
 }
 
@@ -63,7 +84,9 @@ fn warnings(
     let mut warnings = Vec::new();
     if !generation.changes.is_empty() {
         let changes = generation.changes.join(", ");
-        warnings.push(format!("generation_config.json says {changes}: answers are decoded greedily, without it"));
+        warnings.push(format!(
+            "generation_config.json says {changes}: answers are decoded greedily, without it"
+        ));
     }
     let differences = clips::differences(&processor.clips, image)?;
     if !differences.is_empty() {
@@ -79,7 +102,10 @@ fn warnings(
         ));
     }
     if template.path.is_none() {
-        warnings.push(format!("no chat template in {}: the family's is used", source.display()));
+        warnings.push(format!(
+            "no chat template in {}: the family's is used",
+            source.display()
+        ));
     }
     if processor.pictures.path.is_none() {
         let dir = source.display();
@@ -88,7 +114,10 @@ fn warnings(
     for name in [GENERATION, PROCESSOR, TOKENIZER_CONFIG] {
         let path = source.join(name);
         if !path.exists() {
-            warnings.push(format!("{} is not there: made as the family has it", path.display()));
+            warnings.push(format!(
+                "{} is not there: made as the family has it",
+                path.display()
+            ));
         }
     }
     Ok(warnings)

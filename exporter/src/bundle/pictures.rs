@@ -1,4 +1,5 @@
-//! How a picture is prepared: read off the image processor's config and checked against the geometry.
+//! How a picture is prepared: read off the image processor's config and checked against the
+//! geometry.
 
 use firmware_config::manifest::{Geometry, ImageRules};
 use serde::Deserialize;
@@ -18,7 +19,8 @@ pub(super) struct Edge {
 }
 
 /// How [`Edge`] is written.
-pub(super) const EDGE: &str = "{\"longest_edge\": N}: pictures are resized by their longest edge, nothing else is built";
+pub(super) const EDGE: &str =
+    "{\"longest_edge\": N}: pictures are resized by their longest edge, nothing else is built";
 
 /// One number for each channel, or the same for all.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -41,35 +43,76 @@ impl Channels {
 pub(super) const CHANNELS: &str = "a number for each of three channels, or one for all";
 
 /// Reads the rules; a field that is missing stands for the family's default.
-pub(crate) fn rules(found: &Section, geometry: &Geometry, tokens_per_tile: usize) -> Result<ImageRules, CheckpointError> {
+pub(crate) fn rules(
+    found: &Section,
+    geometry: &Geometry,
+    tokens_per_tile: usize,
+) -> Result<ImageRules, CheckpointError> {
     let side = geometry.vision.image_size;
-    let tile_size = found.field("max_image_size", EDGE)?.map_or(side, |edge: Edge| edge.longest_edge);
+    let tile_size = found
+        .field("max_image_size", EDGE)?
+        .map_or(side, |edge: Edge| edge.longest_edge);
     if tile_size != side {
-        let problem = format!("max_image_size.longest_edge is {tile_size}, the vision encoder takes tiles of {side}");
+        let problem = format!(
+            "max_image_size.longest_edge is {tile_size}, the vision encoder takes tiles of {side}"
+        );
         return Err(found.problem(problem));
     }
-    let longest_edge = found.field("size", EDGE)?.map_or(4 * side, |edge: Edge| edge.longest_edge);
+    let longest_edge = found
+        .field("size", EDGE)?
+        .map_or(4 * side, |edge: Edge| edge.longest_edge);
     if !(1..=1 << 14).contains(&longest_edge) {
-        return Err(found.problem(format!("size.longest_edge is {longest_edge}, expected 1 to 16384")));
+        return Err(found.problem(format!(
+            "size.longest_edge is {longest_edge}, expected 1 to 16384"
+        )));
     }
-    if let Some(filter) = found.field("resample", "1 (LANCZOS)")?.filter(|&filter: &u32| filter != LANCZOS) {
-        return Err(found.problem(format!("resample is {filter}, expected 1 (LANCZOS): nothing else is built")));
+    if let Some(filter) = found
+        .field("resample", "1 (LANCZOS)")?
+        .filter(|&filter: &u32| filter != LANCZOS)
+    {
+        return Err(found.problem(format!(
+            "resample is {filter}, expected 1 (LANCZOS): nothing else is built"
+        )));
     }
     for step in ["do_resize", "do_rescale", "do_normalize"] {
         if found.field(step, "true")? == Some(false) {
-            return Err(found.problem(format!("{step} is false, expected true: nothing else is built")));
+            return Err(found.problem(format!(
+                "{step} is false, expected true: nothing else is built"
+            )));
         }
     }
-    if let Some(factor) = found.field("rescale_factor", "1/255")?.filter(|factor: &f64| (factor - RESCALE).abs() > 1e-9) {
-        return Err(found.problem(format!("rescale_factor is {factor}, expected 1/255: nothing else is built")));
+    if let Some(factor) = found
+        .field("rescale_factor", "1/255")?
+        .filter(|factor: &f64| (factor - RESCALE).abs() > 1e-9)
+    {
+        return Err(found.problem(format!(
+            "rescale_factor is {factor}, expected 1/255: nothing else is built"
+        )));
     }
-    let channels = |name| Ok(found.field(name, CHANNELS)?.map_or([0.5; 3], Channels::values));
+    let channels = |name| {
+        Ok(found
+            .field(name, CHANNELS)?
+            .map_or([0.5; 3], Channels::values))
+    };
     let (mean, std) = (channels("image_mean")?, channels("image_std")?);
-    if !mean.iter().all(|value| value.is_finite()) || !std.iter().all(|&value| value.is_finite() && value > 0.0) {
-        return Err(found.problem(format!("image_mean is {mean:?} and image_std {std:?}, expected numbers, the latter above zero")));
+    if !mean.iter().all(|value| value.is_finite())
+        || !std.iter().all(|&value| value.is_finite() && value > 0.0)
+    {
+        return Err(found.problem(format!(
+            "image_mean is {mean:?} and image_std {std:?}, expected numbers, the latter above zero"
+        )));
     }
-    let splits_by_default = found.field("do_image_splitting", "true or false")?.unwrap_or(true);
-    Ok(ImageRules { tile_size, longest_edge, mean, std, splits_by_default, tokens_per_tile })
+    let splits_by_default = found
+        .field("do_image_splitting", "true or false")?
+        .unwrap_or(true);
+    Ok(ImageRules {
+        tile_size,
+        longest_edge,
+        mean,
+        std,
+        splits_by_default,
+        tokens_per_tile,
+    })
 }
 
 #[cfg(test)]
@@ -80,8 +123,22 @@ mod tests {
     use super::*;
 
     const GEOMETRY: Geometry = Geometry {
-        vision: VisionGeometry { hidden_size: 768, layers: 12, heads: 12, image_size: 512, patch_size: 16 },
-        text: TextGeometry { hidden_size: 576, layers: 30, heads: 9, kv_heads: 3, head_dim: 64, vocab_size: 49280, context_length: 8192 },
+        vision: VisionGeometry {
+            hidden_size: 768,
+            layers: 12,
+            heads: 12,
+            image_size: 512,
+            patch_size: 16,
+        },
+        text: TextGeometry {
+            hidden_size: 576,
+            layers: 30,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            vocab_size: 49280,
+            context_length: 8192,
+        },
         scale_factor: 4,
     };
 
@@ -92,7 +149,10 @@ mod tests {
     #[test]
     fn missing_fields_are_the_familys_defaults() {
         let image = rules(&Section::default(), &GEOMETRY, 64).unwrap();
-        assert_eq!((image.tile_size, image.longest_edge, image.splits_by_default), (512, 2048, true));
+        assert_eq!(
+            (image.tile_size, image.longest_edge, image.splits_by_default),
+            (512, 2048, true)
+        );
         assert_eq!((image.mean, image.std), ([0.5; 3], [0.5; 3]));
     }
 
@@ -106,18 +166,36 @@ mod tests {
         assert_eq!((image.longest_edge, image.splits_by_default), (1024, false));
         assert_eq!((image.mean, image.std), ([0.1, 0.2, 0.3], [0.25; 3]));
         for (json, says) in [
-            (json!({"max_image_size": {"longest_edge": 384}}), "is 384, the vision encoder takes tiles of 512"),
-            (json!({"size": {"longest_edge": 20000}}), "size.longest_edge is 20000, expected 1 to 16384"),
+            (
+                json!({"max_image_size": {"longest_edge": 384}}),
+                "is 384, the vision encoder takes tiles of 512",
+            ),
+            (
+                json!({"size": {"longest_edge": 20000}}),
+                "size.longest_edge is 20000, expected 1 to 16384",
+            ),
             (
                 json!({"size": {"height": 64, "width": 64}}),
                 r#"size is {"height":64,"width":64}, expected {"longest_edge": N}: pictures are"#,
             ),
             (json!({"resample": 3}), "resample is 3, expected 1"),
             (json!({"rescale_factor": 1.0}), "rescale_factor is 1"),
-            (json!({"do_resize": false}), "do_resize is false, expected true"),
-            (json!({"do_normalize": false}), "do_normalize is false, expected true"),
-            (json!({"image_std": [0.5, 0.0, 0.5]}), "the latter above zero"),
-            (json!({"image_mean": [0.5]}), "image_mean is [0.5], expected a number for each of three channels, or one for all"),
+            (
+                json!({"do_resize": false}),
+                "do_resize is false, expected true",
+            ),
+            (
+                json!({"do_normalize": false}),
+                "do_normalize is false, expected true",
+            ),
+            (
+                json!({"image_std": [0.5, 0.0, 0.5]}),
+                "the latter above zero",
+            ),
+            (
+                json!({"image_mean": [0.5]}),
+                "image_mean is [0.5], expected a number for each of three channels, or one for all",
+            ),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.contains(says), "{error}");

@@ -1,11 +1,13 @@
-//! Which of a checkpoint's files say how pictures and clips are prepared, in transformers' own order.
+//! Which of a checkpoint's files say how pictures and clips are prepared, in transformers' own
+//! order.
 //!
 //! | | first | then | last |
 //! |---|---|---|---|
 //! | pictures | `processor_config.json`'s `image_processor` | `preprocessor_config.json` | |
 //! | clips | `processor_config.json`'s `video_processor` | `video_preprocessor_config.json` | `preprocessor_config.json` |
 //!
-//! A folder that newer transformers saved into keeps its older files, so a later one in this order may be stale.
+//! A folder that newer transformers saved into keeps its older files, so a later one in this order
+//! may be stale.
 
 use std::path::{Path, PathBuf};
 
@@ -41,12 +43,20 @@ pub(crate) struct Section {
 impl Processor {
     pub(crate) fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let own = Section::file(dir, PROCESSOR)?;
-        let first = |choices: [Option<Section>; 3]| choices.into_iter().flatten().next().unwrap_or_default();
-        let file = |name: &str| Section::file(dir, name).map(|section| section.path.is_some().then_some(section));
+        let first = |choices: [Option<Section>; 3]| {
+            choices.into_iter().flatten().next().unwrap_or_default()
+        };
+        let file = |name: &str| {
+            Section::file(dir, name).map(|section| section.path.is_some().then_some(section))
+        };
         let preprocessor = file(PREPROCESSOR)?;
         Ok(Processor {
             pictures: first([own.inner("image_processor")?, preprocessor.clone(), None]),
-            clips: first([own.inner("video_processor")?, file(VIDEO_PREPROCESSOR)?, preprocessor]),
+            clips: first([
+                own.inner("video_processor")?,
+                file(VIDEO_PREPROCESSOR)?,
+                preprocessor,
+            ]),
             own,
         })
     }
@@ -60,13 +70,21 @@ impl Section {
             return Ok(Section::default());
         }
         let fields = read_json(&path)?;
-        Ok(Section { path: Some(path), key: None, fields })
+        Ok(Section {
+            path: Some(path),
+            key: None,
+            fields,
+        })
     }
 
     /// The object under a key, if there is one.
     fn inner(&self, key: &'static str) -> Result<Option<Self>, CheckpointError> {
         let fields: Option<Map<String, Value>> = self.field(key, "an object")?;
-        Ok(fields.map(|fields| Section { path: self.path.clone(), key: Some(key), fields }))
+        Ok(fields.map(|fields| Section {
+            path: self.path.clone(),
+            key: Some(key),
+            fields,
+        }))
     }
 
     /// Whether it stands in the file of this name.
@@ -75,7 +93,11 @@ impl Section {
     }
 
     /// A field's value; `None` where it is not there or null.
-    pub(crate) fn field<T: DeserializeOwned>(&self, name: &str, expected: &str) -> Result<Option<T>, CheckpointError> {
+    pub(crate) fn field<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Option<T>, CheckpointError> {
         match self.fields.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(found) => match serde_json::from_value(found.clone()) {
@@ -88,13 +110,19 @@ impl Section {
     /// An error about a field, with the file and the key it stands in.
     pub(crate) fn problem(&self, problem: String) -> CheckpointError {
         let path = self.path.clone().unwrap_or_else(|| PREPROCESSOR.into());
-        let problem = self.key.map_or_else(|| problem.clone(), |key| format!("{key}.{problem}"));
+        let problem = self
+            .key
+            .map_or_else(|| problem.clone(), |key| format!("{key}.{problem}"));
         CheckpointError::Json { path, problem }
     }
 
     /// A file and a key, for people.
     pub(crate) fn origin(&self) -> String {
-        let file = self.path.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+        let file = self
+            .path
+            .as_ref()
+            .and_then(|path| path.file_name())
+            .map(|name| name.to_string_lossy().into_owned());
         match (file, self.key) {
             (None, _) => "the family's defaults".into(),
             (Some(file), None) => file,
@@ -104,8 +132,14 @@ impl Section {
 
     #[cfg(test)]
     pub(crate) fn of(fields: Value) -> Self {
-        let Value::Object(fields) = fields else { panic!("an object") };
-        Section { path: Some(PREPROCESSOR.into()), key: None, fields }
+        let Value::Object(fields) = fields else {
+            panic!("an object")
+        };
+        Section {
+            path: Some(PREPROCESSOR.into()),
+            key: None,
+            fields,
+        }
     }
 }
 
@@ -125,12 +159,27 @@ mod tests {
             clips: &'static str,
         }
         let cases = [
-            Case { files: &[], pictures: "the family's defaults", clips: "the family's defaults" },
-            Case { files: &[(PROCESSOR, "{}"), (PREPROCESSOR, "{}")], pictures: PREPROCESSOR, clips: PREPROCESSOR },
-            Case { files: &[(PREPROCESSOR, "{}"), (VIDEO_PREPROCESSOR, "{}")], pictures: PREPROCESSOR, clips: VIDEO_PREPROCESSOR },
+            Case {
+                files: &[],
+                pictures: "the family's defaults",
+                clips: "the family's defaults",
+            },
+            Case {
+                files: &[(PROCESSOR, "{}"), (PREPROCESSOR, "{}")],
+                pictures: PREPROCESSOR,
+                clips: PREPROCESSOR,
+            },
+            Case {
+                files: &[(PREPROCESSOR, "{}"), (VIDEO_PREPROCESSOR, "{}")],
+                pictures: PREPROCESSOR,
+                clips: VIDEO_PREPROCESSOR,
+            },
             Case {
                 files: &[
-                    (PROCESSOR, r#"{"image_processor": {}, "video_processor": {}}"#),
+                    (
+                        PROCESSOR,
+                        r#"{"image_processor": {}, "video_processor": {}}"#,
+                    ),
                     (PREPROCESSOR, "{}"),
                     (VIDEO_PREPROCESSOR, "{}"),
                 ],
@@ -138,25 +187,52 @@ mod tests {
                 clips: "processor_config.json, video_processor",
             },
             Case {
-                files: &[(PROCESSOR, r#"{"image_processor": {}, "video_processor": null}"#), (PREPROCESSOR, "{}")],
+                files: &[
+                    (
+                        PROCESSOR,
+                        r#"{"image_processor": {}, "video_processor": null}"#,
+                    ),
+                    (PREPROCESSOR, "{}"),
+                ],
                 pictures: "processor_config.json, image_processor",
                 clips: PREPROCESSOR,
             },
         ];
-        for Case { files, pictures, clips } in cases {
+        for Case {
+            files,
+            pictures,
+            clips,
+        } in cases
+        {
             let dir = tempfile::tempdir().unwrap();
             for (name, content) in files {
                 fs::write(dir.path().join(name), content).unwrap();
             }
             let processor = Processor::read(dir.path()).unwrap();
-            assert_eq!((processor.pictures.origin().as_str(), processor.clips.origin().as_str()), (pictures, clips), "{files:?}");
+            assert_eq!(
+                (
+                    processor.pictures.origin().as_str(),
+                    processor.clips.origin().as_str()
+                ),
+                (pictures, clips),
+                "{files:?}"
+            );
         }
     }
 
     #[test]
     fn a_field_of_another_kind_is_told_with_its_place() {
-        let section = Section { key: Some("image_processor"), ..Section::of(json!({ "resample": "lanczos" })) };
-        let error = section.field::<u32>("resample", "a number").unwrap_err().to_string();
-        assert_eq!(error, "preprocessor_config.json: image_processor.resample is \"lanczos\", expected a number");
+        let section = Section {
+            key: Some("image_processor"),
+            ..Section::of(json!({ "resample": "lanczos" }))
+        };
+        let error = section
+            .field::<u32>("resample", "a number")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "preprocessor_config.json: image_processor.resample is \"lanczos\", expected a number"
+        );
     }
 }

@@ -32,8 +32,15 @@ struct Added {
 impl AddedTokens {
     pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let tokenizer: Tokenizer = read_json(path)?;
-        let ids = tokenizer.added_tokens.into_iter().map(|token| (token.content, token.id)).collect();
-        Ok(AddedTokens { path: path.to_owned(), ids })
+        let ids = tokenizer
+            .added_tokens
+            .into_iter()
+            .map(|token| (token.content, token.id))
+            .collect();
+        Ok(AddedTokens {
+            path: path.to_owned(),
+            ids,
+        })
     }
 
     pub(crate) fn id(&self, content: &str) -> Option<u32> {
@@ -43,26 +50,43 @@ impl AddedTokens {
     fn need(&self, content: &str) -> Result<u32, CheckpointError> {
         let missing = || {
             let added = self.ids.len();
-            // Idefics3-8B and the first SmolVLM-Instruct have a few of these tokens, and no ids for the others.
-            format!("{content:?} is not among its {added} added tokens; it is of another model, or of one that spells it in letters")
+            // Idefics3-8B and the first SmolVLM-Instruct have a few of these tokens, and no ids for
+            // the others.
+            format!(
+                "{content:?} is not among its {added} added tokens; it is of another model, or of one that spells it in letters"
+            )
         };
         self.id(content).ok_or_else(|| self.problem(missing()))
     }
 
     fn problem(&self, problem: String) -> CheckpointError {
-        CheckpointError::Json { path: self.path.clone(), problem }
+        CheckpointError::Json {
+            path: self.path.clone(),
+            problem,
+        }
     }
 
     /// A token's content, or its number where it is none of these.
     pub(crate) fn content(&self, id: u32) -> String {
-        self.ids.iter().find(|(_, other)| **other == id).map_or_else(|| id.to_string(), |(content, _)| content.clone())
+        self.ids
+            .iter()
+            .find(|(_, other)| **other == id)
+            .map_or_else(|| id.to_string(), |(content, _)| content.clone())
     }
 
-    /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation config's end ids, if it has any.
-    pub(crate) fn prompt(&self, image: Option<u32>, eos: &[u32], vocab_size: usize) -> Result<PromptTokens, CheckpointError> {
+    /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation
+    /// config's end ids, if it has any.
+    pub(crate) fn prompt(
+        &self,
+        image: Option<u32>,
+        eos: &[u32],
+        vocab_size: usize,
+    ) -> Result<PromptTokens, CheckpointError> {
         let found = self.need("<image>")?;
         if let Some(image) = image.filter(|&image| image != found) {
-            let text = format!("\"<image>\" is {found}, config.json's image_token_id is {image}; they are of different models");
+            let text = format!(
+                "\"<image>\" is {found}, config.json's image_token_id is {image}; they are of different models"
+            );
             return Err(self.problem(text));
         }
         let mut stop = match eos {
@@ -70,21 +94,39 @@ impl AddedTokens {
             [] => Vec::from_iter(self.id("<end_of_utterance>")),
             ids => ids.to_vec(),
         };
-        stop.extend(["<|im_end|>", "<|endoftext|>"].iter().filter_map(|content| self.id(content)));
+        stop.extend(
+            ["<|im_end|>", "<|endoftext|>"]
+                .iter()
+                .filter_map(|content| self.id(content)),
+        );
         let mut seen = std::collections::BTreeSet::new();
         stop.retain(|&id| seen.insert(id));
         let tokens = PromptTokens {
             image: found,
             fake_token_around_image: self.need("<fake_token_around_image>")?,
             global_img: self.need("<global-img>")?,
-            rows_cols: self.ids.iter().filter(|(content, _)| is_row_col(content)).map(|(content, &id)| (content.clone(), id)).collect(),
+            rows_cols: self
+                .ids
+                .iter()
+                .filter(|(content, _)| is_row_col(content))
+                .map(|(content, &id)| (content.clone(), id))
+                .collect(),
             stop,
         };
-        let all = [tokens.image, tokens.fake_token_around_image, tokens.global_img].into_iter();
-        if let Some(id) =
-            all.chain(tokens.rows_cols.values().copied()).chain(tokens.stop.iter().copied()).find(|&id| id as usize >= vocab_size)
+        let all = [
+            tokens.image,
+            tokens.fake_token_around_image,
+            tokens.global_img,
+        ]
+        .into_iter();
+        if let Some(id) = all
+            .chain(tokens.rows_cols.values().copied())
+            .chain(tokens.stop.iter().copied())
+            .find(|&id| id as usize >= vocab_size)
         {
-            let text = format!("token id {id}, from here or from generation_config.json, is outside the embedding of {vocab_size} rows");
+            let text = format!(
+                "token id {id}, from here or from generation_config.json, is outside the embedding of {vocab_size} rows"
+            );
             return Err(self.problem(text));
         }
         Ok(tokens)
@@ -93,7 +135,10 @@ impl AddedTokens {
 
 /// `<row_r_col_c>` with r and c numbers.
 fn is_row_col(content: &str) -> bool {
-    let numbers = content.strip_prefix("<row_").and_then(|rest| rest.strip_suffix('>')).and_then(|rest| rest.split_once("_col_"));
+    let numbers = content
+        .strip_prefix("<row_")
+        .and_then(|rest| rest.strip_suffix('>'))
+        .and_then(|rest| rest.split_once("_col_"));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     numbers.is_some_and(|(row, column)| is_number(row) && is_number(column))
 }
@@ -103,8 +148,15 @@ mod tests {
     use super::*;
 
     fn tokens(contents: &[&str]) -> AddedTokens {
-        let ids = contents.iter().enumerate().map(|(id, &content)| (content.to_owned(), id as u32)).collect();
-        AddedTokens { path: "tokenizer.json".into(), ids }
+        let ids = contents
+            .iter()
+            .enumerate()
+            .map(|(id, &content)| (content.to_owned(), id as u32))
+            .collect();
+        AddedTokens {
+            path: "tokenizer.json".into(),
+            ids,
+        }
     }
 
     const ALL: [&str; 8] = [
@@ -121,19 +173,40 @@ mod tests {
     #[test]
     fn tokens_are_found_by_content() {
         let prompt = tokens(&ALL).prompt(Some(2), &[7, 7], 8).unwrap();
-        assert_eq!((prompt.image, prompt.fake_token_around_image, prompt.global_img), (2, 3, 4));
-        assert_eq!(prompt.rows_cols, BTreeMap::from([("<row_1_col_2>".into(), 5)]));
+        assert_eq!(
+            (
+                prompt.image,
+                prompt.fake_token_around_image,
+                prompt.global_img
+            ),
+            (2, 3, 4)
+        );
+        assert_eq!(
+            prompt.rows_cols,
+            BTreeMap::from([("<row_1_col_2>".into(), 5)])
+        );
         assert_eq!(prompt.stop, [7, 1, 0]);
-        assert_eq!(tokens(&ALL).prompt(Some(2), &[], 8).unwrap().stop, [7, 1, 0], "where nothing is said, a turn's end is an answer's");
+        assert_eq!(
+            tokens(&ALL).prompt(Some(2), &[], 8).unwrap().stop,
+            [7, 1, 0],
+            "where nothing is said, a turn's end is an answer's"
+        );
     }
 
     #[test]
     fn contradictions_are_told() {
         let error = |result: Result<PromptTokens, CheckpointError>| result.unwrap_err().to_string();
-        assert!(error(tokens(&ALL).prompt(Some(3), &[], 8)).contains("\"<image>\" is 2, config.json's image_token_id is 3"));
         assert!(
-            error(tokens(&ALL).prompt(None, &[49279], 8)).contains("token id 49279, from here or from generation_config.json, is outside")
+            error(tokens(&ALL).prompt(Some(3), &[], 8))
+                .contains("\"<image>\" is 2, config.json's image_token_id is 3")
         );
-        assert!(error(tokens(&ALL[3..]).prompt(None, &[], 8)).contains("\"<image>\" is not among its 5 added tokens"));
+        assert!(
+            error(tokens(&ALL).prompt(None, &[49279], 8))
+                .contains("token id 49279, from here or from generation_config.json, is outside")
+        );
+        assert!(
+            error(tokens(&ALL[3..]).prompt(None, &[], 8))
+                .contains("\"<image>\" is not among its 5 added tokens")
+        );
     }
 }

@@ -9,9 +9,13 @@ use serde::de::DeserializeOwned;
 
 use super::CheckpointError;
 
-/// Families that are one graph under the same tensor names, and what each calls its whole model. Idefics3 is what SmolVLM's first
-/// version is written as; transformers derives the later family from it, and changes nothing that is computed.
-const FAMILIES: [(&str, &str); 2] = [("smolvlm", "SmolVLMForConditionalGeneration"), ("idefics3", "Idefics3ForConditionalGeneration")];
+/// Families that are one graph under the same tensor names, and what each calls its whole model.
+/// Idefics3 is what SmolVLM's first version is written as; transformers derives the later family
+/// from it, and changes nothing that is computed.
+const FAMILIES: [(&str, &str); 2] = [
+    ("smolvlm", "SmolVLMForConditionalGeneration"),
+    ("idefics3", "Idefics3ForConditionalGeneration"),
+];
 
 /// Longest JSON file that is read; the largest honest one is an index of some hundred kilobytes.
 const JSON_BYTES_MAX: u64 = 64 << 20;
@@ -23,7 +27,8 @@ pub struct Config {
     pub vision: VisionConfig,
     /// Text decoder.
     pub text: TextConfig,
-    /// Patches per side that become one image token; `None` where it has to be read off the connector.
+    /// Patches per side that become one image token; `None` where it has to be read off the
+    /// connector.
     pub scale_factor: Option<usize>,
     /// Whether a head that is not stored is the embedding.
     pub tie_word_embeddings: bool,
@@ -152,21 +157,36 @@ impl Config {
     /// When the file is missing or no JSON, of another architecture, or asks for what is not built.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let raw: serde_json::Value = read_json(path)?;
-        Config::parse(raw).map_err(|problem| CheckpointError::Json { path: path.to_owned(), problem })
+        Config::parse(raw).map_err(|problem| CheckpointError::Json {
+            path: path.to_owned(),
+            problem,
+        })
     }
 
     fn parse(json: serde_json::Value) -> Result<Self, String> {
         // The family comes first: another one's missing fields would only mislead.
-        let found = json.get("model_type").and_then(|family| family.as_str()).unwrap_or("nothing");
+        let found = json
+            .get("model_type")
+            .and_then(|family| family.as_str())
+            .unwrap_or("nothing");
         if !FAMILIES.iter().any(|(family, _)| *family == found) {
             return Err(format!(
                 "unknown architecture: model_type is {found:?}, expected \"smolvlm\" or \"idefics3\" (SmolVLM, SmolVLM2 or a fine-tune)"
             ));
         }
         // The same towers under another head: a retriever or a classifier, which says nothing.
-        let architectures: Vec<&str> =
-            json.get("architectures").and_then(|list| list.as_array()).into_iter().flatten().filter_map(|name| name.as_str()).collect();
-        if !architectures.is_empty() && !FAMILIES.iter().any(|(_, whole)| architectures.contains(whole)) {
+        let architectures: Vec<&str> = json
+            .get("architectures")
+            .and_then(|list| list.as_array())
+            .into_iter()
+            .flatten()
+            .filter_map(|name| name.as_str())
+            .collect();
+        if !architectures.is_empty()
+            && !FAMILIES
+                .iter()
+                .any(|(_, whole)| architectures.contains(whole))
+        {
             return Err(format!(
                 "unknown architecture: architectures is {architectures:?}, expected one with a language head: {}",
                 FAMILIES[0].1
@@ -175,7 +195,10 @@ impl Config {
         let raw: RawConfig = serde_json::from_value(json).map_err(|error| error.to_string())?;
         Ok(Config {
             scale_factor: raw.scale_factor,
-            tie_word_embeddings: raw.tie_word_embeddings.or(raw.text_config.tie_word_embeddings).unwrap_or(false),
+            tie_word_embeddings: raw
+                .tie_word_embeddings
+                .or(raw.text_config.tie_word_embeddings)
+                .unwrap_or(false),
             image_token_id: raw.image_token_id,
             vision: raw.vision_config.check()?,
             text: raw.text_config.check()?,
@@ -185,11 +208,21 @@ impl Config {
 
 impl RawVision {
     fn check(self) -> Result<VisionConfig, String> {
-        only("vision_config.hidden_act", self.hidden_act.as_deref(), "gelu_pytorch_tanh")?;
+        only(
+            "vision_config.hidden_act",
+            self.hidden_act.as_deref(),
+            "gelu_pytorch_tanh",
+        )?;
         Ok(VisionConfig {
-            heads: positive("vision_config.num_attention_heads", self.num_attention_heads.unwrap_or(16))?,
+            heads: positive(
+                "vision_config.num_attention_heads",
+                self.num_attention_heads.unwrap_or(16),
+            )?,
             image_size: positive("vision_config.image_size", self.image_size.unwrap_or(224))?,
-            layer_norm_eps: epsilon("vision_config.layer_norm_eps", self.layer_norm_eps.unwrap_or(1e-6))?,
+            layer_norm_eps: epsilon(
+                "vision_config.layer_norm_eps",
+                self.layer_norm_eps.unwrap_or(1e-6),
+            )?,
             declared: VisionSizes {
                 layers: self.num_hidden_layers,
                 hidden_size: self.hidden_size,
@@ -205,15 +238,32 @@ impl RawText {
         self.is_llama()?;
         let rope_theta = self.theta()?;
         if !(rope_theta.is_finite() && rope_theta > 1.0) {
-            return Err(format!("text_config.rope_theta is {rope_theta}, expected a number above 1"));
+            return Err(format!(
+                "text_config.rope_theta is {rope_theta}, expected a number above 1"
+            ));
         }
         Ok(TextConfig {
-            heads: positive("text_config.num_attention_heads", self.num_attention_heads.unwrap_or(32))?,
-            head_dim: self.head_dim.map(|dim| positive("text_config.head_dim", dim)).transpose()?,
-            kv_heads: self.num_key_value_heads.map(|heads| positive("text_config.num_key_value_heads", heads)).transpose()?,
-            rms_norm_eps: epsilon("text_config.rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
+            heads: positive(
+                "text_config.num_attention_heads",
+                self.num_attention_heads.unwrap_or(32),
+            )?,
+            head_dim: self
+                .head_dim
+                .map(|dim| positive("text_config.head_dim", dim))
+                .transpose()?,
+            kv_heads: self
+                .num_key_value_heads
+                .map(|heads| positive("text_config.num_key_value_heads", heads))
+                .transpose()?,
+            rms_norm_eps: epsilon(
+                "text_config.rms_norm_eps",
+                self.rms_norm_eps.unwrap_or(1e-6),
+            )?,
             rope_theta,
-            context_length: positive("text_config.max_position_embeddings", self.max_position_embeddings.unwrap_or(2048))?,
+            context_length: positive(
+                "text_config.max_position_embeddings",
+                self.max_position_embeddings.unwrap_or(2048),
+            )?,
             declared: TextSizes {
                 layers: self.num_hidden_layers,
                 hidden_size: self.hidden_size,
@@ -235,13 +285,20 @@ impl RawText {
             ));
         }
         only("text_config.hidden_act", self.hidden_act.as_deref(), "silu")?;
-        for (field, found) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
+        for (field, found) in [
+            ("attention_bias", self.attention_bias),
+            ("mlp_bias", self.mlp_bias),
+        ] {
             if found == Some(true) {
-                return Err(format!("text_config.{field} is true, expected false: biases of the text decoder are not built"));
+                return Err(format!(
+                    "text_config.{field} is true, expected false: biases of the text decoder are not built"
+                ));
             }
         }
         if let Some(window) = self.sliding_window {
-            return Err(format!("text_config.sliding_window is {window}, expected none: attention looks at everything before it"));
+            return Err(format!(
+                "text_config.sliding_window is {window}, expected none: attention looks at everything before it"
+            ));
         }
         for (field, found) in [
             ("embedding_multiplier", self.embedding_multiplier),
@@ -249,32 +306,52 @@ impl RawText {
             ("logits_scaling", self.logits_scaling),
         ] {
             if let Some(found) = found.filter(|&found| found != 1.0) {
-                return Err(format!("text_config.{field} is {found}, expected none or 1: nothing else is built"));
+                return Err(format!(
+                    "text_config.{field} is {found}, expected none or 1: nothing else is built"
+                ));
             }
         }
         match self.attention_multiplier {
-            Some(found) => Err(format!("text_config.attention_multiplier is {found}, expected none: nothing else is built")),
+            Some(found) => Err(format!(
+                "text_config.attention_multiplier is {found}, expected none: nothing else is built"
+            )),
             None => Ok(()),
         }
     }
 
-    /// Base of the rotary frequencies. As in transformers, older `rope_scaling` stands before `rope_parameters`, and either before the
-    /// flat field.
+    /// Base of the rotary frequencies. As in transformers, older `rope_scaling` stands before
+    /// `rope_parameters`, and either before the flat field.
     fn theta(&self) -> Result<f64, String> {
-        let nested = [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
+        let nested = [
+            ("rope_scaling", &self.rope_scaling),
+            ("rope_parameters", &self.rope_parameters),
+        ];
         for (field, rope) in &nested {
             if let Some(rope) = rope {
-                only(&format!("text_config.{field}.rope_type"), rope.rope_type.as_deref(), "default")?;
-                only(&format!("text_config.{field}.type"), rope.r#type.as_deref(), "default")?;
+                only(
+                    &format!("text_config.{field}.rope_type"),
+                    rope.rope_type.as_deref(),
+                    "default",
+                )?;
+                only(
+                    &format!("text_config.{field}.type"),
+                    rope.r#type.as_deref(),
+                    "default",
+                )?;
             }
         }
-        let given = nested.iter().find_map(|(field, rope)| Some((field, rope.as_ref()?.rope_theta?)));
+        let given = nested
+            .iter()
+            .find_map(|(field, rope)| Some((field, rope.as_ref()?.rope_theta?)));
         if let (Some((field, nested)), Some(flat)) = (given, self.rope_theta)
             && nested != flat
         {
-            tracing::warn!("text_config.rope_theta is {flat}, {field}.rope_theta {nested}: the latter counts, as in transformers");
+            tracing::warn!(
+                "text_config.rope_theta is {flat}, {field}.rope_theta {nested}: the latter counts, as in transformers"
+            );
         }
-        // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published models'.
+        // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published
+        // models'.
         given.map(|(_, theta)| theta).or(self.rope_theta).ok_or_else(|| {
             "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with".into()
         })
@@ -287,26 +364,44 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Checkpoin
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     if bytes > JSON_BYTES_MAX {
         let problem = format!("{bytes} bytes long, at most {JSON_BYTES_MAX} are read");
-        return Err(CheckpointError::Json { path: path.to_owned(), problem });
+        return Err(CheckpointError::Json {
+            path: path.to_owned(),
+            problem,
+        });
     }
     let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text).map_err(|error| CheckpointError::Json { path: path.to_owned(), problem: error.to_string() })
+    serde_json::from_slice(&text).map_err(|error| CheckpointError::Json {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
 }
 
 fn only(field: &str, found: Option<&str>, expected: &str) -> Result<(), String> {
     match found {
-        Some(found) if found != expected => Err(format!("{field} is {found:?}, expected {expected:?}: nothing else is built")),
+        Some(found) if found != expected => Err(format!(
+            "{field} is {found:?}, expected {expected:?}: nothing else is built"
+        )),
         _ => Ok(()),
     }
 }
 
 /// Sizes are bounded so that their products cannot overflow.
 fn positive(field: &str, found: usize) -> Result<usize, String> {
-    if (1..=1 << 24).contains(&found) { Ok(found) } else { Err(format!("{field} is {found}, expected 1 to 16777216")) }
+    if (1..=1 << 24).contains(&found) {
+        Ok(found)
+    } else {
+        Err(format!("{field} is {found}, expected 1 to 16777216"))
+    }
 }
 
 fn epsilon(field: &str, found: f32) -> Result<f32, String> {
-    if found > 0.0 && found < 1.0 { Ok(found) } else { Err(format!("{field} is {found}, expected a number between 0 and 1")) }
+    if found > 0.0 && found < 1.0 {
+        Ok(found)
+    } else {
+        Err(format!(
+            "{field} is {found}, expected a number between 0 and 1"
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -317,10 +412,27 @@ mod tests {
 
     #[test]
     fn omitted_fields_take_the_class_defaults() {
-        let config = Config::parse(json!({"model_type": "smolvlm", "text_config": {"rope_theta": 130000.0}})).unwrap();
-        assert_eq!((config.text.heads, config.text.head_dim, config.text.kv_heads), (32, None, None));
+        let config = Config::parse(
+            json!({"model_type": "smolvlm", "text_config": {"rope_theta": 130000.0}}),
+        )
+        .unwrap();
+        assert_eq!(
+            (
+                config.text.heads,
+                config.text.head_dim,
+                config.text.kv_heads
+            ),
+            (32, None, None)
+        );
         assert_eq!(config.text.rms_norm_eps, 1e-6);
-        assert_eq!((config.vision.heads, config.vision.image_size, config.vision.layer_norm_eps), (16, 224, 1e-6));
+        assert_eq!(
+            (
+                config.vision.heads,
+                config.vision.image_size,
+                config.vision.layer_norm_eps
+            ),
+            (16, 224, 1e-6)
+        );
         assert!(!config.tie_word_embeddings);
     }
 
@@ -344,12 +456,14 @@ mod tests {
             json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
             json!({"rope_theta": 1e4, "rope_scaling": {"rope_theta": 1e5}, "rope_parameters": {"rope_theta": 2e5}}),
         ] {
-            let config = Config::parse(json!({"model_type": "smolvlm", "text_config": text})).unwrap();
+            let config =
+                Config::parse(json!({"model_type": "smolvlm", "text_config": text})).unwrap();
             assert_eq!(config.text.rope_theta, 1e5);
         }
     }
 
-    /// Fields that the published configs and those of older fine-tunes carry, and that change nothing.
+    /// Fields that the published configs and those of older fine-tunes carry, and that change
+    /// nothing.
     #[test]
     fn what_changes_nothing_is_accepted() {
         let text = json!({
@@ -364,7 +478,10 @@ mod tests {
     fn what_is_not_built_is_refused() {
         let text = |text: serde_json::Value| json!({"model_type": "smolvlm", "text_config": text});
         for (config, says) in [
-            (json!({"model_type": "llava", "text_config": {}}), "unknown architecture"),
+            (
+                json!({"model_type": "llava", "text_config": {}}),
+                "unknown architecture",
+            ),
             (json!({}), "unknown architecture"),
             (
                 json!({"model_type": "idefics3", "architectures": ["ColIdefics3"], "text_config": {"rope_theta": 1e5}}),
@@ -375,14 +492,38 @@ mod tests {
                 text(json!({"rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 2}})),
                 "rope_scaling.type is \"linear\", expected \"default\"",
             ),
-            (text(json!({"rope_theta": 1e5, "model_type": "mistral"})), "text_config.model_type is \"mistral\", expected \"llama\""),
-            (text(json!({"rope_theta": 1e5, "sliding_window": 8})), "sliding_window is 8, expected none"),
-            (text(json!({"rope_theta": 1e5, "residual_multiplier": 0.5})), "residual_multiplier is 0.5, expected none or 1"),
-            (text(json!({"rope_theta": 1e5, "attention_multiplier": 0.5})), "attention_multiplier is 0.5, expected none"),
-            (text(json!({"rope_theta": 1e5, "hidden_act": "gelu"})), "text_config.hidden_act is \"gelu\", expected \"silu\""),
-            (text(json!({"rope_theta": 1e5, "attention_bias": true})), "biases of the text decoder are not built"),
-            (text(json!({"rope_theta": 1e5, "rms_norm_eps": -1.0})), "expected a number between 0 and 1"),
-            (text(json!({"rope_theta": 1e5, "num_attention_heads": 0})), "num_attention_heads is 0"),
+            (
+                text(json!({"rope_theta": 1e5, "model_type": "mistral"})),
+                "text_config.model_type is \"mistral\", expected \"llama\"",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "sliding_window": 8})),
+                "sliding_window is 8, expected none",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "residual_multiplier": 0.5})),
+                "residual_multiplier is 0.5, expected none or 1",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "attention_multiplier": 0.5})),
+                "attention_multiplier is 0.5, expected none",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "hidden_act": "gelu"})),
+                "text_config.hidden_act is \"gelu\", expected \"silu\"",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "attention_bias": true})),
+                "biases of the text decoder are not built",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "rms_norm_eps": -1.0})),
+                "expected a number between 0 and 1",
+            ),
+            (
+                text(json!({"rope_theta": 1e5, "num_attention_heads": 0})),
+                "num_attention_heads is 0",
+            ),
         ] {
             let error = Config::parse(config).unwrap_err();
             assert!(error.contains(says), "{error}");

@@ -1,7 +1,8 @@
 //! The header of a safetensors file, read from bytes that may lie.
 //!
-//! The `safetensors` crate is the judge: size limit, offsets in order and without holes, shapes that do not overflow. Its verdicts
-//! do not always say which tensor was meant, so a refused header is looked through once more for the words of the error.
+//! The `safetensors` crate is the judge: size limit, offsets in order and without holes, shapes
+//! that do not overflow. Its verdicts do not always say which tensor was meant, so a refused header
+//! is looked through once more for the words of the error.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,7 +33,9 @@ pub enum HeaderError {
         bytes: usize,
     },
     /// The header is longer than the file or than any honest header.
-    #[error("its header claims {claimed} bytes, the file has {bytes} and no header may exceed 100,000,000")]
+    #[error(
+        "its header claims {claimed} bytes, the file has {bytes} and no header may exceed 100,000,000"
+    )]
     Length {
         /// What the first eight bytes say.
         claimed: u64,
@@ -40,7 +43,9 @@ pub enum HeaderError {
         bytes: usize,
     },
     /// A tensor's byte range is not where the one before it ends, runs backwards, or overlaps.
-    #[error("tensor {tensor:?} claims bytes {from}..{to}, which do not follow the tensor before it")]
+    #[error(
+        "tensor {tensor:?} claims bytes {from}..{to}, which do not follow the tensor before it"
+    )]
     Offsets {
         /// The tensor.
         tensor: String,
@@ -78,14 +83,19 @@ pub enum HeaderError {
 
 /// Reads and checks the header of a whole file.
 pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> {
-    let (header_bytes, metadata) = SafeTensors::read_metadata(file).map_err(|error| explain(file, error))?;
+    let (header_bytes, metadata) =
+        SafeTensors::read_metadata(file).map_err(|error| explain(file, error))?;
     let data = LENGTH_BYTES + header_bytes;
     let entry = |info: &TensorInfo| Entry {
         dtype: info.dtype,
         shape: info.shape.clone(),
         bytes: data + info.data_offsets.0..data + info.data_offsets.1,
     };
-    Ok(metadata.tensors().into_iter().map(|(tensor, info)| (tensor, entry(info))).collect())
+    Ok(metadata
+        .tensors()
+        .into_iter()
+        .map(|(tensor, info)| (tensor, entry(info)))
+        .collect())
 }
 
 /// Finds the tensor and the numbers behind a refusal.
@@ -96,7 +106,10 @@ fn explain(file: &[u8], error: SafeTensorError) -> HeaderError {
     let claimed = u64::from_le_bytes(*length);
     match &error {
         SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
-            return HeaderError::Length { claimed, bytes: file.len() };
+            return HeaderError::Length {
+                claimed,
+                bytes: file.len(),
+            };
         }
         SafeTensorError::InvalidOffset(_)
         | SafeTensorError::TensorInvalidInfo
@@ -104,7 +117,10 @@ fn explain(file: &[u8], error: SafeTensorError) -> HeaderError {
         | SafeTensorError::MetadataIncompleteBuffer => {}
         _ => return HeaderError::Format(error),
     }
-    let Some((header, data)) = usize::try_from(claimed).ok().and_then(|n| rest.split_at_checked(n)) else {
+    let Some((header, data)) = usize::try_from(claimed)
+        .ok()
+        .and_then(|n| rest.split_at_checked(n))
+    else {
         return HeaderError::Format(error);
     };
     let mut tensors = entries(header);
@@ -116,25 +132,41 @@ fn explain(file: &[u8], error: SafeTensorError) -> HeaderError {
             return HeaderError::Offsets { tensor, from, to };
         }
         if size(&info) != Some(to - from) {
-            return HeaderError::Size { tensor, shape: info.shape, dtype: info.dtype.to_string(), from, to };
+            return HeaderError::Size {
+                tensor,
+                shape: info.shape,
+                dtype: info.dtype.to_string(),
+                from,
+                to,
+            };
         }
         end = to;
     }
     if end != data.len() {
-        return HeaderError::Data { needed: end, present: data.len() };
+        return HeaderError::Data {
+            needed: end,
+            present: data.len(),
+        };
     }
     HeaderError::Format(error)
 }
 
 /// The tensors of a header that the crate could parse but did not accept.
 fn entries(header: &[u8]) -> Vec<(String, TensorInfo)> {
-    let fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header).unwrap_or_default();
-    fields.into_iter().filter_map(|(tensor, info)| Some((tensor, serde_json::from_value(info).ok()?))).collect()
+    let fields: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(header).unwrap_or_default();
+    fields
+        .into_iter()
+        .filter_map(|(tensor, info)| Some((tensor, serde_json::from_value(info).ok()?)))
+        .collect()
 }
 
 /// Bytes that a shape takes, unless they overflow.
 fn size(info: &TensorInfo) -> Option<usize> {
-    let values = info.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
+    let values = info
+        .shape
+        .iter()
+        .try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
     Some(values.checked_mul(info.dtype.bitsize())? / 8)
 }
 
@@ -150,7 +182,9 @@ mod tests {
     }
 
     fn refusal(file: &[u8]) -> String {
-        read(file).expect_err("a lying header is refused").to_string()
+        read(file)
+            .expect_err("a lying header is refused")
+            .to_string()
     }
 
     #[test]
@@ -208,7 +242,12 @@ mod tests {
             },
         ];
         for case in cases {
-            assert_eq!(refusal(&file(case.header, case.data_bytes)), case.says, "{}", case.lie);
+            assert_eq!(
+                refusal(&file(case.header, case.data_bytes)),
+                case.says,
+                "{}",
+                case.lie
+            );
         }
     }
 

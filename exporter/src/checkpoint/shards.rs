@@ -1,4 +1,5 @@
-//! Which weight files a checkpoint has: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+//! Which weight files a checkpoint has: `model.safetensors`, or the shards that
+//! `model.safetensors.index.json` lists.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -28,19 +29,32 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Finds the weight files in a folder; one file wins over an index, as in the tools that write them.
+/// Finds the weight files in a folder; one file wins over an index, as in the tools that write
+/// them.
 pub(super) fn find(dir: &Path) -> Result<Found, CheckpointError> {
     let single = dir.join(SINGLE);
     let index = dir.join(INDEX);
     if single.exists() {
-        return Ok(Found { paths: vec![single], index, promised: BTreeMap::new(), shards: Vec::new() });
+        return Ok(Found {
+            paths: vec![single],
+            index,
+            promised: BTreeMap::new(),
+            shards: Vec::new(),
+        });
     }
     if !index.exists() {
-        return Err(CheckpointError::NoWeights { dir: dir.to_owned() });
+        return Err(CheckpointError::NoWeights {
+            dir: dir.to_owned(),
+        });
     }
     let promised = read_json::<Index>(&index)?.weight_map;
     let shards = names(&index, &promised)?;
-    Ok(Found { paths: shards.iter().map(|shard| dir.join(shard)).collect(), index, promised, shards })
+    Ok(Found {
+        paths: shards.iter().map(|shard| dir.join(shard)).collect(),
+        index,
+        promised,
+        shards,
+    })
 }
 
 /// The shards that the index in `dir` lists, in order.
@@ -50,23 +64,37 @@ pub(crate) fn listed(dir: &Path) -> Result<Vec<String>, CheckpointError> {
 }
 
 /// The shards of an index, each once, all of them plain names.
-fn names(index: &Path, promised: &BTreeMap<String, String>) -> Result<Vec<String>, CheckpointError> {
+fn names(
+    index: &Path,
+    promised: &BTreeMap<String, String>,
+) -> Result<Vec<String>, CheckpointError> {
     let mut shards: Vec<String> = promised.values().cloned().collect();
     shards.sort();
     shards.dedup();
     match shards.iter().find(|shard| !is_file_name(shard)) {
-        Some(shard) => Err(CheckpointError::ShardOutside { index: index.to_owned(), shard: shard.clone() }),
+        Some(shard) => Err(CheckpointError::ShardOutside {
+            index: index.to_owned(),
+            shard: shard.clone(),
+        }),
         None => Ok(shards),
     }
 }
 
 impl Found {
-    /// Checks that every tensor is in the shard that the index names; `holds` answers for (tensor, shard number).
+    /// Checks that every tensor is in the shard that the index names; `holds` answers for (tensor,
+    /// shard number).
     pub(super) fn check(&self, holds: impl Fn(&str, usize) -> bool) -> Result<(), CheckpointError> {
         for (tensor, shard) in &self.promised {
-            let number = self.shards.binary_search(shard).expect("shards are the index's own values");
+            let number = self
+                .shards
+                .binary_search(shard)
+                .expect("shards are the index's own values");
             if !holds(tensor, number) {
-                return Err(CheckpointError::NotInShard { index: self.index.clone(), tensor: tensor.clone(), shard: shard.clone() });
+                return Err(CheckpointError::NotInShard {
+                    index: self.index.clone(),
+                    tensor: tensor.clone(),
+                    shard: shard.clone(),
+                });
             }
         }
         Ok(())
@@ -76,7 +104,10 @@ impl Found {
 /// Whether a name is one plain path component.
 fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !name.contains('\\')
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(_)), None)
+    ) && !name.contains('\\')
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Builds graphs from layers, so that an architecture reads like its drawing.
 //!
-//! Every method adds nodes and returns the name of what they compute. Nodes are named by scope ("layers.3/attention/…"), which is
-//! what profilers and error messages of the runtimes show.
+//! Every method adds nodes and returns the name of what they compute. Nodes are named by scope
+//! ("layers.3/attention/…"), which is what profilers and error messages of the runtimes show.
 
 use super::{Attribute, Dim, Element, Graph, Initializer, Layout, Node, ValueInfo, Values};
 
@@ -18,7 +18,13 @@ pub struct Builder {
 impl Builder {
     /// An empty graph.
     pub fn new(name: &str) -> Self {
-        Builder { graph: Graph { name: name.into(), ..Graph::default() }, scope: String::new() }
+        Builder {
+            graph: Graph {
+                name: name.into(),
+                ..Graph::default()
+            },
+            scope: String::new(),
+        }
     }
 
     /// The graph, done.
@@ -35,12 +41,22 @@ impl Builder {
 
     /// A graph input.
     pub fn input<const N: usize>(&mut self, name: &str, element: Element, dims: [Dim; N]) -> Value {
-        self.graph.inputs.push(ValueInfo { name: name.into(), element, dims: dims.into() });
+        self.graph.inputs.push(ValueInfo {
+            name: name.into(),
+            element,
+            dims: dims.into(),
+        });
         name.into()
     }
 
     /// A graph output: gives `value` its published name.
-    pub fn output<const N: usize>(&mut self, name: &str, value: &Value, element: Element, dims: [Dim; N]) {
+    pub fn output<const N: usize>(
+        &mut self,
+        name: &str,
+        value: &Value,
+        element: Element,
+        dims: [Dim; N],
+    ) {
         self.graph.nodes.push(Node {
             op: "Identity",
             name: name.into(),
@@ -48,24 +64,38 @@ impl Builder {
             outputs: vec![name.into()],
             attributes: Vec::new(),
         });
-        self.graph.outputs.push(ValueInfo { name: name.into(), element, dims: dims.into() });
+        self.graph.outputs.push(ValueInfo {
+            name: name.into(),
+            element,
+            dims: dims.into(),
+        });
     }
 
     /// A checkpoint tensor as it is stored. The same tensor asked for twice is one initializer.
     pub fn weight(&mut self, tensor: &str, dims: &[usize]) -> Value {
-        let values = Values::Tensor { tensor: tensor.into(), layout: Layout::Stored };
+        let values = Values::Tensor {
+            tensor: tensor.into(),
+            layout: Layout::Stored,
+        };
         self.initializer(tensor.into(), Element::F32, dims, values)
     }
 
-    /// A matrix stored [out, in], turned to [in, out]; it keeps its name, so that a graph's weights can be held against the checkpoint.
+    /// A matrix stored [out, in], turned to [in, out]; it keeps its name, so that a graph's weights
+    /// can be held against the checkpoint.
     pub fn matrix(&mut self, tensor: &str, [out, r#in]: [usize; 2]) -> Value {
-        let values = Values::Tensor { tensor: tensor.into(), layout: Layout::Transposed };
+        let values = Values::Tensor {
+            tensor: tensor.into(),
+            layout: Layout::Transposed,
+        };
         self.initializer(tensor.into(), Element::F32, &[r#in, out], values)
     }
 
     /// Floats made here.
     pub fn floats(&mut self, dims: &[usize], values: &[f32]) -> Value {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.literal(Element::F32, dims, bytes)
     }
 
@@ -76,7 +106,14 @@ impl Builder {
 
     /// A list of integers, as shapes and axes are.
     pub fn ints(&mut self, values: &[i64]) -> Value {
-        self.literal(Element::I64, &[values.len()], values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        self.literal(
+            Element::I64,
+            &[values.len()],
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        )
     }
 
     /// An integer scalar; some operators refuse a list of one.
@@ -87,7 +124,9 @@ impl Builder {
     /// Constants made here are shared: equal ones are one initializer.
     fn literal(&mut self, element: Element, dims: &[usize], bytes: Vec<u8>) -> Value {
         let values = Values::Literal(bytes);
-        let same = |known: &&Initializer| known.element == element && known.dims == dims && known.values == values;
+        let same = |known: &&Initializer| {
+            known.element == element && known.dims == dims && known.values == values
+        };
         if let Some(known) = self.graph.initializers.iter().find(same) {
             return known.name.clone();
         }
@@ -95,9 +134,25 @@ impl Builder {
         self.initializer(name, element, dims, values)
     }
 
-    fn initializer(&mut self, name: String, element: Element, dims: &[usize], values: Values) -> Value {
-        if !self.graph.initializers.iter().any(|known| known.name == name) {
-            self.graph.initializers.push(Initializer { name: name.clone(), element, dims: dims.into(), values });
+    fn initializer(
+        &mut self,
+        name: String,
+        element: Element,
+        dims: &[usize],
+        values: Values,
+    ) -> Value {
+        if !self
+            .graph
+            .initializers
+            .iter()
+            .any(|known| known.name == name)
+        {
+            self.graph.initializers.push(Initializer {
+                name: name.clone(),
+                element,
+                dims: dims.into(),
+                values,
+            });
         }
         name
     }
@@ -105,16 +160,41 @@ impl Builder {
     // --- operators
 
     /// Any operator with one output.
-    pub fn op(&mut self, op: &'static str, inputs: &[&Value], attributes: &[(&'static str, Attribute)]) -> Value {
+    pub fn op(
+        &mut self,
+        op: &'static str,
+        inputs: &[&Value],
+        attributes: &[(&'static str, Attribute)],
+    ) -> Value {
         self.ops(op, inputs, attributes, 1).remove(0)
     }
 
-    fn ops(&mut self, op: &'static str, inputs: &[&Value], attributes: &[(&'static str, Attribute)], outputs: usize) -> Vec<Value> {
+    fn ops(
+        &mut self,
+        op: &'static str,
+        inputs: &[&Value],
+        attributes: &[(&'static str, Attribute)],
+        outputs: usize,
+    ) -> Vec<Value> {
         // The node's number makes its name unique whatever the scope.
         let name = format!("{}/{op}.{}", self.scope, self.graph.nodes.len());
-        let outputs: Vec<Value> = (0..outputs).map(|i| if i == 0 { name.clone() } else { format!("{name}:{i}") }).collect();
+        let outputs: Vec<Value> = (0..outputs)
+            .map(|i| {
+                if i == 0 {
+                    name.clone()
+                } else {
+                    format!("{name}:{i}")
+                }
+            })
+            .collect();
         let inputs = inputs.iter().map(|&input| input.clone()).collect();
-        self.graph.nodes.push(Node { op, name, inputs, outputs: outputs.clone(), attributes: attributes.to_vec() });
+        self.graph.nodes.push(Node {
+            op,
+            name,
+            inputs,
+            outputs: outputs.clone(),
+            attributes: attributes.to_vec(),
+        });
         outputs
     }
 
@@ -159,7 +239,11 @@ impl Builder {
 
     /// Dimensions in another order.
     pub fn transpose(&mut self, x: &Value, order: &[i64]) -> Value {
-        self.op("Transpose", &[x], &[("perm", Attribute::Ints(order.into()))])
+        self.op(
+            "Transpose",
+            &[x],
+            &[("perm", Attribute::Ints(order.into()))],
+        )
     }
 
     /// A new dimension of one.
@@ -193,15 +277,27 @@ impl Builder {
     pub fn layer_norm(&mut self, x: &Value, layer: &str, width: usize, eps: f32) -> Value {
         let scale = self.weight(&format!("{layer}.weight"), &[width]);
         let bias = self.weight(&format!("{layer}.bias"), &[width]);
-        self.op("LayerNormalization", &[x, &scale, &bias], &[("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(eps))])
+        self.op(
+            "LayerNormalization",
+            &[x, &scale, &bias],
+            &[
+                ("axis", Attribute::Int(-1)),
+                ("epsilon", Attribute::Float(eps)),
+            ],
+        )
     }
 
-    /// x / sqrt(mean(x²) + eps) · w over the last dimension, spelled the way runtimes recognise and fuse.
+    /// x / sqrt(mean(x²) + eps) · w over the last dimension, spelled the way runtimes recognise and
+    /// fuse.
     pub fn rms_norm(&mut self, x: &Value, tensor: &str, width: usize, eps: f32) -> Value {
         let two = self.float(2.0);
         let square = self.op("Pow", &[x, &two], &[]);
         let axes = self.ints(&[-1]);
-        let mean = self.op("ReduceMean", &[&square, &axes], &[("keepdims", Attribute::Int(1))]);
+        let mean = self.op(
+            "ReduceMean",
+            &[&square, &axes],
+            &[("keepdims", Attribute::Int(1))],
+        );
         let eps = self.float(eps);
         let shifted = self.add(&mean, &eps);
         let root = self.op("Sqrt", &[&shifted], &[]);
@@ -227,7 +323,14 @@ mod tests {
     use super::*;
 
     fn listing(graph: &Graph) -> String {
-        let line = |node: &Node| format!("{} = {}({})\n", node.outputs.join(", "), node.op, node.inputs.join(", "));
+        let line = |node: &Node| {
+            format!(
+                "{} = {}({})\n",
+                node.outputs.join(", "),
+                node.op,
+                node.inputs.join(", ")
+            )
+        };
         graph.nodes.iter().map(line).collect()
     }
 

@@ -5,7 +5,8 @@
 //!     GraphProto = name, inputs, outputs, nodes ‖ for each initializer: key, length ‖ name, type, dims ‖ raw_data key, length ‖ bytes
 //! ```
 //!
-//! A graph above [`INLINE_BYTES_MAX`] keeps its weights in a second file, since protobuf ends at 2 GiB.
+//! A graph above [`INLINE_BYTES_MAX`] keeps its weights in a second file, since protobuf ends at 2
+//! GiB.
 
 mod proto;
 mod read;
@@ -19,7 +20,8 @@ pub use write::{INLINE_BYTES_MAX, needs_external_data, write};
 use super::Element;
 use crate::checkpoint::CheckpointError;
 
-/// The operator set graphs are written in: `Gelu` came with 20, and every fleet runtime since ONNX Runtime 1.18 reads it.
+/// The operator set graphs are written in: `Gelu` came with 20, and every fleet runtime since ONNX
+/// Runtime 1.18 reads it.
 pub const OPSET: i64 = 20;
 /// The format version that goes with it.
 const IR_VERSION: i64 = 9;
@@ -35,14 +37,27 @@ mod field {
 const EXTERNAL: i32 = 1;
 
 /// `TensorProto.DataType`.
-const CODES: [(Element, i32); 5] = [(Element::F32, 1), (Element::I8, 3), (Element::I64, 7), (Element::Bool, 9), (Element::F16, 10)];
+const CODES: [(Element, i32); 5] = [
+    (Element::F32, 1),
+    (Element::I8, 3),
+    (Element::I64, 7),
+    (Element::Bool, 9),
+    (Element::F16, 10),
+];
 
 fn code(element: Element) -> i32 {
-    CODES.iter().find(|(known, _)| *known == element).map(|(_, code)| *code).expect("every element type has a code")
+    CODES
+        .iter()
+        .find(|(known, _)| *known == element)
+        .map(|(_, code)| *code)
+        .expect("every element type has a code")
 }
 
 fn element(code: i32) -> Option<Element> {
-    CODES.iter().find(|(_, known)| *known == code).map(|(element, _)| *element)
+    CODES
+        .iter()
+        .find(|(_, known)| *known == code)
+        .map(|(element, _)| *element)
 }
 
 /// Why a graph was not written or not read.
@@ -84,7 +99,10 @@ mod tests {
 
     impl Weights for OneMatrix {
         fn read(&self, _: &str) -> Result<Tensor, CheckpointError> {
-            Ok(Tensor { shape: vec![2, 3], values: vec![1., 2., 3., 4., 5., 6.] })
+            Ok(Tensor {
+                shape: vec![2, 3],
+                values: vec![1., 2., 3., 4., 5., 6.],
+            })
         }
     }
 
@@ -100,20 +118,48 @@ mod tests {
     fn what_is_written_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("linear.onnx");
-        write(&graph(), &OneMatrix, &mut File::create(&path).unwrap(), None).unwrap();
+        write(
+            &graph(),
+            &OneMatrix,
+            &mut File::create(&path).unwrap(),
+            None,
+        )
+        .unwrap();
         let file = GraphFile::open(&path).unwrap();
         assert_eq!((file.name.as_str(), file.opset), ("linear", OPSET));
-        assert_eq!((file.inputs.clone(), file.outputs.clone()), (graph().inputs, graph().outputs));
-        assert_eq!(file.operators.clone().into_iter().collect::<Vec<_>>(), [("Identity".into(), 1), ("MatMul".into(), 1)]);
-        let transposed: Vec<u8> = [1f32, 4., 2., 5., 3., 6.].iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(
+            (file.inputs.clone(), file.outputs.clone()),
+            (graph().inputs, graph().outputs)
+        );
+        assert_eq!(
+            file.operators.clone().into_iter().collect::<Vec<_>>(),
+            [("Identity".into(), 1), ("MatMul".into(), 1)]
+        );
+        let transposed: Vec<u8> = [1f32, 4., 2., 5., 3., 6.]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         let constants: Vec<_> = file.constants().collect();
-        assert_eq!(constants, [("w", Constant { element: Element::F32, dims: &[3, 2], bytes: &transposed })]);
+        assert_eq!(
+            constants,
+            [(
+                "w",
+                Constant {
+                    element: Element::F32,
+                    dims: &[3, 2],
+                    bytes: &transposed
+                }
+            )]
+        );
     }
 
     #[test]
     fn large_weights_go_to_their_own_file_small_constants_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, data) = (folder.path().join("g.onnx"), folder.path().join("g.onnx_data"));
+        let (path, data) = (
+            folder.path().join("g.onnx"),
+            folder.path().join("g.onnx_data"),
+        );
         let mut build = Builder::new("external");
         let small = build.ints(&[1, 2]);
         let large = build.floats(&[1024], &vec![1.0; 1024]);
@@ -122,23 +168,38 @@ mod tests {
             build.output(name, value, Element::F32, []);
         }
         let mut sink = File::create(&data).unwrap();
-        write(&build.finish(), &OneMatrix, &mut File::create(&path).unwrap(), Some(("g.onnx_data", &mut sink))).unwrap();
+        write(
+            &build.finish(),
+            &OneMatrix,
+            &mut File::create(&path).unwrap(),
+            Some(("g.onnx_data", &mut sink)),
+        )
+        .unwrap();
         assert_eq!(data.metadata().unwrap().len(), 4096 + 8192);
         assert!(path.metadata().unwrap().len() < 1024);
         let file = GraphFile::open(&path).unwrap();
         assert_eq!(file.constant(&small).unwrap().bytes[8], 2);
-        assert_eq!(file.constant(&larger).unwrap().bytes[..4], 2f32.to_le_bytes());
+        assert_eq!(
+            file.constant(&larger).unwrap().bytes[..4],
+            2f32.to_le_bytes()
+        );
 
         std::fs::write(&data, [0; 100]).unwrap();
         let error = GraphFile::open(&path).unwrap_err().to_string();
-        assert!(error.contains("bytes 0 and 4096 more are outside the second file of 100"), "{error}");
+        assert!(
+            error.contains("bytes 0 and 4096 more are outside the second file of 100"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_is_no_model_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("no.onnx");
-        for (content, says) in [(&b"\xff\xff\xff"[..], "no ONNX model: "), (b"", "no ONNX model: it has no graph")] {
+        for (content, says) in [
+            (&b"\xff\xff\xff"[..], "no ONNX model: "),
+            (b"", "no ONNX model: it has no graph"),
+        ] {
             std::fs::write(&path, content).unwrap();
             let error = GraphFile::open(&path).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

@@ -1,6 +1,7 @@
 //! Where fetched files lie: `models--OWNER--MODEL/snapshots/COMMIT/` below the hub's cache.
 //!
-//! Python's library may keep one copy of a file for several commits and link to it; we read that, and write plain files.
+//! Python's library may keep one copy of a file for several commits and link to it; we read that,
+//! and write plain files.
 
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
@@ -19,7 +20,11 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) fn new(root: PathBuf, id: &HubId) -> Self {
         let name = format!("models--{}--{}", id.owner, id.model);
-        Cache { model: root.join(&name), root, name }
+        Cache {
+            model: root.join(&name),
+            root,
+            name,
+        }
     }
 
     /// The model's folder.
@@ -32,7 +37,10 @@ impl Cache {
         // Where Python's library has its own locks, apart from what it lists as cached.
         let folder = self.root.join(".locks").join(&self.name);
         let path = folder.join("egret-export.lock");
-        let io = |source| HubError::Io { path: path.clone(), source };
+        let io = |source| HubError::Io {
+            path: path.clone(),
+            source,
+        };
         fs::create_dir_all(&folder).map_err(io)?;
         let file = create(&path)?;
         if file.try_lock().is_err() {
@@ -45,12 +53,16 @@ impl Cache {
     /// The folder of a commit, made if it is not there.
     pub(super) fn snapshot(&self, commit: &str) -> Result<PathBuf, HubError> {
         let path = self.model.join(SNAPSHOTS).join(commit);
-        fs::create_dir_all(&path).map_err(|source| HubError::Io { path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(|source| HubError::Io {
+            path: path.clone(),
+            source,
+        })?;
         Ok(path)
     }
 }
 
-/// The model whose snapshot a folder is, if it is one: its last path component is a commit, which nobody would call a model.
+/// The model whose snapshot a folder is, if it is one: its last path component is a commit, which
+/// nobody would call a model.
 pub(crate) fn model_of(dir: &Path) -> Option<&str> {
     let mut parts = dir.components().rev().map(Component::as_os_str);
     let (_commit, snapshots, model) = (parts.next()?, parts.next()?, parts.next()?);
@@ -64,10 +76,22 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_named_after_its_model() {
-        let cache = Cache::new("/cache/hub".into(), &HubId { owner: "owner".into(), model: "Smol-1.2_b".into() });
-        assert_eq!(cache.model(), Path::new("/cache/hub/models--owner--Smol-1.2_b"));
+        let cache = Cache::new(
+            "/cache/hub".into(),
+            &HubId {
+                owner: "owner".into(),
+                model: "Smol-1.2_b".into(),
+            },
+        );
+        assert_eq!(
+            cache.model(),
+            Path::new("/cache/hub/models--owner--Smol-1.2_b")
+        );
         for (dir, model) in [
-            ("/cache/hub/models--owner--Smol-1.2_b/snapshots/7f1ad0", Some("Smol-1.2_b")),
+            (
+                "/cache/hub/models--owner--Smol-1.2_b/snapshots/7f1ad0",
+                Some("Smol-1.2_b"),
+            ),
             ("/cache/hub/models--owner--Smol-1.2_b/snapshots", None),
             ("/cache/hub/models--owner--Smol-1.2_b/other/7f1ad0", None),
             ("/cache/hub/models--owner/snapshots/7f1ad0", None),

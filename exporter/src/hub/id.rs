@@ -19,12 +19,21 @@ impl HubId {
     pub fn parse(text: &str) -> Option<Self> {
         let is_plain = |part: &str| {
             let is_edge = |c: char| c == '-' || c == '.';
-            let chars = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+            let chars = part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
             !part.is_empty() && chars && !part.starts_with(is_edge) && !part.ends_with(is_edge)
         };
         let (owner, model) = text.split_once('/')?;
-        let is_id = is_plain(owner) && is_plain(model) && !text.contains("--") && !text.contains("..") && text.len() <= ID_BYTES_MAX;
-        is_id.then(|| HubId { owner: owner.into(), model: model.into() })
+        let is_id = is_plain(owner)
+            && is_plain(model)
+            && !text.contains("--")
+            && !text.contains("..")
+            && text.len() <= ID_BYTES_MAX;
+        is_id.then(|| HubId {
+            owner: owner.into(),
+            model: model.into(),
+        })
     }
 }
 

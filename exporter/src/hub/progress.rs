@@ -18,18 +18,26 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(what: &str) -> Self {
-        Progress { what: what.to_owned(), bar: ProgressBar::hidden(), has_terminal: io::stderr().is_terminal() }
+        Progress {
+            what: what.to_owned(),
+            bar: ProgressBar::hidden(),
+            has_terminal: io::stderr().is_terminal(),
+        }
     }
 
     /// A file begins, of as many bytes as were announced.
     pub(super) fn begin(&mut self, file: &str, bytes: Option<u64>) {
-        let size = bytes.filter(|&bytes| bytes >= LARGE).map(|bytes| format!(", {}", megabytes(bytes))).unwrap_or_default();
+        let size = bytes
+            .filter(|&bytes| bytes >= LARGE)
+            .map(|bytes| format!(", {}", megabytes(bytes)))
+            .unwrap_or_default();
         if !self.has_terminal {
             tracing::info!("fetching {}: {file}{size}", self.what);
             return;
         }
-        let style =
-            ProgressStyle::with_template("{msg}  {bar:24} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left");
+        let style = ProgressStyle::with_template(
+            "{msg}  {bar:24} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
+        );
         self.bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr())
             .with_style(style.expect("the template is sound"))
             .with_message(format!("{}: {file}", self.what));
@@ -52,10 +60,16 @@ mod tests {
     #[test]
     fn a_bar_counts_with_and_without_a_size() {
         for bytes in [Some(2_000_000), None] {
-            let mut progress = Progress { has_terminal: true, ..Progress::new("owner/model") };
+            let mut progress = Progress {
+                has_terminal: true,
+                ..Progress::new("owner/model")
+            };
             progress.begin("model.safetensors", bytes);
             progress.add(500_000);
-            assert_eq!((progress.bar.position(), progress.bar.length()), (500_000, bytes));
+            assert_eq!(
+                (progress.bar.position(), progress.bar.length()),
+                (500_000, bytes)
+            );
             progress.end();
         }
     }

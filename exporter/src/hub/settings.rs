@@ -1,4 +1,5 @@
-//! Where the hub is, where its cache is, and who asks: the environment variables that Python's `huggingface_hub` reads.
+//! Where the hub is, where its cache is, and who asks: the environment variables that Python's
+//! `huggingface_hub` reads.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,22 +27,41 @@ impl Settings {
     /// Reads them; `variable` is the environment.
     pub(super) fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HubError> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let wrong = |name, found: &str, expected| HubError::Setting { name, found: found.to_owned(), expected };
+        let wrong = |name, found: &str, expected| HubError::Setting {
+            name,
+            found: found.to_owned(),
+            expected,
+        };
 
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
-        let url = Url::parse(&endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https") && !url.cannot_be_a_base());
-        let endpoint = url.ok_or_else(|| wrong("HF_ENDPOINT", &endpoint, "a URL such as https://huggingface.co"))?;
+        let url = Url::parse(&endpoint)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && !url.cannot_be_a_base());
+        let endpoint = url.ok_or_else(|| {
+            wrong(
+                "HF_ENDPOINT",
+                &endpoint,
+                "a URL such as https://huggingface.co",
+            )
+        })?;
 
         let bearer = |token: String| {
             // The token itself is not to be told.
             let unprintable = || wrong("HF_TOKEN", "…", "one line of printable text");
-            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| unprintable())?;
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
+                .map_err(|_| unprintable())?;
             value.set_sensitive(true);
             Ok(value)
         };
         let seconds = |text: String| {
             let is_number = text.parse().ok().filter(|&seconds: &u64| seconds > 0);
-            is_number.ok_or_else(|| wrong("HF_HUB_DOWNLOAD_TIMEOUT", &text, "a number of seconds above 0"))
+            is_number.ok_or_else(|| {
+                wrong(
+                    "HF_HUB_DOWNLOAD_TIMEOUT",
+                    &text,
+                    "a number of seconds above 0",
+                )
+            })
         };
         let path = |name: &str| variable(name).map(PathBuf::from);
         let cache = path("HF_HUB_CACHE")
@@ -54,7 +74,12 @@ impl Settings {
             cache: cache
                 .filter(|path| path != Path::new(""))
                 .ok_or_else(|| wrong("HF_HUB_CACHE", "", "a folder, since HOME is not set"))?,
-            timeout: Duration::from_secs(variable("HF_HUB_DOWNLOAD_TIMEOUT").map(seconds).transpose()?.unwrap_or(TIMEOUT_SECONDS)),
+            timeout: Duration::from_secs(
+                variable("HF_HUB_DOWNLOAD_TIMEOUT")
+                    .map(seconds)
+                    .transpose()?
+                    .unwrap_or(TIMEOUT_SECONDS),
+            ),
         })
     }
 }
@@ -64,13 +89,28 @@ mod tests {
     use super::*;
 
     fn settings(variables: &[(&str, &str)]) -> Result<Settings, HubError> {
-        Settings::new(|name| variables.iter().find(|(found, _)| *found == name).map(|(_, value)| (*value).to_owned()))
+        Settings::new(|name| {
+            variables
+                .iter()
+                .find(|(found, _)| *found == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
     }
 
     #[test]
     fn the_cache_is_where_the_first_of_four_says() {
-        let all = [("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("XDG_CACHE_HOME", "/c"), ("HOME", "/d")];
-        for (from, cache) in [(0, "/a"), (1, "/b/hub"), (2, "/c/huggingface/hub"), (3, "/d/.cache/huggingface/hub")] {
+        let all = [
+            ("HF_HUB_CACHE", "/a"),
+            ("HF_HOME", "/b"),
+            ("XDG_CACHE_HOME", "/c"),
+            ("HOME", "/d"),
+        ];
+        for (from, cache) in [
+            (0, "/a"),
+            (1, "/b/hub"),
+            (2, "/c/huggingface/hub"),
+            (3, "/d/.cache/huggingface/hub"),
+        ] {
             assert_eq!(settings(&all[from..]).unwrap().cache, Path::new(cache));
         }
     }

@@ -1,7 +1,8 @@
 //! fp16: matrices are stored as 16-bit floats and widened where they are used.
 //!
-//! Arithmetic stays f32 on every runtime: the cast of a constant is folded when the graph is loaded. A table that rows are gathered
-//! from is widened behind the gather instead, so that it stays small in memory too.
+//! Arithmetic stays f32 on every runtime: the cast of a constant is folded when the graph is
+//! loaded. A table that rows are gathered from is widened behind the gather instead, so that it
+//! stays small in memory too.
 
 use std::collections::BTreeMap;
 
@@ -15,26 +16,52 @@ use crate::graph::{Attribute, Element, Graph, Node, Weights};
 /// `TensorProto.DataType.FLOAT`.
 const FLOAT: i64 = 1;
 
-pub(super) fn quantize(mut graph: Graph, weights: &impl Weights) -> Result<Quantized, CheckpointError> {
+pub(super) fn quantize(
+    mut graph: Graph,
+    weights: &impl Weights,
+) -> Result<Quantized, CheckpointError> {
     let mut tensors = BTreeMap::new();
     for initializer in &mut graph.initializers {
-        let Some((tensor, _)) = matrix(initializer) else { continue };
+        let Some((tensor, _)) = matrix(initializer) else {
+            continue;
+        };
         if let Some(quantized) = narrow(tensor, weights)? {
             tensors.insert(initializer.name.clone(), quantized);
             initializer.element = Element::F16;
         }
     }
-    graph.nodes = graph.nodes.into_iter().flat_map(|node| widen(node, |input| tensors.contains_key(input))).collect();
-    Ok(Quantized { tensors: graph.initializers.iter().filter_map(|i| tensors.remove(&i.name)).collect(), graph })
+    graph.nodes = graph
+        .nodes
+        .into_iter()
+        .flat_map(|node| widen(node, |input| tensors.contains_key(input)))
+        .collect();
+    Ok(Quantized {
+        tensors: graph
+            .initializers
+            .iter()
+            .filter_map(|i| tensors.remove(&i.name))
+            .collect(),
+        graph,
+    })
 }
 
 /// The loss of a tensor stored as f16; `None` where a value is beyond f16 and the tensor stays f32.
-fn narrow(tensor: &str, weights: &impl Weights) -> Result<Option<QuantizedTensor>, CheckpointError> {
+fn narrow(
+    tensor: &str,
+    weights: &impl Weights,
+) -> Result<Option<QuantizedTensor>, CheckpointError> {
     let source = weights.read(tensor)?.values;
-    if source.iter().any(|&value| f16::from_f32(value).is_infinite()) {
+    if source
+        .iter()
+        .any(|&value| f16::from_f32(value).is_infinite())
+    {
         return Ok(None);
     }
-    Ok(Some(distance(tensor, &source, source.iter().map(|&value| f16::from_f32(value).to_f32()))))
+    Ok(Some(distance(
+        tensor,
+        &source,
+        source.iter().map(|&value| f16::from_f32(value).to_f32()),
+    )))
 }
 
 /// A node with the casts that its f16 inputs need.
@@ -47,7 +74,8 @@ fn widen(mut node: Node, is_f16: impl Fn(&str) -> bool) -> Vec<Node> {
     let mut nodes = Vec::new();
     for input in &mut node.inputs {
         if is_f16(input) {
-            // Named by the reader too: a matrix read twice is cast twice, and folded into one constant when loaded.
+            // Named by the reader too: a matrix read twice is cast twice, and folded into one
+            // constant when loaded.
             let widened = format!("{}/{input}/f32", node.name);
             nodes.push(cast(std::mem::replace(input, widened.clone()), widened));
         }
@@ -77,7 +105,10 @@ mod tests {
 
     impl Weights for Always {
         fn read(&self, _: &str) -> Result<Tensor, CheckpointError> {
-            Ok(Tensor { shape: vec![self.0.len(), 1], values: self.0.clone() })
+            Ok(Tensor {
+                shape: vec![self.0.len(), 1],
+                values: self.0.clone(),
+            })
         }
     }
 
@@ -94,8 +125,12 @@ mod tests {
     #[test]
     fn matrices_are_cast_before_and_tables_behind_their_use() {
         let quantized = quantize(graph(), &Always(vec![1.0, 0.1])).unwrap();
-        let nodes: Vec<String> =
-            quantized.graph.nodes.iter().map(|n| format!("{} = {}({})", n.outputs[0], n.op, n.inputs.join(", "))).collect();
+        let nodes: Vec<String> = quantized
+            .graph
+            .nodes
+            .iter()
+            .map(|n| format!("{} = {}({})", n.outputs[0], n.op, n.inputs.join(", ")))
+            .collect();
         insta::assert_snapshot!(nodes.join("\n"), @r"
         /Gather.0/f16 = Gather(table, ids)
         /Gather.0 = Cast(/Gather.0/f16)

@@ -1,10 +1,12 @@
-//! int8: matrix products in 8-bit integers, weights per output channel and symmetric, activations dynamic.
+//! int8: matrix products in 8-bit integers, weights per output channel and symmetric, activations
+//! dynamic.
 //!
 //! ```text
 //! x ─▶ DynamicQuantizeLinear ─▶ MatMulInteger(·, W) ─▶ Cast f32 ─▶ · (scale of x · scales of W) ─▶ y
 //! ```
 //!
-//! The spelling is the one that ONNX Runtime fuses into one kernel. Products that share an input share its quantization.
+//! The spelling is the one that ONNX Runtime fuses into one kernel. Products that share an input
+//! share its quantization.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +14,9 @@ use firmware_config::manifest::QuantizedTensor;
 
 use super::{Quantized, distance, matrix};
 use crate::checkpoint::CheckpointError;
-use crate::graph::{Attribute, Element, Graph, Initializer, Layout, Node, Values, Weights, transpose};
+use crate::graph::{
+    Attribute, Element, Graph, Initializer, Layout, Node, Values, Weights, transpose,
+};
 
 /// The largest magnitude of a weight; -128 is left unused so that the range is symmetric.
 const WEIGHT_MAX: f32 = 127.0;
@@ -20,7 +24,11 @@ const WEIGHT_MAX: f32 = 127.0;
 /// `TensorProto.DataType.FLOAT`.
 const FLOAT: i64 = 1;
 
-pub(super) fn quantize(mut graph: Graph, weights: &impl Weights, takes_int8: impl Fn(&str) -> bool) -> Result<Quantized, CheckpointError> {
+pub(super) fn quantize(
+    mut graph: Graph,
+    weights: &impl Weights,
+    takes_int8: impl Fn(&str) -> bool,
+) -> Result<Quantized, CheckpointError> {
     let mut tensors = Vec::new();
     let mut scales = BTreeMap::new();
     for initializer in std::mem::take(&mut graph.initializers) {
@@ -38,10 +46,12 @@ pub(super) fn quantize(mut graph: Graph, weights: &impl Weights, takes_int8: imp
     let nodes = std::mem::take(&mut graph.nodes);
     graph.nodes = nodes
         .into_iter()
-        .flat_map(|node| match node.inputs.get(1).and_then(|weight| scales.get(weight)) {
-            Some(scale) if node.op == "MatMul" => integer_product(node, scale, &mut seen),
-            _ => vec![node],
-        })
+        .flat_map(
+            |node| match node.inputs.get(1).and_then(|weight| scales.get(weight)) {
+                Some(scale) if node.op == "MatMul" => integer_product(node, scale, &mut seen),
+                _ => vec![node],
+            },
+        )
         .collect();
     Ok(Quantized { graph, tensors })
 }
@@ -55,14 +65,37 @@ fn quantize_matrix(
     let source = weights.read(tensor)?;
     let [inputs, outputs] = [initializer.dims[0], initializer.dims[1]];
     let (integers, scales) = per_channel(&source.values, inputs);
-    let restored = integers.iter().enumerate().map(|(i, &integer)| integer * scales[i / inputs]);
+    let restored = integers
+        .iter()
+        .enumerate()
+        .map(|(i, &integer)| integer * scales[i / inputs]);
     let loss = distance(tensor, &source.values, restored);
-    let bytes = transpose(&integers, outputs, inputs).into_iter().map(|integer| (integer as i8).cast_unsigned()).collect();
-    let literal =
-        |name: String, element, dims: &[usize], bytes| Initializer { name, element, dims: dims.into(), values: Values::Literal(bytes) };
-    let scale_bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-    let integers = literal(initializer.name.clone(), Element::I8, &initializer.dims, bytes);
-    let scales = literal(format!("{}_scale", initializer.name), Element::F32, &[outputs], scale_bytes);
+    let bytes = transpose(&integers, outputs, inputs)
+        .into_iter()
+        .map(|integer| (integer as i8).cast_unsigned())
+        .collect();
+    let literal = |name: String, element, dims: &[usize], bytes| Initializer {
+        name,
+        element,
+        dims: dims.into(),
+        values: Values::Literal(bytes),
+    };
+    let scale_bytes = scales
+        .iter()
+        .flat_map(|scale| scale.to_le_bytes())
+        .collect();
+    let integers = literal(
+        initializer.name.clone(),
+        Element::I8,
+        &initializer.dims,
+        bytes,
+    );
+    let scales = literal(
+        format!("{}_scale", initializer.name),
+        Element::F32,
+        &[outputs],
+        scale_bytes,
+    );
     Ok((integers, scales, loss))
 }
 
@@ -71,10 +104,20 @@ fn per_channel(values: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
     let mut integers = Vec::with_capacity(values.len());
     let mut scales = Vec::with_capacity(values.len() / width);
     for row in values.chunks_exact(width) {
-        let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let largest = row
+            .iter()
+            .fold(0f32, |largest, value| largest.max(value.abs()));
         // A row of zeros has any scale; so has one whose scale would vanish in f32.
-        let scale = if largest / WEIGHT_MAX > 0.0 { largest / WEIGHT_MAX } else { 1.0 };
-        integers.extend(row.iter().map(|value| (value / scale).round_ties_even().clamp(-WEIGHT_MAX, WEIGHT_MAX)));
+        let scale = if largest / WEIGHT_MAX > 0.0 {
+            largest / WEIGHT_MAX
+        } else {
+            1.0
+        };
+        integers.extend(row.iter().map(|value| {
+            (value / scale)
+                .round_ties_even()
+                .clamp(-WEIGHT_MAX, WEIGHT_MAX)
+        }));
         scales.push(scale);
     }
     (integers, scales)
@@ -99,12 +142,29 @@ fn integer_product(node: Node, weight_scale: &str, seen: &mut BTreeSet<String>) 
     let mut nodes = Vec::new();
     if seen.insert(input.clone()) {
         let outputs = vec![x.clone(), x_scale.clone(), x_zero.clone()];
-        nodes.push(integer(format!("{input}/quantize"), "DynamicQuantizeLinear", &[&input], outputs, Vec::new()));
+        nodes.push(integer(
+            format!("{input}/quantize"),
+            "DynamicQuantizeLinear",
+            &[&input],
+            outputs,
+            Vec::new(),
+        ));
     }
     let product = one("i32", "MatMulInteger", &[&x, &weight, &x_zero], Vec::new());
-    let widened = one("f32", "Cast", &[&product.name], vec![("to", Attribute::Int(FLOAT))]);
+    let widened = one(
+        "f32",
+        "Cast",
+        &[&product.name],
+        vec![("to", Attribute::Int(FLOAT))],
+    );
     let scale = one("scale", "Mul", &[&x_scale, weight_scale], Vec::new());
-    let scaled = integer(node.name.clone(), "Mul", &[&widened.name, &scale.name], node.outputs.clone(), Vec::new());
+    let scaled = integer(
+        node.name.clone(),
+        "Mul",
+        &[&widened.name, &scale.name],
+        node.outputs.clone(),
+        Vec::new(),
+    );
     nodes.extend([product, widened, scale, scaled]);
     nodes
 }
@@ -121,7 +181,10 @@ mod tests {
 
     impl Weights for Always {
         fn read(&self, _: &str) -> Result<Tensor, CheckpointError> {
-            Ok(Tensor { shape: vec![2, 3], values: self.0.clone() })
+            Ok(Tensor {
+                shape: vec![2, 3],
+                values: self.0.clone(),
+            })
         }
     }
 
@@ -137,7 +200,14 @@ mod tests {
         }
         let weights = Always(vec![1.0, -2.0, 0.5, 0.0, 0.0, 0.0]);
         let quantized = quantize(build.finish(), &weights, |tensor| tensor != "kept").unwrap();
-        let line = |node: &Node| format!("{} = {}({})", node.outputs.join(", "), node.op, node.inputs.join(", "));
+        let line = |node: &Node| {
+            format!(
+                "{} = {}({})",
+                node.outputs.join(", "),
+                node.op,
+                node.inputs.join(", ")
+            )
+        };
         let nodes: Vec<String> = quantized.graph.nodes.iter().map(line).collect();
         insta::assert_snapshot!(nodes[..10].join("\n"), @r"
         x/u8, x/scale, x/zero_point = DynamicQuantizeLinear(x)
@@ -151,9 +221,18 @@ mod tests {
         /MatMul.1 = Mul(/MatMul.1/f32, /MatMul.1/scale)
         /MatMul.2 = MatMul(x, kept)
         ");
-        let integers = &quantized.graph.initializers.iter().find(|i| i.name == "q").unwrap().values;
+        let integers = &quantized
+            .graph
+            .initializers
+            .iter()
+            .find(|i| i.name == "q")
+            .unwrap()
+            .values;
         // [in, out]; round(1 / (2 / 127)) = 64 by ties to even.
-        assert_eq!(*integers, Values::Literal([64i8, 0, -127, 0, 32, 0].map(i8::cast_unsigned).into()));
+        assert_eq!(
+            *integers,
+            Values::Literal([64i8, 0, -127, 0, 32, 0].map(i8::cast_unsigned).into())
+        );
         assert_eq!(quantized.tensors.len(), 2);
     }
 

@@ -1,4 +1,5 @@
-//! The arithmetic both halves share: matrices, norms, attention. f32 throughout, as the checkpoint was trained to be run.
+//! The arithmetic both halves share: matrices, norms, attention. f32 throughout, as the checkpoint
+//! was trained to be run.
 
 use std::num::NonZero;
 use std::ops::Range;
@@ -22,9 +23,13 @@ impl Matrix {
         let mut y = vec![0.0; x.len() / self.columns * self.rows];
         in_row_groups(&mut y, self.rows, self.columns, |first, y| {
             let x = &x[first * self.columns..][..y.len() / self.rows * self.columns];
-            // Output columns outside, so each weight row is read once for the whole group while the group's inputs stay in cache.
+            // Output columns outside, so each weight row is read once for the whole group while the
+            // group's inputs stay in cache.
             for (out, weight) in self.values.chunks_exact(self.columns).enumerate() {
-                for (x, y) in x.chunks_exact(self.columns).zip(y.chunks_exact_mut(self.rows)) {
+                for (x, y) in x
+                    .chunks_exact(self.columns)
+                    .zip(y.chunks_exact_mut(self.rows))
+                {
                     y[out] = dot(x, weight);
                 }
             }
@@ -44,7 +49,8 @@ impl Linear {
     /// x · Wᵀ + b.
     pub(super) fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut y = self.weight.apply(x);
-        y.chunks_exact_mut(self.bias.len()).for_each(|row| add(row, &self.bias));
+        y.chunks_exact_mut(self.bias.len())
+            .for_each(|row| add(row, &self.bias));
         y
     }
 }
@@ -86,7 +92,9 @@ impl RmsNorm {
         let mut y = x.to_vec();
         for row in y.chunks_exact_mut(width) {
             let scale = (dot(row, row) / width as f32 + self.eps).sqrt().recip();
-            row.iter_mut().zip(&self.weight).for_each(|(value, weight)| *value *= scale * weight);
+            row.iter_mut()
+                .zip(&self.weight)
+                .for_each(|(value, weight)| *value *= scale * weight);
         }
         y
     }
@@ -103,10 +111,14 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// Queries [n, heads · d], keys and values [m, kv_heads · d], m ≥ n; queries are the last n of the m positions.
-    /// Returns [n, heads · d].
+    /// Queries [n, heads · d], keys and values [m, kv_heads · d], m ≥ n; queries are the last n of
+    /// the m positions. Returns [n, heads · d].
     pub(super) fn apply(&self, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
-        let (d, width, kv_width) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (d, width, kv_width) = (
+            self.head_dim,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        );
         let (n, m) = (queries.len() / width, keys.len() / kv_width);
         let scale = (d as f32).sqrt().recip();
         let mut out = vec![0.0; queries.len()];
@@ -121,11 +133,15 @@ impl Attention {
                         debug_assert!(at * kv_width < rows.len());
                         at * kv_width + from..at * kv_width + from + d
                     };
-                    let mut weights: Vec<f32> = (0..seen).map(|at| dot(query, &keys[of(keys, at)]) * scale).collect();
+                    let mut weights: Vec<f32> = (0..seen)
+                        .map(|at| dot(query, &keys[of(keys, at)]) * scale)
+                        .collect();
                     softmax(&mut weights);
                     let out = &mut out[head * d..(head + 1) * d];
                     for (at, weight) in weights.iter().enumerate() {
-                        out.iter_mut().zip(&values[of(values, at)]).for_each(|(out, value)| *out += weight * value);
+                        out.iter_mut()
+                            .zip(&values[of(values, at)])
+                            .for_each(|(out, value)| *out += weight * value);
                     }
                 }
             }
@@ -178,17 +194,30 @@ const GROUP: usize = 32;
 /// Multiply-adds below which starting threads costs more than it saves.
 const THREADED: usize = 1 << 20;
 
-/// Fills `y`, rows of `width`, in groups of rows spread over all cores; `fill` is told a group's first row. `inner` is the work for
-/// one value of `y`, in multiply-adds.
-fn in_row_groups(y: &mut [f32], width: usize, inner: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+/// Fills `y`, rows of `width`, in groups of rows spread over all cores; `fill` is told a group's
+/// first row. `inner` is the work for one value of `y`, in multiply-adds.
+fn in_row_groups(
+    y: &mut [f32],
+    width: usize,
+    inner: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let rows = y.len() / width;
-    let threads = if y.len() * inner < THREADED { 1 } else { cores.min(rows) };
+    let threads = if y.len() * inner < THREADED {
+        1
+    } else {
+        cores.min(rows)
+    };
     let share = rows.div_ceil(threads.max(1)).max(1);
     thread::scope(|scope| {
         for (part, y) in y.chunks_mut(share * width).enumerate() {
             let fill = &fill;
-            let mut work = move || y.chunks_mut(GROUP * width).enumerate().for_each(|(group, y)| fill(part * share + group * GROUP, y));
+            let mut work = move || {
+                y.chunks_mut(GROUP * width)
+                    .enumerate()
+                    .for_each(|(group, y)| fill(part * share + group * GROUP, y))
+            };
             if threads > 1 {
                 scope.spawn(work);
             } else {
@@ -206,19 +235,40 @@ mod tests {
     fn a_matrix_multiplies_as_the_definition_says() {
         // Sizes on both sides of the group and the lane width, and large enough for threads.
         for (n, rows, columns) in [(1, 1, 1), (3, 5, 17), (33, 40, 16), (70, 300, 100)] {
-            let noise = |seed: usize, len: usize| -> Vec<f32> { (0..len).map(|i| ((i * 7919 + seed) % 101) as f32 / 50.0 - 1.0).collect() };
-            let (x, matrix) = (noise(1, n * columns), Matrix { rows, columns, values: noise(2, rows * columns) });
+            let noise = |seed: usize, len: usize| -> Vec<f32> {
+                (0..len)
+                    .map(|i| ((i * 7919 + seed) % 101) as f32 / 50.0 - 1.0)
+                    .collect()
+            };
+            let (x, matrix) = (
+                noise(1, n * columns),
+                Matrix {
+                    rows,
+                    columns,
+                    values: noise(2, rows * columns),
+                },
+            );
             let y = matrix.apply(&x);
             for (row, out) in (0..n).flat_map(|row| (0..rows).map(move |out| (row, out))) {
-                let expected: f64 = (0..columns).map(|i| f64::from(x[row * columns + i]) * f64::from(matrix.row(out)[i])).sum();
-                assert!((f64::from(y[row * rows + out]) - expected).abs() < 1e-4, "{n}x{columns} by {rows}, at {row}, {out}");
+                let expected: f64 = (0..columns)
+                    .map(|i| f64::from(x[row * columns + i]) * f64::from(matrix.row(out)[i]))
+                    .sum();
+                assert!(
+                    (f64::from(y[row * rows + out]) - expected).abs() < 1e-4,
+                    "{n}x{columns} by {rows}, at {row}, {out}"
+                );
             }
         }
     }
 
     #[test]
     fn a_causal_query_sees_itself_and_what_came_before() {
-        let attention = Attention { heads: 2, kv_heads: 1, head_dim: 1, causal: true };
+        let attention = Attention {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 1,
+            causal: true,
+        };
         // Equal keys: each query takes the mean of the values it sees.
         let out = attention.apply(&[1.0, -1.0, 1.0, -1.0], &[0.0; 3], &[3.0, 5.0, 10.0]);
         assert_eq!(out, [4.0, 4.0, 6.0, 6.0]);
@@ -226,16 +276,37 @@ mod tests {
 
     #[test]
     fn query_heads_share_key_heads_in_runs() {
-        let attention = Attention { heads: 4, kv_heads: 2, head_dim: 1, causal: false };
-        assert_eq!(attention.apply(&[1.0; 4], &[0.0, 0.0], &[7.0, 8.0]), [7.0, 7.0, 8.0, 8.0]);
+        let attention = Attention {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 1,
+            causal: false,
+        };
+        assert_eq!(
+            attention.apply(&[1.0; 4], &[0.0, 0.0], &[7.0, 8.0]),
+            [7.0, 7.0, 8.0, 8.0]
+        );
     }
 
     #[test]
     fn norms_give_unit_rows() {
-        let layer = LayerNorm { weight: vec![1.0; 4], bias: vec![0.5; 4], eps: 0.0 };
+        let layer = LayerNorm {
+            weight: vec![1.0; 4],
+            bias: vec![0.5; 4],
+            eps: 0.0,
+        };
         let expected = [-1.3416407, -0.4472136, 0.4472136, 1.3416407].map(|v| v + 0.5);
-        assert!(layer.apply(&[1.0, 2.0, 3.0, 4.0]).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
-        let rms = RmsNorm { weight: vec![2.0; 2], eps: 0.0 };
+        assert!(
+            layer
+                .apply(&[1.0, 2.0, 3.0, 4.0])
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6)
+        );
+        let rms = RmsNorm {
+            weight: vec![2.0; 2],
+            eps: 0.0,
+        };
         assert_eq!(rms.apply(&[3.0, -3.0]), [2.0, -2.0]);
     }
 }

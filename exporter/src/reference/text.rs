@@ -41,7 +41,9 @@ impl TextDecoder {
         let weights = Weights(checkpoint);
         let config = &checkpoint.config.text;
         let layers = "model.text_model.layers.";
-        let first_keys = weights.matrix(&format!("{layers}0.self_attn.k_proj.weight"))?.rows;
+        let first_keys = weights
+            .matrix(&format!("{layers}0.self_attn.k_proj.weight"))?
+            .rows;
         let head_dim = match config.head_dim {
             Some(head_dim) => head_dim,
             None => divide("text width", width, "heads", config.heads)?,
@@ -55,7 +57,10 @@ impl TextDecoder {
         divide("head_dim", head_dim, "the halves of a rotation,", 2)?;
 
         let norm = |name: &str| -> Result<RmsNorm, ReferenceError> {
-            Ok(RmsNorm { weight: weights.vector(name, width)?, eps: config.rms_norm_eps })
+            Ok(RmsNorm {
+                weight: weights.vector(name, width)?,
+                eps: config.rms_norm_eps,
+            })
         };
         let block = |layer: usize| -> Result<Block, ReferenceError> {
             let at = |name: &str| format!("{layers}{layer}.{name}.weight");
@@ -77,7 +82,9 @@ impl TextDecoder {
             kv_heads,
             head_dim,
             rope_theta: config.rope_theta,
-            blocks: (0..weights.layers(layers, "input_layernorm.weight")).map(block).collect::<Result<_, _>>()?,
+            blocks: (0..weights.layers(layers, "input_layernorm.weight"))
+                .map(block)
+                .collect::<Result<_, _>>()?,
             norm: norm("model.text_model.norm.weight")?,
         })
     }
@@ -94,20 +101,32 @@ impl TextDecoder {
             self.rotate(&mut new_keys, self.kv_heads, past.tokens);
             keys.extend(new_keys);
             values.extend(block.v_proj.apply(&normed));
-            let attention = Attention { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, causal: true };
-            add(&mut x, &block.o_proj.apply(&attention.apply(&queries, keys, values)));
+            let attention = Attention {
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+                head_dim: self.head_dim,
+                causal: true,
+            };
+            add(
+                &mut x,
+                &block.o_proj.apply(&attention.apply(&queries, keys, values)),
+            );
 
             let normed = block.post_attention_layernorm.apply(&x);
             let mut inner = block.gate_proj.apply(&normed);
-            inner.iter_mut().zip(block.up_proj.apply(&normed)).for_each(|(gate, up)| *gate = silu(*gate) * up);
+            inner
+                .iter_mut()
+                .zip(block.up_proj.apply(&normed))
+                .for_each(|(gate, up)| *gate = silu(*gate) * up);
             add(&mut x, &block.down_proj.apply(&inner));
         }
         past.tokens += inputs_embeds.len() / self.norm.weight.len();
         self.norm.apply(&x)
     }
 
-    /// Turns each head by its token's position: element i of the first half and element i of the second are one point, turned by
-    /// position · theta^(-2i / d). `rows`: [n, heads · d], the first at position `first`.
+    /// Turns each head by its token's position: element i of the first half and element i of the
+    /// second are one point, turned by position · theta^(-2i / d). `rows`: [n, heads · d], the
+    /// first at position `first`.
     fn rotate(&self, rows: &mut [f32], heads: usize, first: usize) {
         let d = self.head_dim;
         for (row, vector) in rows.chunks_exact_mut(heads * d).enumerate() {

@@ -9,7 +9,8 @@ use crate::checkpoint::{Checkpoint, Tensor};
 pub(super) struct VisionEncoder {
     /// Side of a frame in pixels.
     pub(super) image_size: usize,
-    /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is not looked at.
+    /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is not
+    /// looked at.
     patch_size: usize,
     heads: usize,
     scale_factor: usize,
@@ -43,14 +44,29 @@ impl VisionEncoder {
         let Tensor { shape, values } = checkpoint.tensor(&format!("{name}.weight"))?;
         let (width, p) = match shape[..] {
             [width, 3, p, p2] if p == p2 && p > 0 => (width, p),
-            _ => return Err(ReferenceError::Rank { tensor: format!("{name}.weight"), expected: 4, got: shape }),
+            _ => {
+                return Err(ReferenceError::Rank {
+                    tensor: format!("{name}.weight"),
+                    expected: 4,
+                    got: shape,
+                });
+            }
         };
-        let patch_embedding =
-            Linear { weight: Matrix { rows: width, columns: 3 * p * p, values }, bias: weights.vector(&format!("{name}.bias"), width)? };
+        let patch_embedding = Linear {
+            weight: Matrix {
+                rows: width,
+                columns: 3 * p * p,
+                values,
+            },
+            bias: weights.vector(&format!("{name}.bias"), width)?,
+        };
         let grid = config.image_size / p;
         let projection = weights.matrix("model.connector.modality_projection.proj.weight")?;
         // Each row of the projection reads s × s patches.
-        let s = checkpoint.config.scale_factor.unwrap_or_else(|| (projection.columns / width.max(1)).isqrt());
+        let s = checkpoint
+            .config
+            .scale_factor
+            .unwrap_or_else(|| (projection.columns / width.max(1)).isqrt());
         divide("the grid's side", grid, "scale_factor", s)?;
         divide("vision width", width, "heads", config.heads)?;
 
@@ -88,10 +104,19 @@ impl VisionEncoder {
             heads: config.heads,
             scale_factor: s,
             patch_embedding,
-            position_embedding: weights.values("model.vision_model.embeddings.position_embedding.weight", &[grid * grid, width])?,
-            blocks: (0..weights.layers(layers, "layer_norm1.weight")).map(block).collect::<Result<_, _>>()?,
+            position_embedding: weights.values(
+                "model.vision_model.embeddings.position_embedding.weight",
+                &[grid * grid, width],
+            )?,
+            blocks: (0..weights.layers(layers, "layer_norm1.weight"))
+                .map(block)
+                .collect::<Result<_, _>>()?,
             post_layernorm: norm("model.vision_model.post_layernorm")?,
-            projection: weights.sized("model.connector.modality_projection.proj.weight", text_width, width * s * s)?,
+            projection: weights.sized(
+                "model.connector.modality_projection.proj.weight",
+                text_width,
+                width * s * s,
+            )?,
         })
     }
 
@@ -116,7 +141,8 @@ impl VisionEncoder {
         self.image_size / self.patch_size
     }
 
-    /// [3, T, T] cut into [patches, 3 · p · p], patches row-major over the grid, each channel by channel.
+    /// [3, T, T] cut into [patches, 3 · p · p], patches row-major over the grid, each channel by
+    /// channel.
     fn patches(&self, frame: &[f32]) -> Vec<f32> {
         let (t, p, grid) = (self.image_size, self.patch_size, self.grid());
         let mut patches = Vec::with_capacity(3 * (grid * p).pow(2));
@@ -129,11 +155,18 @@ impl VisionEncoder {
         patches
     }
 
-    /// [g · g, Dv] to [(g/s)², s² · Dv]: each s × s square of patches becomes one row, its patches row by row.
+    /// [g · g, Dv] to [(g/s)², s² · Dv]: each s × s square of patches becomes one row, its patches
+    /// row by row.
     fn pixel_shuffle(&self, x: &[f32]) -> Vec<f32> {
-        let (s, grid, width) = (self.scale_factor, self.grid(), self.post_layernorm.weight.len());
+        let (s, grid, width) = (
+            self.scale_factor,
+            self.grid(),
+            self.post_layernorm.weight.len(),
+        );
         let mut out = Vec::with_capacity(x.len());
-        for (row, column) in (0..grid / s).flat_map(|row| (0..grid / s).map(move |column| (row, column))) {
+        for (row, column) in
+            (0..grid / s).flat_map(|row| (0..grid / s).map(move |column| (row, column)))
+        {
             for (dr, dc) in (0..s).flat_map(|dr| (0..s).map(move |dc| (dr, dc))) {
                 let patch = (row * s + dr) * grid + column * s + dc;
                 out.extend_from_slice(&x[patch * width..(patch + 1) * width]);
@@ -147,8 +180,17 @@ impl Block {
     /// Every patch attends to every patch.
     fn run(&self, x: &mut [f32], heads: usize) {
         let normed = self.layer_norm1.apply(x);
-        let attention = Attention { heads, kv_heads: heads, head_dim: self.q_proj.bias.len() / heads, causal: false };
-        let attended = attention.apply(&self.q_proj.apply(&normed), &self.k_proj.apply(&normed), &self.v_proj.apply(&normed));
+        let attention = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim: self.q_proj.bias.len() / heads,
+            causal: false,
+        };
+        let attended = attention.apply(
+            &self.q_proj.apply(&normed),
+            &self.k_proj.apply(&normed),
+            &self.v_proj.apply(&normed),
+        );
         add(x, &self.out_proj.apply(&attended));
 
         let mut inner = self.fc1.apply(&self.layer_norm2.apply(x));

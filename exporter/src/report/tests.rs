@@ -3,19 +3,49 @@
 use super::*;
 
 fn report(precision: Precision, decoder_cosine: f64) -> VerificationReport {
-    let distance = |cosine| Distance { values: 4096, error_max: 2.5e-6, error_mean: 3e-7, error_relative: 2e-7, cosine };
+    let distance = |cosine| Distance {
+        values: 4096,
+        error_max: 2.5e-6,
+        error_mean: 3e-7,
+        error_relative: 2e-7,
+        cosine,
+    };
     VerificationReport::new(
         ("gate-model", precision),
         true,
-        Backend { name: "tract".into(), execution_provider: "tract".into() },
-        Files { compared: 7, differ: Vec::new() },
-        Weights { tensors: 471, differ: Vec::new() },
-        Graphs { vision_encoder: distance(1.0), embed_tokens: distance(1.0), decoder_model_merged: distance(decoder_cosine) },
-        Steps { count: 60, top1_agreement: 1.0, kl_mean: 4e-9, kl_max: 1e-8 },
+        Backend {
+            name: "tract".into(),
+            execution_provider: "tract".into(),
+        },
+        Files {
+            compared: 7,
+            differ: Vec::new(),
+        },
+        Weights {
+            tensors: 471,
+            differ: Vec::new(),
+        },
+        Graphs {
+            vision_encoder: distance(1.0),
+            embed_tokens: distance(1.0),
+            decoder_model_merged: distance(decoder_cosine),
+        },
+        Steps {
+            count: 60,
+            top1_agreement: 1.0,
+            kl_mean: 4e-9,
+            kl_max: 1e-8,
+        },
         Answers {
             asked: 1,
             equal: 1,
-            list: vec![Answer { probe: "text".into(), text: "two".into(), tokens: 2, is_equal: true, first_difference: None }],
+            list: vec![Answer {
+                probe: "text".into(),
+                text: "two".into(),
+                tokens: 2,
+                is_equal: true,
+                first_difference: None,
+            }],
         },
     )
 }
@@ -49,12 +79,21 @@ fn what_is_wrong_is_named() {
     report.source_is_the_same = false;
     report.files.differ.push("tokenizer.json".into());
     report.weights.differ = (0..12)
-        .map(|layer| WeightDifference { name: format!("layers.{layer}.norm"), problem: "2 of 576 values are not the checkpoint's".into() })
+        .map(|layer| WeightDifference {
+            name: format!("layers.{layer}.norm"),
+            problem: "2 of 576 values are not the checkpoint's".into(),
+        })
         .collect();
     report.answers = Answers {
         asked: 1,
         equal: 0,
-        list: vec![Answer { probe: "text".into(), text: "two".into(), tokens: 2, is_equal: false, first_difference: Some(1) }],
+        list: vec![Answer {
+            probe: "text".into(),
+            text: "two".into(),
+            tokens: 2,
+            is_equal: false,
+            first_difference: Some(1),
+        }],
     };
     insta::assert_snapshot!(report, @r#"
     gate-model (fp16) on tract (tract)

@@ -1,7 +1,8 @@
-//! The small files of a bundle against the checkpoint's: a model that computes right still answers wrong with another tokenizer.
+//! The small files of a bundle against the checkpoint's: a model that computes right still answers
+//! wrong with another tokenizer.
 //!
-//! So does one that is fed by other rules, and both sides of a verification are fed by the manifest's: what it says is read off the
-//! checkpoint once more and compared, too.
+//! So does one that is fed by other rules, and both sides of a verification are fed by the
+//! manifest's: what it says is read off the checkpoint once more and compared, too.
 
 use std::fs;
 use std::path::Path;
@@ -17,10 +18,19 @@ use crate::bundle::metadata::Metadata;
 use crate::checkpoint::Checkpoint;
 use crate::report::Files;
 
-/// Compares every companion file with what it should be for `checkpoint`, and the manifest's fields with what it says.
-pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoint, model: &SmolVlm) -> Result<Files, VerifyError> {
+/// Compares every companion file with what it should be for `checkpoint`, and the manifest's fields
+/// with what it says.
+pub(super) fn compare(
+    bundle: &Path,
+    manifest: &Manifest,
+    checkpoint: &Checkpoint,
+    model: &SmolVlm,
+) -> Result<Files, VerifyError> {
     let metadata = Metadata::read(checkpoint, model)?;
-    let mut judged = Files { compared: 0, differ: Vec::new() };
+    let mut judged = Files {
+        compared: 0,
+        differ: Vec::new(),
+    };
     let mut judge = |name: String, is_same: bool| {
         judged.compared += 1;
         if !is_same {
@@ -28,21 +38,42 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoin
         }
     };
     let external_data = external_data(manifest);
-    let facts = Facts { geometry: &model.geometry, metadata: &metadata, precision: manifest.precision, external_data: &external_data };
+    let facts = Facts {
+        geometry: &model.geometry,
+        metadata: &metadata,
+        precision: manifest.precision,
+        external_data: &external_data,
+    };
     let companions = files(checkpoint.dir(), &facts)?;
     // Some are read where they are there, so one too many counts as much as one that differs.
-    let graphs = [&manifest.graphs.vision_encoder, &manifest.graphs.embed_tokens, &manifest.graphs.decoder_model_merged];
-    let is_graph = |file: &str| graphs.iter().any(|graph| file.strip_suffix("_data").unwrap_or(file) == graph.as_str());
-    for extra in manifest.files.keys().filter(|file| !is_graph(file) && companions.iter().all(|(name, _)| name != file)) {
+    let graphs = [
+        &manifest.graphs.vision_encoder,
+        &manifest.graphs.embed_tokens,
+        &manifest.graphs.decoder_model_merged,
+    ];
+    let is_graph = |file: &str| {
+        graphs
+            .iter()
+            .any(|graph| file.strip_suffix("_data").unwrap_or(file) == graph.as_str())
+    };
+    for extra in manifest
+        .files
+        .keys()
+        .filter(|file| !is_graph(file) && companions.iter().all(|(name, _)| name != file))
+    {
         judge(extra.clone(), false);
     }
     for (name, expected) in companions {
         let path = bundle.join(name);
         judge(name.into(), path.is_file() && read(&path)? == expected);
     }
-    let tokens_agree = manifest.prompt == metadata.prompt && tokens_agree(&manifest.prompt, checkpoint.dir())?;
+    let tokens_agree =
+        manifest.prompt == metadata.prompt && tokens_agree(&manifest.prompt, checkpoint.dir())?;
     for (field, is_same) in [
-        ("source.sha256", manifest.source.sha256 == checkpoint.sha256()),
+        (
+            "source.sha256",
+            manifest.source.sha256 == checkpoint.sha256(),
+        ),
         ("architecture", manifest.architecture == smolvlm::NAME),
         ("geometry", manifest.geometry == model.geometry),
         ("image", manifest.image == metadata.image),
@@ -58,19 +89,40 @@ pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoin
 fn external_data(manifest: &Manifest) -> Vec<String> {
     let graphs = &manifest.graphs;
     let has_data = |graph: &&String| manifest.files.contains_key(&format!("{graph}_data"));
-    let all = [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged];
-    all.into_iter().filter(has_data).map(|graph| graph.trim_start_matches("onnx/").to_owned()).collect()
+    let all = [
+        &graphs.vision_encoder,
+        &graphs.embed_tokens,
+        &graphs.decoder_model_merged,
+    ];
+    all.into_iter()
+        .filter(has_data)
+        .map(|graph| graph.trim_start_matches("onnx/").to_owned())
+        .collect()
 }
 
-/// Whether the special tokens have the ids that the tokenizer itself, not its file alone, gives them.
+/// Whether the special tokens have the ids that the tokenizer itself, not its file alone, gives
+/// them.
 fn tokens_agree(tokens: &PromptTokens, source: &Path) -> Result<bool, VerifyError> {
-    let tokenizer = Tokenizer::from_json(&read(&source.join("tokenizer.json"))?).map_err(VerifyError::Tokenizer)?;
-    let named =
-        [("<image>", tokens.image), ("<fake_token_around_image>", tokens.fake_token_around_image), ("<global-img>", tokens.global_img)];
-    let rows_cols = tokens.rows_cols.iter().map(|(content, &id)| (content.as_str(), id));
-    Ok(named.into_iter().chain(rows_cols).all(|(content, id)| tokenizer.id(content) == Some(id)))
+    let tokenizer = Tokenizer::from_json(&read(&source.join("tokenizer.json"))?)
+        .map_err(VerifyError::Tokenizer)?;
+    let named = [
+        ("<image>", tokens.image),
+        ("<fake_token_around_image>", tokens.fake_token_around_image),
+        ("<global-img>", tokens.global_img),
+    ];
+    let rows_cols = tokens
+        .rows_cols
+        .iter()
+        .map(|(content, &id)| (content.as_str(), id));
+    Ok(named
+        .into_iter()
+        .chain(rows_cols)
+        .all(|(content, id)| tokenizer.id(content) == Some(id)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, VerifyError> {
-    fs::read(path).map_err(|source| VerifyError::Io { path: path.to_owned(), source })
+    fs::read(path).map_err(|source| VerifyError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -17,14 +17,21 @@ pub(super) struct Sums {
 
 impl Sums {
     pub(super) fn new() -> Self {
-        Sums { is_finite: true, ..Sums::default() }
+        Sums {
+            is_finite: true,
+            ..Sums::default()
+        }
     }
 
     /// Takes one more pair of tensors, of equal length.
     pub(super) fn add(&mut self, reference: &[f32], bundle: &[f32]) {
         debug_assert_eq!(reference.len(), bundle.len());
         self.values += reference.len();
-        for (reference, bundle) in reference.iter().zip(bundle).map(|(&r, &b)| (f64::from(r), f64::from(b))) {
+        for (reference, bundle) in reference
+            .iter()
+            .zip(bundle)
+            .map(|(&r, &b)| (f64::from(r), f64::from(b)))
+        {
             let error = (reference - bundle).abs();
             self.error_max = self.error_max.max(error);
             self.error_sum += error;
@@ -40,7 +47,11 @@ impl Sums {
     pub(super) fn distance(self) -> Distance {
         let far = |value: f64| if self.is_finite { value } else { f64::MAX };
         let lengths = (self.reference_square * self.bundle_square).sqrt();
-        let cosine = if lengths > 0.0 { self.dot / lengths } else { f64::from(self.error_max == 0.0) };
+        let cosine = if lengths > 0.0 {
+            self.dot / lengths
+        } else {
+            f64::from(self.error_max == 0.0)
+        };
         Distance {
             values: self.values,
             error_max: far(self.error_max),
@@ -51,11 +62,16 @@ impl Sums {
     }
 }
 
-/// Kullback-Leibler divergence of the bundle's next-token distribution from the reference's, in nats.
+/// Kullback-Leibler divergence of the bundle's next-token distribution from the reference's, in
+/// nats.
 pub(super) fn divergence(reference: &[f32], bundle: &[f32]) -> f64 {
     let normaliser = |logits: &[f32]| {
         let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        max + logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln()
+        max + logits
+            .iter()
+            .map(|&logit| (f64::from(logit) - max).exp())
+            .sum::<f64>()
+            .ln()
     };
     let (reference_sum, bundle_sum) = (normaliser(reference), normaliser(bundle));
     let nats = |(&r, &b): (&f32, &f32)| {
@@ -69,7 +85,12 @@ pub(super) fn divergence(reference: &[f32], bundle: &[f32]) -> f64 {
 
 /// The id of the largest logit, the lowest id among equals.
 pub(super) fn top(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
+            if logit > best.1 { (id, logit) } else { best }
+        });
     best.0 as u32
 }
 
@@ -94,7 +115,15 @@ mod tests {
     #[test]
     fn errors_are_measured_against_the_largest_reference_value() {
         let apart = distance(&[4.0, 0.0], &[4.0, 1.0]);
-        assert_eq!((apart.values, apart.error_max, apart.error_mean, apart.error_relative), (2, 1.0, 0.5, 0.25));
+        assert_eq!(
+            (
+                apart.values,
+                apart.error_max,
+                apart.error_mean,
+                apart.error_relative
+            ),
+            (2, 1.0, 0.5, 0.25)
+        );
     }
 
     #[test]

@@ -27,16 +27,32 @@ pub(super) struct Probe {
     pub(super) request: Request,
 }
 
-/// The probes every bundle is measured with: wide and tall pictures, two at once, text alone, and a text long enough to reach far
-/// into the rotary table.
+/// The probes every bundle is measured with: wide and tall pictures, two at once, text alone, and a
+/// text long enough to reach far into the rotary table.
 pub(super) fn built_in() -> Vec<Probe> {
     let (gradient, blocks) = (gradient(320, 240), blocks(200, 300));
     let long = "The gate was opened at 6:05 and closed again at 6:20. ".repeat(12);
     vec![
-        probe("gradient", vec![gradient.clone()], "Can you describe this image?"),
-        probe("blocks", vec![blocks.clone()], "Is there a person? Answer yes or no."),
-        probe("two pictures", vec![blocks, gradient], "What changed between the two images?"),
-        probe("text", Vec::new(), "How many vehicles are there? 12.5 cars?"),
+        probe(
+            "gradient",
+            vec![gradient.clone()],
+            "Can you describe this image?",
+        ),
+        probe(
+            "blocks",
+            vec![blocks.clone()],
+            "Is there a person? Answer yes or no.",
+        ),
+        probe(
+            "two pictures",
+            vec![blocks, gradient],
+            "What changed between the two images?",
+        ),
+        probe(
+            "text",
+            Vec::new(),
+            "How many vehicles are there? 12.5 cars?",
+        ),
         probe(LONG, Vec::new(), long.trim_end()),
     ]
 }
@@ -48,11 +64,21 @@ pub(super) fn of_folder(folder: &Path) -> Result<Vec<Probe>, VerifyError> {
         move |source| VerifyError::Io { path, source }
     };
     let entries = fs::read_dir(folder).map_err(io(folder))?;
-    let mut paths = entries.map(|entry| Ok(entry.map_err(io(folder))?.path())).collect::<Result<Vec<PathBuf>, VerifyError>>()?;
-    paths.retain(|path| path.is_file() && !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')));
+    let mut paths = entries
+        .map(|entry| Ok(entry.map_err(io(folder))?.path()))
+        .collect::<Result<Vec<PathBuf>, VerifyError>>()?;
+    paths.retain(|path| {
+        path.is_file()
+            && !path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.'))
+    });
     paths.sort();
     if paths.is_empty() || paths.len() > PICTURES_MAX {
-        return Err(VerifyError::Pictures { folder: folder.to_owned(), got: paths.len() });
+        return Err(VerifyError::Pictures {
+            folder: folder.to_owned(),
+            got: paths.len(),
+        });
     }
     let of_file = |path: PathBuf| {
         let bytes = fs::metadata(&path).map_err(io(&path))?.len();
@@ -60,8 +86,13 @@ pub(super) fn of_folder(folder: &Path) -> Result<Vec<Probe>, VerifyError> {
             return Err(VerifyError::PictureBytes { path, bytes });
         }
         let picture = fs::read(&path).map_err(io(&path))?;
-        let picture = Picture::decode(&picture).map_err(|source| VerifyError::Picture { path: path.clone(), source })?;
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let picture = Picture::decode(&picture).map_err(|source| VerifyError::Picture {
+            path: path.clone(),
+            source,
+        })?;
+        let name = path
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Ok(probe(&name, vec![picture], "Can you describe this image?"))
     };
     paths.into_iter().map(of_file).collect()
@@ -71,19 +102,31 @@ fn probe(name: &str, pictures: Vec<Picture>, question: &str) -> Probe {
     let mut content: Vec<Content> = pictures.into_iter().map(Content::Picture).collect();
     content.push(Content::Text(question.into()));
     let request = Request {
-        turns: vec![Turn { role: Role::User, content }],
+        turns: vec![Turn {
+            role: Role::User,
+            content,
+        }],
         candidates: Vec::new(),
         split: Split::Off,
         max_new_tokens: ANSWER_TOKENS,
         top_logprobs: 0,
         trace: true,
     };
-    Probe { name: name.into(), request }
+    Probe {
+        name: name.into(),
+        request,
+    }
 }
 
 /// Every channel moves across the picture in its own direction.
 fn gradient(width: u32, height: u32) -> Picture {
-    paint(width, height, |x, y| [x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)])
+    paint(width, height, |x, y| {
+        [
+            x * 255 / width,
+            y * 255 / height,
+            (x + y) * 255 / (width + height),
+        ]
+    })
 }
 
 /// Cells of 25 pixels, each of another color.

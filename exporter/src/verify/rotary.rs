@@ -1,4 +1,5 @@
-//! The rotary tables of the decoder, every position of them: probes reach only the first few hundred.
+//! The rotary tables of the decoder, every position of them: probes reach only the first few
+//! hundred.
 
 use firmware_config::manifest::TextGeometry;
 
@@ -7,7 +8,8 @@ use crate::graph::Element;
 use crate::graph::onnx::GraphFile;
 use crate::report::WeightDifference;
 
-/// Farthest that a cosine or sine, computed in f64 and rounded to f32, may be off: another order of rounding.
+/// Farthest that a cosine or sine, computed in f64 and rounded to f32, may be off: another order of
+/// rounding.
 const TOLERANCE: f64 = 1e-6;
 
 /// Which function of the angles a table holds.
@@ -18,31 +20,55 @@ enum Table {
     Sin,
 }
 
-/// Looks for both tables among the constants that are no tensor of the checkpoint, and tells what is wrong with each.
-pub(super) fn compare(decoder: &GraphFile, text: &TextGeometry, checkpoint: &Checkpoint) -> Vec<WeightDifference> {
+/// Looks for both tables among the constants that are no tensor of the checkpoint, and tells what
+/// is wrong with each.
+pub(super) fn compare(
+    decoder: &GraphFile,
+    text: &TextGeometry,
+    checkpoint: &Checkpoint,
+) -> Vec<WeightDifference> {
     let theta = checkpoint.config.text.rope_theta;
     let dims = [text.context_length, text.head_dim];
     let tables: Vec<&[u8]> = decoder
         .constants()
-        .filter(|(name, constant)| checkpoint.shape(name).is_none() && constant.element == Element::F32 && constant.dims == dims)
+        .filter(|(name, constant)| {
+            checkpoint.shape(name).is_none()
+                && constant.element == Element::F32
+                && constant.dims == dims
+        })
         .map(|(_, constant)| constant.bytes)
         .collect();
     let differs = |(name, table): (&str, Table)| {
-        let wrong = tables.iter().map(|bytes| wrong(bytes, table, text.head_dim, theta)).min();
+        let wrong = tables
+            .iter()
+            .map(|bytes| wrong(bytes, table, text.head_dim, theta))
+            .min();
         let problem = match wrong {
             Some(0) => return None,
-            Some(wrong) => format!("{wrong} of {} values are not those of theta {theta}", dims[0] * dims[1]),
+            Some(wrong) => format!(
+                "{wrong} of {} values are not those of theta {theta}",
+                dims[0] * dims[1]
+            ),
             None => format!("no constant of {dims:?}"),
         };
-        Some(WeightDifference { name: name.into(), problem })
+        Some(WeightDifference {
+            name: name.into(),
+            problem,
+        })
     };
-    [("rotary cosines", Table::Cos), ("rotary sines", Table::Sin)].into_iter().filter_map(differs).collect()
+    [("rotary cosines", Table::Cos), ("rotary sines", Table::Sin)]
+        .into_iter()
+        .filter_map(differs)
+        .collect()
 }
 
-/// How many values of a table, [positions, head_dim] f32, are not cos or sin of position · theta^(-2i / head_dim).
+/// How many values of a table, [positions, head_dim] f32, are not cos or sin of position ·
+/// theta^(-2i / head_dim).
 fn wrong(bytes: &[u8], table: Table, head_dim: usize, theta: f64) -> usize {
     let half = head_dim / 2;
-    let frequencies: Vec<f32> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32).collect();
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32)
+        .collect();
     let is_wrong = |(at, &value): (usize, &[u8; 4])| {
         let (position, i) = (at / head_dim, at % head_dim);
         let angle = f64::from(position as f32 * frequencies[i % half]);
@@ -54,5 +80,11 @@ fn wrong(bytes: &[u8], table: Table, head_dim: usize, theta: f64) -> usize {
         let off = (f64::from(f32::from_le_bytes(value)) - expected).abs();
         off.is_nan() || off > TOLERANCE
     };
-    bytes.as_chunks().0.iter().enumerate().filter(|&value| is_wrong(value)).count()
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .enumerate()
+        .filter(|&value| is_wrong(value))
+        .count()
 }

@@ -1,8 +1,10 @@
-//! Every weight where it belongs: the constants of the graphs against the tensors of the checkpoint.
+//! Every weight where it belongs: the constants of the graphs against the tensors of the
+//! checkpoint.
 //!
-//! Running the model cannot see every weight: two that are swapped in a wide matrix move the answer less than rounding does, and
-//! the embedding of a token nobody types moves nothing. So each tensor is also looked up in the graphs, by its name. The tables that
-//! are no tensor, and the precision that the manifest promises, are held to what the graphs hold too.
+//! Running the model cannot see every weight: two that are swapped in a wide matrix move the answer
+//! less than rounding does, and the embedding of a token nobody types moves nothing. So each tensor
+//! is also looked up in the graphs, by its name. The tables that are no tensor, and the precision
+//! that the manifest promises, are held to what the graphs hold too.
 
 use std::path::Path;
 
@@ -20,31 +22,62 @@ use crate::report::{WeightDifference, Weights};
 const ROUNDING: f32 = 1e-3;
 
 /// Compares all of a checkpoint's tensors with the constants of the bundle's graphs.
-pub(super) fn compare(bundle: &Path, manifest: &Manifest, checkpoint: &Checkpoint) -> Result<Weights, VerifyError> {
+pub(super) fn compare(
+    bundle: &Path,
+    manifest: &Manifest,
+    checkpoint: &Checkpoint,
+) -> Result<Weights, VerifyError> {
     let graphs = &manifest.graphs;
-    let graphs = [&graphs.vision_encoder, &graphs.embed_tokens, &graphs.decoder_model_merged]
-        .map(|path| GraphFile::open(&bundle.join(path)))
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut weights = Weights { tensors: 0, differ: Vec::new() };
+    let graphs = [
+        &graphs.vision_encoder,
+        &graphs.embed_tokens,
+        &graphs.decoder_model_merged,
+    ]
+    .map(|path| GraphFile::open(&bundle.join(path)))
+    .into_iter()
+    .collect::<Result<Vec<_>, _>>()?;
+    let mut weights = Weights {
+        tensors: 0,
+        differ: Vec::new(),
+    };
     let mut elements = Vec::new();
     for name in checkpoint.names().filter(|name| !is_buffer(name)) {
         let tensor = checkpoint.tensor(name)?;
-        let holders = graphs.iter().filter_map(|graph| Some((graph, graph.constant(name)?)));
+        let holders = graphs
+            .iter()
+            .filter_map(|graph| Some((graph, graph.constant(name)?)));
         elements.extend(holders.clone().map(|(_, constant)| constant.element));
-        let mut problems = holders.map(|(graph, constant)| difference(&tensor, &constant, scale(graph, name).as_deref())).peekable();
+        let mut problems = holders
+            .map(|(graph, constant)| difference(&tensor, &constant, scale(graph, name).as_deref()))
+            .peekable();
         let problem = match problems.peek() {
             None => Some("in none of the graphs".to_owned()),
             Some(_) => problems.flatten().next(),
         };
         weights.tensors += 1;
-        weights.differ.extend(problem.map(|problem| WeightDifference { name: name.to_owned(), problem }));
+        weights
+            .differ
+            .extend(problem.map(|problem| WeightDifference {
+                name: name.to_owned(),
+                problem,
+            }));
     }
-    weights.differ.extend(rotary::compare(&graphs[2], &manifest.geometry.text, checkpoint));
+    weights.differ.extend(rotary::compare(
+        &graphs[2],
+        &manifest.geometry.text,
+        checkpoint,
+    ));
     let found = precision(&elements);
     if found != manifest.precision {
-        let problem = format!("manifest.json says {}, the graphs hold {}", manifest.precision.as_str(), found.as_str());
-        weights.differ.push(WeightDifference { name: "precision".into(), problem });
+        let problem = format!(
+            "manifest.json says {}, the graphs hold {}",
+            manifest.precision.as_str(),
+            found.as_str()
+        );
+        weights.differ.push(WeightDifference {
+            name: "precision".into(),
+            problem,
+        });
     }
     Ok(weights)
 }
@@ -69,7 +102,10 @@ fn difference(tensor: &Tensor, constant: &Constant, scale: Option<&[f32]>) -> Op
     let stored = constant.dims == tensor.shape;
     let transposed = tensor.shape.len() == 2 && constant.dims == [tensor.shape[1], tensor.shape[0]];
     if !stored && !transposed {
-        return Some(format!("expected shape {:?}, got {:?}", tensor.shape, constant.dims));
+        return Some(format!(
+            "expected shape {:?}, got {:?}",
+            tensor.shape, constant.dims
+        ));
     }
     if constant.element == Element::I8 && scale.is_none() {
         return Some("integers without a scale".into());
@@ -81,24 +117,70 @@ fn difference(tensor: &Tensor, constant: &Constant, scale: Option<&[f32]>) -> Op
         let got = got[at];
         match constant.element {
             Element::F16 => f16::from_f32(value).to_f32() == got,
-            Element::I8 => scale.and_then(|scale| scale.get(i / width)).is_some_and(|s| (value - got * s).abs() <= s * (0.5 + ROUNDING)),
+            Element::I8 => scale
+                .and_then(|scale| scale.get(i / width))
+                .is_some_and(|s| (value - got * s).abs() <= s * (0.5 + ROUNDING)),
             _ => value == got,
         }
     };
-    let wrong_stored = || tensor.values.iter().enumerate().filter(|&(i, value)| !is_held((i, value), i)).count();
-    let wrong_transposed =
-        || tensor.values.iter().enumerate().filter(|&(i, value)| !is_held((i, value), i % width * rows + i / width)).count();
+    let wrong_stored = || {
+        tensor
+            .values
+            .iter()
+            .enumerate()
+            .filter(|&(i, value)| !is_held((i, value), i))
+            .count()
+    };
+    let wrong_transposed = || {
+        tensor
+            .values
+            .iter()
+            .enumerate()
+            .filter(|&(i, value)| !is_held((i, value), i % width * rows + i / width))
+            .count()
+    };
     // A square matrix may lie either way.
-    let wrong = [stored.then(wrong_stored), transposed.then(wrong_transposed)].into_iter().flatten().min().unwrap_or(0);
-    (wrong > 0).then(|| format!("{wrong} of {} values are not the checkpoint's", tensor.values.len()))
+    let wrong = [stored.then(wrong_stored), transposed.then(wrong_transposed)]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(0);
+    (wrong > 0).then(|| {
+        format!(
+            "{wrong} of {} values are not the checkpoint's",
+            tensor.values.len()
+        )
+    })
 }
 
 fn values(constant: &Constant) -> Vec<f32> {
     match constant.element {
-        Element::F32 => constant.bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-        Element::F16 => constant.bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
-        Element::I64 => constant.bytes.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as f32).collect(),
-        Element::I8 => constant.bytes.iter().map(|&byte| f32::from(byte.cast_signed())).collect(),
+        Element::F32 => constant
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect(),
+        Element::F16 => constant
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f16::from_le_bytes(bytes).to_f32())
+            .collect(),
+        Element::I64 => constant
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| i64::from_le_bytes(bytes) as f32)
+            .collect(),
+        Element::I8 => constant
+            .bytes
+            .iter()
+            .map(|&byte| f32::from(byte.cast_signed()))
+            .collect(),
         Element::Bool => constant.bytes.iter().map(|&byte| f32::from(byte)).collect(),
     }
 }
@@ -108,11 +190,17 @@ mod tests {
     use super::*;
 
     fn tensor(shape: &[usize], values: &[f32]) -> Tensor {
-        Tensor { shape: shape.into(), values: values.into() }
+        Tensor {
+            shape: shape.into(),
+            values: values.into(),
+        }
     }
 
     fn bytes(values: &[f32]) -> Vec<u8> {
-        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+        values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect()
     }
 
     #[test]
@@ -120,22 +208,56 @@ mod tests {
         let weight = tensor(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let stored = bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let transposed = bytes(&[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        let constant = |dims: &'static [usize], bytes| Constant { element: Element::F32, dims, bytes };
+        let constant = |dims: &'static [usize], bytes| Constant {
+            element: Element::F32,
+            dims,
+            bytes,
+        };
         assert_eq!(difference(&weight, &constant(&[2, 3], &stored), None), None);
-        assert_eq!(difference(&weight, &constant(&[3, 2], &transposed), None), None);
-        assert_eq!(difference(&weight, &constant(&[3, 2], &stored), None).as_deref(), Some("4 of 6 values are not the checkpoint's"));
-        assert_eq!(difference(&weight, &constant(&[6], &stored), None).as_deref(), Some("expected shape [2, 3], got [6]"));
+        assert_eq!(
+            difference(&weight, &constant(&[3, 2], &transposed), None),
+            None
+        );
+        assert_eq!(
+            difference(&weight, &constant(&[3, 2], &stored), None).as_deref(),
+            Some("4 of 6 values are not the checkpoint's")
+        );
+        assert_eq!(
+            difference(&weight, &constant(&[6], &stored), None).as_deref(),
+            Some("expected shape [2, 3], got [6]")
+        );
     }
 
     #[test]
     fn integers_stand_for_what_is_within_half_a_step() {
         let weight = tensor(&[2, 1], &[1.0, -0.26]);
-        let of =
-            |integers: &[u8]| difference(&weight, &Constant { element: Element::I8, dims: &[2, 1], bytes: integers }, Some(&[0.5, 0.5]));
+        let of = |integers: &[u8]| {
+            difference(
+                &weight,
+                &Constant {
+                    element: Element::I8,
+                    dims: &[2, 1],
+                    bytes: integers,
+                },
+                Some(&[0.5, 0.5]),
+            )
+        };
         assert_eq!(of(&[2, (-1i8).cast_unsigned()]), None);
-        assert_eq!(of(&[2, 0]).as_deref(), Some("1 of 2 values are not the checkpoint's"));
         assert_eq!(
-            difference(&weight, &Constant { element: Element::I8, dims: &[2, 1], bytes: &[2, 0] }, None).as_deref(),
+            of(&[2, 0]).as_deref(),
+            Some("1 of 2 values are not the checkpoint's")
+        );
+        assert_eq!(
+            difference(
+                &weight,
+                &Constant {
+                    element: Element::I8,
+                    dims: &[2, 1],
+                    bytes: &[2, 0]
+                },
+                None
+            )
+            .as_deref(),
             Some("integers without a scale")
         );
     }

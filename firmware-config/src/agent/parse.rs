@@ -1,4 +1,5 @@
-//! From the text of an `egret.toml` to an [`AgentConfig`]: one walk over the parsed tables, every problem of the file at once.
+//! From the text of an `egret.toml` to an [`AgentConfig`]: one walk over the parsed tables, every
+//! problem of the file at once.
 
 use std::time::Duration;
 
@@ -6,10 +7,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::problems::{Complaint, ConfigErrors, Problems};
 use super::section::Section;
-use super::value::{Checked, choice, duration, flag, found, id, nearest, number, path, quote, rate, size, string, text, whole};
+use super::value::{
+    Checked, choice, duration, flag, found, id, nearest, number, path, quote, rate, size, string,
+    text, whole,
+};
 use super::{
-    AgentConfig, BackendChoice, Camera, ClosedForm, Gate, Gateway, KillSwitch, Model, Mqtt, MqttScheme, MqttUrl, Node, Policy, Pool,
-    PoolTransport, RouteMode, Rule, url,
+    AgentConfig, BackendChoice, Camera, ClosedForm, Gate, Gateway, KillSwitch, Model, Mqtt,
+    MqttScheme, MqttUrl, Node, Policy, Pool, PoolTransport, RouteMode, Rule, url,
 };
 
 /// Largest configuration text, in bytes.
@@ -42,26 +46,45 @@ const DEADLINE: Duration = Duration::from_secs(8);
 const ATTEMPTS: u32 = 3;
 const IN_FLIGHT: u32 = 4;
 const OUTBOX_EVENTS: u32 = 10_000;
-const LISTEN: std::net::SocketAddr = std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+const LISTEN: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 impl AgentConfig {
-    /// Reads the text of a configuration; `file_name` is what problems are told of. Relative paths are kept as written.
+    /// Reads the text of a configuration; `file_name` is what problems are told of. Relative paths
+    /// are kept as written.
     ///
     /// # Errors
     /// Everything that is wrong with the text, in its order.
     pub fn parse(text: &str, file_name: &str) -> Result<AgentConfig, ConfigErrors> {
         if text.len() > CONFIG_BYTES_MAX {
-            let complaint =
-                Complaint::new(format!("{} bytes", text.len()), format!("at most {CONFIG_BYTES_MAX} bytes"), "name an egret.toml");
+            let complaint = Complaint::new(
+                format!("{} bytes", text.len()),
+                format!("at most {CONFIG_BYTES_MAX} bytes"),
+                "name an egret.toml",
+            );
             return Err(ConfigErrors::whole(file_name, complaint));
         }
         let problems = Problems::new(text);
         let (table, syntax) = DeTable::parse_recoverable(text);
         for error in &syntax {
-            problems.add(error.span().unwrap_or(0..0), String::new(), not_toml(error.message()));
+            problems.add(
+                error.span().unwrap_or(0..0),
+                String::new(),
+                not_toml(error.message()),
+            );
         }
         // What the parser made of broken syntax would only add problems that are not there.
-        let config = if syntax.is_empty() { root(&Section::new(&problems, String::new(), 0..0, table.get_ref(), ROOT)) } else { None };
+        let config = if syntax.is_empty() {
+            root(&Section::new(
+                &problems,
+                String::new(),
+                0..0,
+                table.get_ref(),
+                ROOT,
+            ))
+        } else {
+            None
+        };
         match config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(problems.into_errors(file_name)),
@@ -69,38 +92,112 @@ impl AgentConfig {
     }
 }
 
-const ROOT: &[&str] = &["node", "model", "mqtt", "camera", "pool", "policy", "gateway"];
+const ROOT: &[&str] = &[
+    "node", "model", "mqtt", "camera", "pool", "policy", "gateway",
+];
 
 fn root(root: &Section<'_>) -> Option<AgentConfig> {
-    for (table, example) in [("node", "id = \"gate-01\""), ("model", "bundle = \"/var/lib/egret/…\"")] {
+    for (table, example) in [
+        ("node", "id = \"gate-01\""),
+        ("model", "bundle = \"/var/lib/egret/…\""),
+    ] {
         if !root.has(table) {
-            root.complain(0..0, table, Complaint::new("nothing", "this table", format!("add [{table}] with {example}")));
+            root.complain(
+                0..0,
+                table,
+                Complaint::new(
+                    "nothing",
+                    "this table",
+                    format!("add [{table}] with {example}"),
+                ),
+            );
         }
     }
     let pools = root.tables(
         "pool",
         POOLS_MAX,
-        &["id", "url", "mqtt", "model", "api-key-file", "deadline", "closed", "images", "attempts", "usd-per-call"],
+        &[
+            "id",
+            "url",
+            "mqtt",
+            "model",
+            "api-key-file",
+            "deadline",
+            "closed",
+            "images",
+            "attempts",
+            "usd-per-call",
+        ],
     );
     Section::unique(&pools, "pool");
     // Ids of pools that are wrong otherwise count too: their rules are right.
-    let pool_ids: Vec<String> =
-        pools.iter().filter_map(|pool| pool.optional("id", |value| string(value, "").map(str::to_owned).or(Ok(String::new())))).collect();
+    let pool_ids: Vec<String> = pools
+        .iter()
+        .filter_map(|pool| {
+            pool.optional("id", |value| {
+                string(value, "").map(str::to_owned).or(Ok(String::new()))
+            })
+        })
+        .collect();
 
-    let cameras = root.tables("camera", CAMERAS_MAX, &["id", "source", "rate", "gate", "stall-after", "rule"]);
+    let cameras = root.tables(
+        "camera",
+        CAMERAS_MAX,
+        &["id", "source", "rate", "gate", "stall-after", "rule"],
+    );
     Section::unique(&cameras, "camera");
-    let cameras: Vec<Option<Camera>> = cameras.iter().map(|section| camera(section, &pool_ids)).collect();
-    let pools: Vec<Option<Pool>> = pools.iter().map(|section| pool(section, root.has("mqtt"))).collect();
+    let cameras: Vec<Option<Camera>> = cameras
+        .iter()
+        .map(|section| camera(section, &pool_ids))
+        .collect();
+    let pools: Vec<Option<Pool>> = pools
+        .iter()
+        .map(|section| pool(section, root.has("mqtt")))
+        .collect();
 
-    let node = root.table("node", &["id"]).and_then(|node| Some(Node { id: node.required("id", "\"gate-01\"", id)? }));
+    let node = root.table("node", &["id"]).and_then(|node| {
+        Some(Node {
+            id: node.required("id", "\"gate-01\"", id)?,
+        })
+    });
     let model = root
-        .table("model", &["bundle", "backend", "threads", "ort-library", "require-execution-provider"])
+        .table(
+            "model",
+            &[
+                "bundle",
+                "backend",
+                "threads",
+                "ort-library",
+                "require-execution-provider",
+            ],
+        )
         .and_then(|section| model(&section));
-    let mqtt = root.table("mqtt", &["url", "username-file", "password-file", "ca-file", "outbox-events"]).map(|section| mqtt(&section));
-    let policy = root.table("policy", &["kill-switch", "calls-per-minute", "in-flight", "bytes-per-minute", "usd-per-day"]);
+    let mqtt = root
+        .table(
+            "mqtt",
+            &[
+                "url",
+                "username-file",
+                "password-file",
+                "ca-file",
+                "outbox-events",
+            ],
+        )
+        .map(|section| mqtt(&section));
+    let policy = root.table(
+        "policy",
+        &[
+            "kill-switch",
+            "calls-per-minute",
+            "in-flight",
+            "bytes-per-minute",
+            "usd-per-day",
+        ],
+    );
     let policy = policy.map_or_else(Policy::default, |section| self::policy(&section));
-    let gateway =
-        root.table("gateway", &["listen"]).map(|gateway| Gateway { listen: gateway.optional("listen", listen).unwrap_or(LISTEN) });
+    let gateway = root.table("gateway", &["listen"]).map(|gateway| Gateway {
+        listen: gateway.optional("listen", listen).unwrap_or(LISTEN),
+    });
 
     Some(AgentConfig {
         node: node?,
@@ -115,16 +212,28 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
 }
 
 fn model(section: &Section<'_>) -> Option<Model> {
-    const BACKENDS: &[(&str, BackendChoice)] =
-        &[("auto", BackendChoice::Auto), ("ort", BackendChoice::Ort), ("tract", BackendChoice::Tract)];
-    const PROVIDERS: &[(&str, &str)] = &[("cpu", "cpu"), ("cuda", "cuda"), ("tensorrt", "tensorrt"), ("tract", "tract")];
+    const BACKENDS: &[(&str, BackendChoice)] = &[
+        ("auto", BackendChoice::Auto),
+        ("ort", BackendChoice::Ort),
+        ("tract", BackendChoice::Tract),
+    ];
+    const PROVIDERS: &[(&str, &str)] = &[
+        ("cpu", "cpu"),
+        ("cuda", "cuda"),
+        ("tensorrt", "tensorrt"),
+        ("tract", "tract"),
+    ];
     let bundle = section.required("bundle", "\"/var/lib/egret/smolvlm2-256m-int8\"", path);
     let model = Model {
         bundle: bundle.clone().unwrap_or_default(),
-        backend: section.optional("backend", choice(BACKENDS)).unwrap_or_default(),
+        backend: section
+            .optional("backend", choice(BACKENDS))
+            .unwrap_or_default(),
         threads: section.optional("threads", whole(1..=256)).map(count),
         ort_library: section.optional("ort-library", path),
-        require_execution_provider: section.optional("require-execution-provider", choice(PROVIDERS)).map(str::to_owned),
+        require_execution_provider: section
+            .optional("require-execution-provider", choice(PROVIDERS))
+            .map(str::to_owned),
     };
     bundle.map(|_| model)
 }
@@ -134,55 +243,133 @@ fn mqtt(section: &Section<'_>) -> Option<Mqtt> {
     let username_file = section.optional("username-file", path);
     let password_file = section.optional("password-file", path);
     let ca_file = section.optional("ca-file", path);
-    if let (Some(MqttUrl { scheme: MqttScheme::Tcp | MqttScheme::Websocket, .. }), Some(_)) = (&url, &ca_file) {
+    if let (
+        Some(MqttUrl {
+            scheme: MqttScheme::Tcp | MqttScheme::Websocket,
+            ..
+        }),
+        Some(_),
+    ) = (&url, &ca_file)
+    {
         let cure = "write the url with mqtts:// or wss://, or remove the key";
-        section.complain(section.place("ca-file"), "ca-file", Complaint::new("a file", "none beside a url without TLS", cure));
+        section.complain(
+            section.place("ca-file"),
+            "ca-file",
+            Complaint::new("a file", "none beside a url without TLS", cure),
+        );
     }
-    let outbox_events_max = count(section.optional("outbox-events", whole(1..=1_000_000)).unwrap_or(OUTBOX_EVENTS));
-    Some(Mqtt { url: url?, username_file, password_file, ca_file, outbox_events_max })
+    let outbox_events_max = count(
+        section
+            .optional("outbox-events", whole(1..=1_000_000))
+            .unwrap_or(OUTBOX_EVENTS),
+    );
+    Some(Mqtt {
+        url: url?,
+        username_file,
+        password_file,
+        ca_file,
+        outbox_events_max,
+    })
 }
 
 fn camera(section: &Section<'_>, pools: &[String]) -> Option<Camera> {
-    let rules =
-        section.tables("rule", RULES_MAX, &["id", "question", "answers", "alert", "threshold", "route", "pool", "split", "max-new-tokens"]);
+    let rules = section.tables(
+        "rule",
+        RULES_MAX,
+        &[
+            "id",
+            "question",
+            "answers",
+            "alert",
+            "threshold",
+            "route",
+            "pool",
+            "split",
+            "max-new-tokens",
+        ],
+    );
     Section::unique(&rules, "rule of a camera");
     let rules: Vec<Option<Rule>> = rules.iter().map(|section| rule(section, pools)).collect();
     let id = section.required("id", "\"lobby\"", id);
     let source = section.required("source", "\"rtsp://192.0.2.7/stream2\"", url::source);
-    let period = section.optional("rate", rate(PERIOD_MIN..=HOUR)).unwrap_or(SECOND);
-    let stall_after = section.optional("stall-after", duration(SECOND..=HOUR)).unwrap_or(STALL_AFTER);
-    let gate = section.table("gate", &["motion", "max-age"]).map_or_else(Gate::default, |section| gate(&section));
-    Some(Camera { id: id?, source: source?, period, gate, stall_after, rules: rules.into_iter().collect::<Option<_>>()? })
+    let period = section
+        .optional("rate", rate(PERIOD_MIN..=HOUR))
+        .unwrap_or(SECOND);
+    let stall_after = section
+        .optional("stall-after", duration(SECOND..=HOUR))
+        .unwrap_or(STALL_AFTER);
+    let gate = section
+        .table("gate", &["motion", "max-age"])
+        .map_or_else(Gate::default, |section| gate(&section));
+    Some(Camera {
+        id: id?,
+        source: source?,
+        period,
+        gate,
+        stall_after,
+        rules: rules.into_iter().collect::<Option<_>>()?,
+    })
 }
 
 fn gate(section: &Section<'_>) -> Gate {
     Gate {
-        motion: section.optional("motion", number(0.0..=1.0)).unwrap_or(MOTION),
-        max_age: section.optional("max-age", duration(100 * MILLISECOND..=7 * DAY)).unwrap_or(MAX_AGE),
+        motion: section
+            .optional("motion", number(0.0..=1.0))
+            .unwrap_or(MOTION),
+        max_age: section
+            .optional("max-age", duration(100 * MILLISECOND..=7 * DAY))
+            .unwrap_or(MAX_AGE),
     }
 }
 
 impl Default for Gate {
     /// A hundredth of the pixels, or half a minute.
     fn default() -> Self {
-        Self { motion: MOTION, max_age: MAX_AGE }
+        Self {
+            motion: MOTION,
+            max_age: MAX_AGE,
+        }
     }
 }
 
 fn rule(section: &Section<'_>, pools: &[String]) -> Option<Rule> {
-    const ROUTES: &[(&str, RouteMode)] =
-        &[("auto", RouteMode::Auto), ("local", RouteMode::Local), ("pool", RouteMode::Pool), ("must-escalate", RouteMode::MustEscalate)];
+    const ROUTES: &[(&str, RouteMode)] = &[
+        ("auto", RouteMode::Auto),
+        ("local", RouteMode::Local),
+        ("pool", RouteMode::Pool),
+        ("must-escalate", RouteMode::MustEscalate),
+    ];
     let rule_id = section.required("id", "\"person\"", id);
     let question = section.required("question", "\"Is there a person?\"", text(QUESTION_MAX));
     let answers = answers(section);
     let alert = alert(section, &answers);
     let threshold = section.optional("threshold", number(0.0..=1.0));
-    let route = section.optional("route", choice(ROUTES)).unwrap_or_default();
+    let route = section
+        .optional("route", choice(ROUTES))
+        .unwrap_or_default();
     let pool = section.optional("pool", |value| known_pool(value, pools));
     let split = section.optional("split", flag).unwrap_or(false);
-    let max_new_tokens = count(section.optional("max-new-tokens", whole(1..=4096)).unwrap_or(MAX_NEW_TOKENS));
-    let threshold = threshold.unwrap_or(if answers.is_empty() { THRESHOLD_FREE } else { THRESHOLD_CLOSED });
-    Some(Rule { id: rule_id?, question: question?, answers, alert, threshold, route, pool, split, max_new_tokens })
+    let max_new_tokens = count(
+        section
+            .optional("max-new-tokens", whole(1..=4096))
+            .unwrap_or(MAX_NEW_TOKENS),
+    );
+    let threshold = threshold.unwrap_or(if answers.is_empty() {
+        THRESHOLD_FREE
+    } else {
+        THRESHOLD_CLOSED
+    });
+    Some(Rule {
+        id: rule_id?,
+        question: question?,
+        answers,
+        alert,
+        threshold,
+        route,
+        pool,
+        split,
+        max_new_tokens,
+    })
 }
 
 /// Trimmed and distinct; at least two.
@@ -191,15 +378,23 @@ fn answers(section: &Section<'_>) -> Vec<String> {
     let mut answers: Vec<String> = Vec::with_capacity(listed.len());
     for (answer, place) in listed {
         if answers.contains(&answer) {
-            let complaint = Complaint::new(format!("{} twice", quote(&answer)), "answers that differ after trimming", "remove one");
+            let complaint = Complaint::new(
+                format!("{} twice", quote(&answer)),
+                "answers that differ after trimming",
+                "remove one",
+            );
             section.complain(place, "answers", complaint);
         } else {
             answers.push(answer);
         }
     }
-    if section.has("answers") && answers.len() < 2 && section.optional("answers", few) == Some(true) {
-        let complaint =
-            Complaint::new("fewer than two", "at least two answers to choose from", "add the others, or remove the key for free text");
+    if section.has("answers") && answers.len() < 2 && section.optional("answers", few) == Some(true)
+    {
+        let complaint = Complaint::new(
+            "fewer than two",
+            "at least two answers to choose from",
+            "add the others, or remove the key for free text",
+        );
         section.complain(section.place("answers"), "answers", complaint);
     }
     answers
@@ -215,11 +410,16 @@ fn alert(section: &Section<'_>, answers: &[String]) -> Vec<String> {
     let mut alert = Vec::new();
     for (answer, place) in section.list("alert", ANSWERS_MAX, trimmed) {
         if !section.has("answers") {
-            let complaint =
-                Complaint::new(quote(&answer), "answers to take it from: free text has no alert", "add answers = [\"yes\", \"no\"]");
+            let complaint = Complaint::new(
+                quote(&answer),
+                "answers to take it from: free text has no alert",
+                "add answers = [\"yes\", \"no\"]",
+            );
             section.complain(place, "alert", complaint);
         } else if !answers.contains(&answer) {
-            let near = nearest(&answer, answers.iter().map(String::as_str)).or(answers.first().map(String::as_str)).unwrap_or("…");
+            let near = nearest(&answer, answers.iter().map(String::as_str))
+                .or(answers.first().map(String::as_str))
+                .unwrap_or("…");
             let complaint = Complaint::new(
                 quote(&answer),
                 "one of the rule's answers, letter for letter",
@@ -243,23 +443,45 @@ fn known_pool(value: &DeValue<'_>, pools: &[String]) -> Checked<String> {
         return Ok(id.to_owned());
     }
     let (expected, cure) = match nearest(id, pools.iter().map(String::as_str)) {
-        Some(near) => ("the id of a [[pool]] of this file", format!("did you mean {near:?}?")),
-        None => ("the id of a [[pool]] of this file", format!("add [[pool]] with id = {}", quote(id))),
+        Some(near) => (
+            "the id of a [[pool]] of this file",
+            format!("did you mean {near:?}?"),
+        ),
+        None => (
+            "the id of a [[pool]] of this file",
+            format!("add [[pool]] with id = {}", quote(id)),
+        ),
     };
     Err(Complaint::new(quote(id), expected, cure))
 }
 
 fn pool(section: &Section<'_>, has_broker: bool) -> Option<Pool> {
-    const CLOSED: &[(&str, ClosedForm)] = &[("schema", ClosedForm::Schema), ("text", ClosedForm::Text)];
+    const CLOSED: &[(&str, ClosedForm)] =
+        &[("schema", ClosedForm::Schema), ("text", ClosedForm::Text)];
     let id = section.required("id", "\"vlm-large\"", id);
     let transport = transport(section, has_broker);
     let model = section.required("model", "\"some-vlm\"", text(NAME_MAX));
-    let deadline = section.optional("deadline", duration(100 * MILLISECOND..=10 * MINUTE)).unwrap_or(DEADLINE);
-    let closed = section.optional("closed", choice(CLOSED)).unwrap_or_default();
+    let deadline = section
+        .optional("deadline", duration(100 * MILLISECOND..=10 * MINUTE))
+        .unwrap_or(DEADLINE);
+    let closed = section
+        .optional("closed", choice(CLOSED))
+        .unwrap_or_default();
     let images = section.optional("images", flag).unwrap_or(true);
-    let attempts = section.optional("attempts", whole(1..=10)).unwrap_or(ATTEMPTS);
+    let attempts = section
+        .optional("attempts", whole(1..=10))
+        .unwrap_or(ATTEMPTS);
     let usd_per_call = section.optional("usd-per-call", number(0.0..=1000.0));
-    Some(Pool { id: id?, transport: transport?, model: model?, deadline, closed, images, attempts, usd_per_call })
+    Some(Pool {
+        id: id?,
+        transport: transport?,
+        model: model?,
+        deadline,
+        closed,
+        images,
+        attempts,
+        usd_per_call,
+    })
 }
 
 /// Either `url` or `mqtt = true`.
@@ -269,7 +491,11 @@ fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
     let mqtt = section.optional("mqtt", flag).unwrap_or(false);
     let api_key_file = section.optional("api-key-file", path);
     if section.has("url") && mqtt {
-        section.complain(section.place("mqtt"), "mqtt", Complaint::new("url and mqtt = true", EXPECTED, "remove one of the two"));
+        section.complain(
+            section.place("mqtt"),
+            "mqtt",
+            Complaint::new("url and mqtt = true", EXPECTED, "remove one of the two"),
+        );
         return None;
     }
     if !mqtt {
@@ -277,29 +503,50 @@ fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
             section.complain(
                 section.place("mqtt"),
                 "url",
-                Complaint::new("neither", EXPECTED, "add url = \"https://…/v1\", or mqtt = true"),
+                Complaint::new(
+                    "neither",
+                    EXPECTED,
+                    "add url = \"https://…/v1\", or mqtt = true",
+                ),
             );
         }
         return url.map(|url| PoolTransport::Https { url, api_key_file });
     }
     if !has_broker {
-        let complaint = Complaint::new("no [mqtt] table", "a broker for this pool's requests", "add [mqtt] with url = \"mqtt://…\"");
+        let complaint = Complaint::new(
+            "no [mqtt] table",
+            "a broker for this pool's requests",
+            "add [mqtt] with url = \"mqtt://…\"",
+        );
         section.complain(section.place("mqtt"), "mqtt", complaint);
     }
     if section.has("api-key-file") {
-        let complaint = Complaint::new("a key file", "none on a pool over MQTT: [mqtt] has the credentials", "remove it");
+        let complaint = Complaint::new(
+            "a key file",
+            "none on a pool over MQTT: [mqtt] has the credentials",
+            "remove it",
+        );
         section.complain(section.place("api-key-file"), "api-key-file", complaint);
     }
     Some(PoolTransport::Mqtt)
 }
 
 fn policy(section: &Section<'_>) -> Policy {
-    const SWITCHES: &[(&str, KillSwitch)] =
-        &[("off", KillSwitch::Off), ("local-only", KillSwitch::LocalOnly), ("pool-only", KillSwitch::PoolOnly)];
+    const SWITCHES: &[(&str, KillSwitch)] = &[
+        ("off", KillSwitch::Off),
+        ("local-only", KillSwitch::LocalOnly),
+        ("pool-only", KillSwitch::PoolOnly),
+    ];
     Policy {
-        kill_switch: section.optional("kill-switch", choice(SWITCHES)).unwrap_or_default(),
+        kill_switch: section
+            .optional("kill-switch", choice(SWITCHES))
+            .unwrap_or_default(),
         calls_per_minute: section.optional("calls-per-minute", whole(0..=100_000)),
-        in_flight_max: count(section.optional("in-flight", whole(1..=256)).unwrap_or(IN_FLIGHT)),
+        in_flight_max: count(
+            section
+                .optional("in-flight", whole(1..=256))
+                .unwrap_or(IN_FLIGHT),
+        ),
         bytes_per_minute: section.optional("bytes-per-minute", size),
         usd_per_day: section.optional("usd-per-day", number(0.0..=1_000_000.0)),
     }
@@ -321,7 +568,11 @@ impl Default for Policy {
 fn listen(value: &DeValue<'_>) -> Checked<std::net::SocketAddr> {
     let text = string(value, "an address and a port")?;
     text.parse().map_err(|_| {
-        Complaint::new(found(value), "an IP address and a port", "write \"127.0.0.1:8080\", or \"0.0.0.0:8080\" for every interface")
+        Complaint::new(
+            found(value),
+            "an IP address and a port",
+            "write \"127.0.0.1:8080\", or \"0.0.0.0:8080\" for every interface",
+        )
     })
 }
 

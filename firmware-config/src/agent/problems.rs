@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 
-/// Problems told of one file. Past it the rest is counted: a file this wrong is another kind of file.
+/// Problems told of one file. Past it the rest is counted: a file this wrong is another kind of
+/// file.
 const PROBLEMS_MAX: usize = 100;
 
 /// Everything that is wrong with one `egret.toml`.
@@ -53,9 +54,20 @@ impl fmt::Display for ConfigErrors {
             if index > 0 {
                 writeln!(f)?;
             }
-            let Problem { line, column, key, found, expected, cure } = problem;
+            let Problem {
+                line,
+                column,
+                key,
+                found,
+                expected,
+                cure,
+            } = problem;
             let colon = if key.is_empty() { "" } else { ": " };
-            write!(f, "{}:{line}:{column}: {key}{colon}found {found}, expected {expected}\n    cure: {cure}", self.file)?;
+            write!(
+                f,
+                "{}:{line}:{column}: {key}{colon}found {found}, expected {expected}\n    cure: {cure}",
+                self.file
+            )?;
         }
         if self.untold > 0 {
             write!(f, "\n{}: and {} more", self.file, self.untold)?;
@@ -75,8 +87,16 @@ pub(super) struct Complaint {
 }
 
 impl Complaint {
-    pub(super) fn new(found: impl Into<String>, expected: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { found: found.into(), expected: expected.into(), cure: cure.into() }
+    pub(super) fn new(
+        found: impl Into<String>,
+        expected: impl Into<String>,
+        cure: impl Into<String>,
+    ) -> Self {
+        Self {
+            found: found.into(),
+            expected: expected.into(),
+            cure: cure.into(),
+        }
     }
 }
 
@@ -88,7 +108,10 @@ pub(super) struct Problems<'t> {
 
 impl<'t> Problems<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, list: RefCell::default() }
+        Self {
+            text,
+            list: RefCell::default(),
+        }
     }
 
     pub(super) fn add(&self, at: Range<usize>, key: String, complaint: Complaint) {
@@ -109,12 +132,33 @@ impl<'t> Problems<'t> {
         list.sort_by_key(|(offset, ..)| *offset);
         let untold = list.len().saturating_sub(PROBLEMS_MAX);
         // Places are looked for in those that are told alone: each is a walk through the file.
-        let told = list.into_iter().take(PROBLEMS_MAX).map(|(offset, key, Complaint { found, expected, cure })| {
-            let (line, column) = self.place(offset);
-            Problem { line, column, key, found, expected, cure }
-        });
+        let told = list.into_iter().take(PROBLEMS_MAX).map(
+            |(
+                offset,
+                key,
+                Complaint {
+                    found,
+                    expected,
+                    cure,
+                },
+            )| {
+                let (line, column) = self.place(offset);
+                Problem {
+                    line,
+                    column,
+                    key,
+                    found,
+                    expected,
+                    cure,
+                }
+            },
+        );
         let problems = told.collect();
-        ConfigErrors { file: file.to_owned(), problems, untold }
+        ConfigErrors {
+            file: file.to_owned(),
+            problems,
+            untold,
+        }
     }
 
     fn place(&self, offset: usize) -> (usize, usize) {
@@ -124,6 +168,9 @@ impl<'t> Problems<'t> {
         }
         let before = &self.text[..end];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        (
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )
     }
 }

@@ -1,4 +1,5 @@
-//! Tables with places: reads keys out of one table and adds what is wrong to the file's list of problems.
+//! Tables with places: reads keys out of one table and adds what is wrong to the file's list of
+//! problems.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -28,14 +29,31 @@ impl<'t> Section<'t> {
         table: &'t DeTable<'t>,
         keys: &'static [&'static str],
     ) -> Self {
-        let section = Self { problems, path, at, table, keys };
-        for key in table.keys().filter(|key| !keys.contains(&key.get_ref().as_ref())) {
+        let section = Self {
+            problems,
+            path,
+            at,
+            table,
+            keys,
+        };
+        for key in table
+            .keys()
+            .filter(|key| !keys.contains(&key.get_ref().as_ref()))
+        {
             let cure = match nearest(key.get_ref(), keys.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => "remove it".to_owned(),
             };
             let name: String = key.get_ref().chars().take(64).collect();
-            section.complain(key.span(), name, Complaint::new("an unknown key", format!("one of {}", keys.join(", ")), cure));
+            section.complain(
+                key.span(),
+                name,
+                Complaint::new(
+                    "an unknown key",
+                    format!("one of {}", keys.join(", ")),
+                    cure,
+                ),
+            );
         }
         section
     }
@@ -56,24 +74,46 @@ impl<'t> Section<'t> {
     }
 
     /// The value of a key that may be missing; `None` when it is, or is wrong.
-    pub(super) fn optional<T>(&self, key: &str, check: impl Fn(&DeValue<'_>) -> Checked<T>) -> Option<T> {
+    pub(super) fn optional<T>(
+        &self,
+        key: &str,
+        check: impl Fn(&DeValue<'_>) -> Checked<T>,
+    ) -> Option<T> {
         let value = self.value(key)?;
-        check(value.get_ref()).map_err(|complaint| self.complain(value.span(), key, complaint)).ok()
+        check(value.get_ref())
+            .map_err(|complaint| self.complain(value.span(), key, complaint))
+            .ok()
     }
 
-    /// The value of a key that must be there; `None` when it is not, or is wrong: either way the file has a problem.
-    pub(super) fn required<T>(&self, key: &str, example: &str, check: impl Fn(&DeValue<'_>) -> Checked<T>) -> Option<T> {
+    /// The value of a key that must be there; `None` when it is not, or is wrong: either way the
+    /// file has a problem.
+    pub(super) fn required<T>(
+        &self,
+        key: &str,
+        example: &str,
+        check: impl Fn(&DeValue<'_>) -> Checked<T>,
+    ) -> Option<T> {
         if !self.has(key) {
-            self.complain(self.at.clone(), key, Complaint::new("nothing", "this key", format!("add {key} = {example}")));
+            self.complain(
+                self.at.clone(),
+                key,
+                Complaint::new("nothing", "this key", format!("add {key} = {example}")),
+            );
         }
         self.optional(key, check)
     }
 
     /// The checked items of an array of at most `max`, with their places; empty when there is none.
-    pub(super) fn list<T>(&self, key: &str, max: usize, check: impl Fn(&DeValue<'_>) -> Checked<T>) -> Vec<(T, Range<usize>)> {
+    pub(super) fn list<T>(
+        &self,
+        key: &str,
+        max: usize,
+        check: impl Fn(&DeValue<'_>) -> Checked<T>,
+    ) -> Vec<(T, Range<usize>)> {
         let items = self.items(key, max, "an array", "write it in brackets: [\"…\"]");
         let checked = items.enumerate().filter_map(|(index, item)| {
-            let problem = |complaint| self.complain(item.span(), format_args!("{key}[{index}]"), complaint);
+            let problem =
+                |complaint| self.complain(item.span(), format_args!("{key}[{index}]"), complaint);
             Some((check(item.get_ref()).map_err(problem).ok()?, item.span()))
         });
         checked.collect()
@@ -83,37 +123,75 @@ impl<'t> Section<'t> {
     pub(super) fn table(&self, key: &str, keys: &'static [&'static str]) -> Option<Section<'t>> {
         let value = self.value(key)?;
         match value.get_ref() {
-            DeValue::Table(table) => Some(Section::new(self.problems, join(&self.path, key), value.span(), table, keys)),
+            DeValue::Table(table) => Some(Section::new(
+                self.problems,
+                join(&self.path, key),
+                value.span(),
+                table,
+                keys,
+            )),
             other => {
-                let cure = format!("write [{}] once, with its keys below", join(&self.path, key));
-                self.complain(value.span(), key, Complaint::new(found(other), "a table", cure));
+                let cure = format!(
+                    "write [{}] once, with its keys below",
+                    join(&self.path, key)
+                );
+                self.complain(
+                    value.span(),
+                    key,
+                    Complaint::new(found(other), "a table", cure),
+                );
                 None
             }
         }
     }
 
     /// The tables of an array of at most `max` tables; none when the key is missing.
-    pub(super) fn tables(&self, key: &str, max: usize, keys: &'static [&'static str]) -> Vec<Section<'t>> {
-        let header = format!("write [[{}]] for each", if key == "rule" { "camera.rule" } else { key });
+    pub(super) fn tables(
+        &self,
+        key: &str,
+        max: usize,
+        keys: &'static [&'static str],
+    ) -> Vec<Section<'t>> {
+        let header = format!(
+            "write [[{}]] for each",
+            if key == "rule" { "camera.rule" } else { key }
+        );
         let items = self.items(key, max, "an array of tables", &header);
-        let sections = items.enumerate().filter_map(|(index, item)| match item.get_ref() {
-            DeValue::Table(table) => {
-                Some(Section::new(self.problems, join(&self.path, format_args!("{key}[{index}]")), item.span(), table, keys))
-            }
-            other => {
-                self.complain(item.span(), format_args!("{key}[{index}]"), Complaint::new(found(other), "a table", header.as_str()));
-                None
-            }
-        });
+        let sections = items
+            .enumerate()
+            .filter_map(|(index, item)| match item.get_ref() {
+                DeValue::Table(table) => Some(Section::new(
+                    self.problems,
+                    join(&self.path, format_args!("{key}[{index}]")),
+                    item.span(),
+                    table,
+                    keys,
+                )),
+                other => {
+                    self.complain(
+                        item.span(),
+                        format_args!("{key}[{index}]"),
+                        Complaint::new(found(other), "a table", header.as_str()),
+                    );
+                    None
+                }
+            });
         sections.collect()
     }
 
     /// Complains of every id that an earlier section has too.
     pub(super) fn unique(sections: &[Section<'t>], kind: &str) {
         for (index, section) in sections.iter().enumerate() {
-            let id = |section: &Section<'t>| section.value("id").and_then(|id| id.get_ref().as_str().map(str::to_owned));
+            let id = |section: &Section<'t>| {
+                section
+                    .value("id")
+                    .and_then(|id| id.get_ref().as_str().map(str::to_owned))
+            };
             let Some(own) = id(section) else { continue };
-            if let Some(first) = sections[..index].iter().find(|earlier| id(earlier).as_ref() == Some(&own)) {
+            if let Some(first) = sections[..index]
+                .iter()
+                .find(|earlier| id(earlier).as_ref() == Some(&own))
+            {
                 let line = section.problems.line(first.place("id").start);
                 let complaint = Complaint::new(
                     format!("{own:?} again, first on line {line}"),
@@ -126,20 +204,37 @@ impl<'t> Section<'t> {
     }
 
     fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
-        debug_assert!(self.keys.contains(&key), "{key} is read but would be refused as unknown");
+        debug_assert!(
+            self.keys.contains(&key),
+            "{key} is read but would be refused as unknown"
+        );
         self.table.get(key)
     }
 
-    fn items(&self, key: &str, max: usize, expected: &str, cure: &str) -> impl Iterator<Item = &'t Spanned<DeValue<'t>>> {
+    fn items(
+        &self,
+        key: &str,
+        max: usize,
+        expected: &str,
+        cure: &str,
+    ) -> impl Iterator<Item = &'t Spanned<DeValue<'t>>> {
         let items = self.value(key).and_then(|value| {
             let array = value.get_ref().as_array();
             match array {
-                None => self.complain(value.span(), key, Complaint::new(found(value.get_ref()), expected, cure)),
+                None => self.complain(
+                    value.span(),
+                    key,
+                    Complaint::new(found(value.get_ref()), expected, cure),
+                ),
                 Some(array) if array.len() > max => {
                     self.complain(
                         value.span(),
                         key,
-                        Complaint::new(format!("{} of them", array.len()), format!("at most {max}"), "remove some"),
+                        Complaint::new(
+                            format!("{} of them", array.len()),
+                            format!("at most {max}"),
+                            "remove some",
+                        ),
                     );
                 }
                 Some(_) => {}
@@ -151,5 +246,9 @@ impl<'t> Section<'t> {
 }
 
 fn join(path: &str, key: impl Display) -> String {
-    if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_string()
+    } else {
+        format!("{path}.{key}")
+    }
 }

@@ -18,29 +18,53 @@ pub struct UnitError {
     pub units: &'static str,
 }
 
-const DURATIONS: [(&str, u64); 6] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1), ("min", 60_000)];
-const SIZES: [(&str, u64); 7] =
-    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1), ("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000)];
+const DURATIONS: [(&str, u64); 6] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+    ("min", 60_000),
+];
+const SIZES: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+];
 
 /// `"250ms"`, `"30s"`, `"5m"` (or `"5min"`), `"1h"`, `"7d"`.
 ///
 /// # Errors
 /// When the text is not one whole number and one of these units, or does not fit.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
-    amount(text, &DURATIONS).map(Duration::from_millis).ok_or_else(|| UnitError {
-        found: text.to_owned(),
-        kind: "duration",
-        example: example(text, "30", "s"),
-        units: "ms, s, m, h, d",
-    })
+    amount(text, &DURATIONS)
+        .map(Duration::from_millis)
+        .ok_or_else(|| UnitError {
+            found: text.to_owned(),
+            kind: "duration",
+            example: example(text, "30", "s"),
+            units: "ms, s, m, h, d",
+        })
 }
 
-/// The shortest text that [`parse_duration`] reads back as `duration`, whose fraction of a millisecond is dropped.
+/// The shortest text that [`parse_duration`] reads back as `duration`, whose fraction of a
+/// millisecond is dropped.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let (unit, factor) = DURATIONS[..4].iter().find(|(_, factor)| millis.is_multiple_of(*factor)).unwrap_or(&DURATIONS[4]);
-    if millis == 0 { "0s".to_owned() } else { format!("{}{unit}", millis / factor) }
+    let (unit, factor) = DURATIONS[..4]
+        .iter()
+        .find(|(_, factor)| millis.is_multiple_of(*factor))
+        .unwrap_or(&DURATIONS[4]);
+    if millis == 0 {
+        "0s".to_owned()
+    } else {
+        format!("{}{unit}", millis / factor)
+    }
 }
 
 /// `"512MiB"`, `"64KiB"`, `"10MB"`, in bytes.
@@ -51,7 +75,11 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     amount(text, &SIZES).ok_or_else(|| UnitError {
         found: text.to_owned(),
         kind: "size",
-        example: if digits(text).is_some() { example(text, "512", "B") } else { example(text, "512", "MiB") },
+        example: if digits(text).is_some() {
+            example(text, "512", "B")
+        } else {
+            example(text, "512", "MiB")
+        },
         units: "B, KiB, MiB, GiB, kB, MB, GB",
     })
 }
@@ -64,9 +92,16 @@ pub fn parse_rate(text: &str) -> Result<Duration, UnitError> {
     let period = || {
         let (times, per) = text.split_once('/')?;
         let times = digits(times).filter(|times| *times > 0)?;
-        let per = if per.starts_with(|c: char| c.is_ascii_digit()) { amount(per, &DURATIONS) } else { unit(per, &DURATIONS) }?;
+        let per = if per.starts_with(|c: char| c.is_ascii_digit()) {
+            amount(per, &DURATIONS)
+        } else {
+            unit(per, &DURATIONS)
+        }?;
         let nanos = u128::from(per) * 1_000_000 / u128::from(times);
-        u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos)
+        u64::try_from(nanos)
+            .ok()
+            .filter(|nanos| *nanos > 0)
+            .map(Duration::from_nanos)
     };
     period().ok_or_else(|| UnitError {
         found: text.to_owned(),
@@ -76,7 +111,8 @@ pub fn parse_rate(text: &str) -> Result<Duration, UnitError> {
     })
 }
 
-/// The text of a rate with this time between two: whole ones per second or minute where it is exact, else `1/<duration>`.
+/// The text of a rate with this time between two: whole ones per second or minute where it is
+/// exact, else `1/<duration>`.
 #[must_use]
 pub fn format_rate(period: Duration) -> String {
     for (unit, span) in [("s", 1_000_000_000_u128), ("min", 60_000_000_000)] {
@@ -87,7 +123,10 @@ pub fn format_rate(period: Duration) -> String {
     }
     let per = format_duration(period);
     // "1/h", not "1/1h"; "1/12h" stays.
-    let per = per.strip_prefix('1').filter(|unit| unit.starts_with(|c: char| c.is_alphabetic())).unwrap_or(&per);
+    let per = per
+        .strip_prefix('1')
+        .filter(|unit| unit.starts_with(|c: char| c.is_alphabetic()))
+        .unwrap_or(&per);
     format!("1/{per}")
 }
 
@@ -98,18 +137,31 @@ fn amount(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn unit(name: &str, units: &[(&str, u64)]) -> Option<u64> {
-    units.iter().find(|(unit, _)| *unit == name).map(|(_, factor)| *factor)
+    units
+        .iter()
+        .find(|(unit, _)| *unit == name)
+        .map(|(_, factor)| *factor)
 }
 
 /// `u64::from_str` without the sign it allows.
 fn digits(text: &str) -> Option<u64> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 /// What was probably meant: the number that was written, with a unit.
 fn example(text: &str, number: &str, unit: &str) -> String {
-    let written: String = text.trim().chars().take_while(char::is_ascii_digit).take(9).collect();
-    format!("{}{unit}", if written.is_empty() { number } else { &written })
+    let written: String = text
+        .trim()
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .take(9)
+        .collect();
+    format!(
+        "{}{unit}",
+        if written.is_empty() { number } else { &written }
+    )
 }
 
 #[cfg(test)]
@@ -120,13 +172,35 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, millis) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("5min", 300_000), ("1h", 3_600_000), ("7d", 604_800_000)]
-        {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        for (text, millis) in [
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("5min", 300_000),
+            ("1h", 3_600_000),
+            ("7d", 604_800_000),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
-        for text in
-            ["", "30", "s", "1.5s", "30 s", " 30s", "-1s", "+1s", "1m30s", "30S", "99999999999999999999s", "18446744073709551615d", "٣s"]
-        {
+        for text in [
+            "",
+            "30",
+            "s",
+            "1.5s",
+            "30 s",
+            " 30s",
+            "-1s",
+            "+1s",
+            "1m30s",
+            "30S",
+            "99999999999999999999s",
+            "18446744073709551615d",
+            "٣s",
+        ] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
         assert_eq!(
@@ -137,9 +211,14 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in
-            [("1B", 1), ("64KiB", 65_536), ("512MiB", 536_870_912), ("2GiB", 2_147_483_648), ("10kB", 10_000), ("1MB", 1_000_000)]
-        {
+        for (text, bytes) in [
+            ("1B", 1),
+            ("64KiB", 65_536),
+            ("512MiB", 536_870_912),
+            ("2GiB", 2_147_483_648),
+            ("10kB", 10_000),
+            ("1MB", 1_000_000),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "512", "512mib", "0.5GiB", "99999999999GiB"] {
@@ -149,10 +228,34 @@ mod tests {
 
     #[test]
     fn rates() {
-        for (text, millis) in [("1/s", 1_000), ("4/s", 250), ("1/5s", 5_000), ("30/min", 2_000), ("1/h", 3_600_000), ("2/500ms", 250)] {
-            assert_eq!(parse_rate(text), Ok(Duration::from_millis(millis)), "{text}");
+        for (text, millis) in [
+            ("1/s", 1_000),
+            ("4/s", 250),
+            ("1/5s", 5_000),
+            ("30/min", 2_000),
+            ("1/h", 3_600_000),
+            ("2/500ms", 250),
+        ] {
+            assert_eq!(
+                parse_rate(text),
+                Ok(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
-        for text in ["", "1", "1s", "/s", "1/", "0/s", "1/0s", "1/s/s", "-1/s", "1/5", "1.5/s", "18446744073709551615/ms"] {
+        for text in [
+            "",
+            "1",
+            "1s",
+            "/s",
+            "1/",
+            "0/s",
+            "1/0s",
+            "1/s/s",
+            "-1/s",
+            "1/5",
+            "1.5/s",
+            "18446744073709551615/ms",
+        ] {
             assert!(parse_rate(text).is_err(), "{text}");
         }
         for text in ["1/s", "4/s", "3/s", "60/s", "7/min", "1/5s", "1/h"] {

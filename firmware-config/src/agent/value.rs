@@ -1,5 +1,6 @@
-//! Single values: each function here gives a check that turns one TOML value into what the configuration holds, or says what was
-//! expected instead. Pure; places and key paths are added by [`super::section`].
+//! Single values: each function here gives a check that turns one TOML value into what the
+//! configuration holds, or says what was expected instead. Pure; places and key paths are added by
+//! [`super::section`].
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -23,12 +24,18 @@ pub(super) type Checked<T> = Result<T, Complaint>;
 /// A text of 1 to `max` characters that is not blank, as written.
 pub(super) fn text(max: usize) -> impl Fn(&DeValue<'_>) -> Checked<String> {
     move |value| match string(value, "text")? {
-        text if text.trim().is_empty() => {
-            Err(Complaint::new(found(value), "text", "write something between the quotes, or remove the key"))
-        }
+        text if text.trim().is_empty() => Err(Complaint::new(
+            found(value),
+            "text",
+            "write something between the quotes, or remove the key",
+        )),
         text if text.chars().count() > max => {
             let length = format!("{} characters", text.chars().count());
-            Err(Complaint::new(length, format!("at most {max} characters"), "shorten it"))
+            Err(Complaint::new(
+                length,
+                format!("at most {max} characters"),
+                "shorten it",
+            ))
         }
         text => Ok(text.to_owned()),
     }
@@ -41,35 +48,62 @@ pub(super) fn id(value: &DeValue<'_>) -> Checked<String> {
     if (1..=ID_MAX).contains(&id.len()) && id.chars().all(allowed) {
         return Ok(id.to_owned());
     }
-    let near: String = id.trim().to_lowercase().chars().map(|c| if allowed(c) { c } else { '-' }).take(ID_MAX).collect();
-    let near = if near.is_empty() { "gate-01".to_owned() } else { near };
-    Err(Complaint::new(found(value), "1 to 64 of a-z, 0-9, _ and -: ids become MQTT topics", format!("write {near:?}")))
+    let near: String = id
+        .trim()
+        .to_lowercase()
+        .chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(ID_MAX)
+        .collect();
+    let near = if near.is_empty() {
+        "gate-01".to_owned()
+    } else {
+        near
+    };
+    Err(Complaint::new(
+        found(value),
+        "1 to 64 of a-z, 0-9, _ and -: ids become MQTT topics",
+        format!("write {near:?}"),
+    ))
 }
 
 /// A path, as written: relative ones are not resolved here.
 pub(super) fn path(value: &DeValue<'_>) -> Checked<PathBuf> {
     let path = string(value, "a path")?;
     if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
-        return Err(Complaint::new(found(value), "a path of 1 to 4096 bytes", "write the path of a file or folder"));
+        return Err(Complaint::new(
+            found(value),
+            "a path of 1 to 4096 bytes",
+            "write the path of a file or folder",
+        ));
     }
     Ok(PathBuf::from(path))
 }
 
 /// Exactly one of the named choices.
-pub(super) fn choice<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(&DeValue<'_>) -> Checked<T> {
+pub(super) fn choice<T: Copy>(
+    choices: &'static [(&'static str, T)],
+) -> impl Fn(&DeValue<'_>) -> Checked<T> {
     move |value| {
         let names = || choices.iter().map(|(name, _)| *name);
         let expected = || format!("one of {}", names().collect::<Vec<_>>().join(", "));
         let written = value.as_str().unwrap_or_default();
-        choices.iter().find(|(name, _)| *name == written).map(|(_, choice)| *choice).ok_or_else(|| {
-            // Guessing further could turn a switch the wrong way.
-            let begun = || names().find(|name| !written.is_empty() && name.split('-').next() == Some(written));
-            let cure = match nearest(written, names()).or_else(begun) {
-                Some(near) => format!("write {near:?}"),
-                None => "choose one of them, in quotes".to_owned(),
-            };
-            Complaint::new(found(value), expected(), cure)
-        })
+        choices
+            .iter()
+            .find(|(name, _)| *name == written)
+            .map(|(_, choice)| *choice)
+            .ok_or_else(|| {
+                // Guessing further could turn a switch the wrong way.
+                let begun = || {
+                    names()
+                        .find(|name| !written.is_empty() && name.split('-').next() == Some(written))
+                };
+                let cure = match nearest(written, names()).or_else(begun) {
+                    Some(near) => format!("write {near:?}"),
+                    None => "choose one of them, in quotes".to_owned(),
+                };
+                Complaint::new(found(value), expected(), cure)
+            })
     }
 }
 
@@ -77,11 +111,21 @@ pub(super) fn choice<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(
 pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Checked<u32> {
     move |value| {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        let number = value.as_integer().and_then(|integer| i128::from_str_radix(integer.as_str(), integer.radix()).ok());
+        let number = value
+            .as_integer()
+            .and_then(|integer| i128::from_str_radix(integer.as_str(), integer.radix()).ok());
         match number.map(u32::try_from) {
             Some(Ok(number)) if range.contains(&number) => Ok(number),
-            Some(_) => Err(Complaint::new(found(value), expected, "choose a number within these limits")),
-            None => Err(Complaint::new(found(value), expected, "write digits without quotes")),
+            Some(_) => Err(Complaint::new(
+                found(value),
+                expected,
+                "choose a number within these limits",
+            )),
+            None => Err(Complaint::new(
+                found(value),
+                expected,
+                "write digits without quotes",
+            )),
         }
     }
 }
@@ -92,35 +136,65 @@ pub(super) fn number(range: RangeInclusive<f64>) -> impl Fn(&DeValue<'_>) -> Che
         let expected = format!("a number from {} to {}", range.start(), range.end());
         let number = match value {
             DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
-            DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix()).ok().map(|integer| integer as f64),
+            DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
+                .ok()
+                .map(|integer| integer as f64),
             _ => None,
         };
         match number {
             Some(number) if range.contains(&number) => Ok(number),
-            Some(_) => Err(Complaint::new(found(value), expected, "choose a number within these limits")),
-            None => Err(Complaint::new(found(value), expected, "write the number without quotes")),
+            Some(_) => Err(Complaint::new(
+                found(value),
+                expected,
+                "choose a number within these limits",
+            )),
+            None => Err(Complaint::new(
+                found(value),
+                expected,
+                "write the number without quotes",
+            )),
         }
     }
 }
 
 /// `true` or `false`.
 pub(super) fn flag(value: &DeValue<'_>) -> Checked<bool> {
-    value.as_bool().ok_or_else(|| Complaint::new(found(value), "true or false", "write true or false, without quotes"))
+    value.as_bool().ok_or_else(|| {
+        Complaint::new(
+            found(value),
+            "true or false",
+            "write true or false, without quotes",
+        )
+    })
 }
 
 /// A duration in `range`.
-pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Checked<Duration> {
+pub(super) fn duration(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&DeValue<'_>) -> Checked<Duration> {
     move |value| {
-        let expected = format!("a duration from {} to {}", format_duration(*range.start()), format_duration(*range.end()));
-        measured(value, expected, units::parse_duration, |duration| range.contains(duration))
+        let expected = format!(
+            "a duration from {} to {}",
+            format_duration(*range.start()),
+            format_duration(*range.end())
+        );
+        measured(value, expected, units::parse_duration, |duration| {
+            range.contains(duration)
+        })
     }
 }
 
 /// A rate whose time between two is in `range`.
 pub(super) fn rate(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Checked<Duration> {
     move |value| {
-        let expected = format!("a rate from {} to {}", format_rate(*range.end()), format_rate(*range.start()));
-        measured(value, expected, units::parse_rate, |period| range.contains(period))
+        let expected = format!(
+            "a rate from {} to {}",
+            format_rate(*range.end()),
+            format_rate(*range.start())
+        );
+        measured(value, expected, units::parse_rate, |period| {
+            range.contains(period)
+        })
     }
 }
 
@@ -142,16 +216,31 @@ fn measured<T>(
     };
     match parse(written) {
         Ok(measure) if value.is_str() && within(&measure) => Ok(measure),
-        Ok(_) => Err(Complaint::new(found(value), expected, "choose one within these limits")),
-        Err(error) => {
-            Err(Complaint::new(found(value), expected, format!("write a unit, in quotes, such as {:?} ({})", error.example, error.units)))
-        }
+        Ok(_) => Err(Complaint::new(
+            found(value),
+            expected,
+            "choose one within these limits",
+        )),
+        Err(error) => Err(Complaint::new(
+            found(value),
+            expected,
+            format!(
+                "write a unit, in quotes, such as {:?} ({})",
+                error.example, error.units
+            ),
+        )),
     }
 }
 
 /// The text of a string value.
 pub(super) fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Checked<&'v str> {
-    value.as_str().ok_or_else(|| Complaint::new(found(value), format!("{expected} in quotes"), "write it as a string: \"…\""))
+    value.as_str().ok_or_else(|| {
+        Complaint::new(
+            found(value),
+            format!("{expected} in quotes"),
+            "write it as a string: \"…\"",
+        )
+    })
 }
 
 /// How a found value is told: type and content, short, without passwords.
@@ -173,14 +262,32 @@ pub(super) fn quote(text: &str) -> String {
 }
 
 fn short(text: &str) -> String {
-    if text.chars().count() <= QUOTE_MAX { text.to_owned() } else { text.chars().take(QUOTE_MAX).chain(['…']).collect() }
+    if text.chars().count() <= QUOTE_MAX {
+        text.to_owned()
+    } else {
+        text.chars().take(QUOTE_MAX).chain(['…']).collect()
+    }
 }
 
 /// The name that was probably meant, if one is near enough.
 pub(super) fn nearest<'n>(written: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let written: Vec<char> = written.chars().take(ID_MAX).map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() }).collect();
+    let written: Vec<char> = written
+        .chars()
+        .take(ID_MAX)
+        .map(|c| {
+            if c == '_' {
+                '-'
+            } else {
+                c.to_ascii_lowercase()
+            }
+        })
+        .collect();
     let near_max = (written.len() / 3).max(1);
-    names.map(|name| (distance(&written, name), name)).filter(|(distance, _)| *distance <= near_max).min().map(|(_, name)| name)
+    names
+        .map(|name| (distance(&written, name), name))
+        .filter(|(distance, _)| *distance <= near_max)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// Levenshtein distance: insertions, deletions and replacements between the two.

@@ -45,7 +45,10 @@ fn read(json: &Value) -> Result<Manifest, ManifestError> {
 fn what_is_written_is_read_back_and_gives_the_same_bytes() {
     let manifest = read(&manifest()).unwrap();
     let text = manifest.to_json();
-    assert!(text.starts_with("{\n  \"format\": 1,\n") && text.ends_with("}\n"), "{text}");
+    assert!(
+        text.starts_with("{\n  \"format\": 1,\n") && text.ends_with("}\n"),
+        "{text}"
+    );
     let again = Manifest::from_json(text.as_bytes()).unwrap();
     assert_eq!((&again, again.to_json()), (&manifest, text));
 }
@@ -63,14 +66,30 @@ fn patches_that_do_not_fill_a_tile_are_the_largest_models() {
 #[test]
 fn a_newer_format_is_told_before_what_else_is_new() {
     let newer = br#"{ "format": 2, "name": 7, "experts": [] }"#;
-    assert_eq!(Manifest::from_json(newer), Err(ManifestError::TooNew { found: 2 }));
+    assert_eq!(
+        Manifest::from_json(newer),
+        Err(ManifestError::TooNew { found: 2 })
+    );
     insta::assert_snapshot!(Manifest::from_json(newer).unwrap_err(), @"the bundle has manifest format 2, and this build reads up to 1; update egret, or export the bundle again");
 }
 
 #[test]
 fn what_is_no_manifest_is_refused() {
-    for text in ["", "[]", "{}", "{ \"format\": \"1\" }", "{ \"format\": -1 }", "{ \"format\": 1 }"] {
-        assert!(matches!(Manifest::from_json(text.as_bytes()), Err(ManifestError::Malformed(_))), "{text}");
+    for text in [
+        "",
+        "[]",
+        "{}",
+        "{ \"format\": \"1\" }",
+        "{ \"format\": -1 }",
+        "{ \"format\": 1 }",
+    ] {
+        assert!(
+            matches!(
+                Manifest::from_json(text.as_bytes()),
+                Err(ManifestError::Malformed(_))
+            ),
+            "{text}"
+        );
     }
     let mut unknown = manifest();
     unknown["colour"] = json!("red");
@@ -86,22 +105,58 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("/name", json!(" "), "name"),
         ("/source/sha256", json!("A".repeat(64)), "source.sha256"),
         ("/targets", json!(["../cpu"]), "targets"),
-        ("/graphs/embed_tokens", json!("onnx/other.onnx"), "graphs.embed_tokens"),
-        ("/geometry/vision/layers", json!(0), "geometry.vision.layers"),
+        (
+            "/graphs/embed_tokens",
+            json!("onnx/other.onnx"),
+            "graphs.embed_tokens",
+        ),
+        (
+            "/geometry/vision/layers",
+            json!(0),
+            "geometry.vision.layers",
+        ),
         ("/geometry/vision/heads", json!(7), "geometry.vision.heads"),
-        ("/geometry/vision/patch_size", json!(513), "geometry.vision.patch_size"),
-        ("/geometry/text/kv_heads", json!(2), "geometry.text.kv_heads"),
-        ("/geometry/text/head_dim", json!(63), "geometry.text.head_dim"),
-        ("/geometry/text/vocab_size", json!(1_u64 << 40), "geometry.text.vocab_size"),
+        (
+            "/geometry/vision/patch_size",
+            json!(513),
+            "geometry.vision.patch_size",
+        ),
+        (
+            "/geometry/text/kv_heads",
+            json!(2),
+            "geometry.text.kv_heads",
+        ),
+        (
+            "/geometry/text/head_dim",
+            json!(63),
+            "geometry.text.head_dim",
+        ),
+        (
+            "/geometry/text/vocab_size",
+            json!(1_u64 << 40),
+            "geometry.text.vocab_size",
+        ),
         ("/geometry/scale_factor", json!(5), "geometry.scale_factor"),
         ("/image/tile_size", json!(384), "image.tile_size"),
         ("/image/tokens_per_tile", json!(81), "image.tokens_per_tile"),
         ("/image/std", json!([0.5, 0.0, 0.5]), "image.std"),
-        ("/video/frames_per_second", json!(0.0), "video.frames_per_second"),
+        (
+            "/video/frames_per_second",
+            json!(0.0),
+            "video.frames_per_second",
+        ),
         ("/prompt/image", json!(49280), "prompt.image"),
         ("/prompt/stop", json!([]), "prompt.stop"),
-        ("/quantization/0/error_max", json!(1e300), "quantization.error_max"),
-        ("/quantization/0/error_relative", json!(-1.0), "quantization.error_relative"),
+        (
+            "/quantization/0/error_max",
+            json!(1e300),
+            "quantization.error_max",
+        ),
+        (
+            "/quantization/0/error_relative",
+            json!(-1.0),
+            "quantization.error_relative",
+        ),
         ("/files", json!({ "/etc/passwd": entry }), "files"),
         ("/files", json!({ "a\nb": entry }), "files"),
         ("/files", json!({ "a/../../b": entry }), "files"),
@@ -109,12 +164,18 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("/files", json!({ "C:b": entry }), "files"),
         ("/files", json!({ "a//b": entry }), "files"),
         ("/files", json!({ "": entry }), "files"),
-        ("/files", json!({ "a": { "bytes": 1, "sha256": "" } }), "files.a.sha256"),
+        (
+            "/files",
+            json!({ "a": { "bytes": 1, "sha256": "" } }),
+            "files.a.sha256",
+        ),
     ] {
         let mut json = manifest();
         *json.pointer_mut(pointer).unwrap() = value;
         match read(&json) {
-            Err(ManifestError::Invalid { field: found, .. }) => assert_eq!(found, field, "{pointer}"),
+            Err(ManifestError::Invalid { field: found, .. }) => {
+                assert_eq!(found, field, "{pointer}")
+            }
             other => panic!("{pointer}: {other:?}"),
         }
     }

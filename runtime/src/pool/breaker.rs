@@ -1,4 +1,5 @@
-//! Circuit breaker: closed (traffic flows), open (nothing is sent), half-open (one trial). Pure; time is passed in.
+//! Circuit breaker: closed (traffic flows), open (nothing is sent), half-open (one trial). Pure;
+//! time is passed in.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,13 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Three failures, then one trial every 30 seconds: an outage of a minute costs four failed attempts.
+    /// Three failures, then one trial every 30 seconds: an outage of a minute costs four failed
+    /// attempts.
     fn default() -> Self {
-        Limits { failures: 3, cooldown: Duration::from_secs(30) }
+        Limits {
+            failures: 3,
+            cooldown: Duration::from_secs(30),
+        }
     }
 }
 
@@ -36,7 +41,10 @@ enum State {
 impl Breaker {
     /// A closed breaker.
     pub fn new(limits: Limits) -> Self {
-        Breaker { limits, state: State::Closed { failures: 0 } }
+        Breaker {
+            limits,
+            state: State::Closed { failures: 0 },
+        }
     }
 
     /// Lets one attempt through, or tells how long until the next trial.
@@ -46,9 +54,13 @@ impl Breaker {
     pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         match self.state {
             State::Closed { .. } => Ok(()),
-            State::Open { until: at } | State::HalfOpen { next_trial: at } if now < at => Err(at - now),
+            State::Open { until: at } | State::HalfOpen { next_trial: at } if now < at => {
+                Err(at - now)
+            }
             State::Open { .. } | State::HalfOpen { .. } => {
-                self.state = State::HalfOpen { next_trial: now + self.limits.cooldown };
+                self.state = State::HalfOpen {
+                    next_trial: now + self.limits.cooldown,
+                };
                 Ok(())
             }
         }
@@ -69,9 +81,13 @@ impl Breaker {
 
     /// An attempt showed that the pool is not well: no connection, no answer in time, 5xx, 429.
     pub fn failed(&mut self, now: Instant) {
-        let open = State::Open { until: now + self.limits.cooldown };
+        let open = State::Open {
+            until: now + self.limits.cooldown,
+        };
         self.state = match self.state {
-            State::Closed { failures } if failures + 1 < self.limits.failures => State::Closed { failures: failures + 1 },
+            State::Closed { failures } if failures + 1 < self.limits.failures => State::Closed {
+                failures: failures + 1,
+            },
             State::Closed { .. } | State::HalfOpen { .. } => open,
             // An attempt let through before it opened: it does not make the outage longer.
             State::Open { until } => State::Open { until },
@@ -85,7 +101,10 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { failures: 3, cooldown: Duration::from_secs(30) };
+    const LIMITS: Limits = Limits {
+        failures: 3,
+        cooldown: Duration::from_secs(30),
+    };
 
     #[test]
     fn opens_after_failures_in_a_row_and_closes_after_a_trial() {
@@ -101,7 +120,11 @@ mod tests {
         breaker.failed(at(1));
         assert_eq!(breaker.admit(at(2)), Err(Duration::from_secs(29)));
         assert_eq!(breaker.admit(at(31)), Ok(()), "the trial");
-        assert_eq!(breaker.admit(at(32)), Err(Duration::from_secs(29)), "one trial at a time");
+        assert_eq!(
+            breaker.admit(at(32)),
+            Err(Duration::from_secs(29)),
+            "one trial at a time"
+        );
         breaker.failed(at(33));
         assert_eq!(breaker.admit(at(34)), Err(Duration::from_secs(29)));
         assert_eq!(breaker.admit(at(63)), Ok(()));
@@ -113,7 +136,10 @@ mod tests {
     #[test]
     fn a_trial_that_is_never_reported_gives_way_to_the_next() {
         let start = Instant::now();
-        let mut breaker = Breaker::new(Limits { failures: 1, ..LIMITS });
+        let mut breaker = Breaker::new(Limits {
+            failures: 1,
+            ..LIMITS
+        });
         breaker.failed(start);
         assert_eq!(breaker.admit(start + LIMITS.cooldown), Ok(()));
         assert!(breaker.is_open(start + LIMITS.cooldown));
@@ -121,7 +147,8 @@ mod tests {
     }
 
     proptest! {
-        /// However attempts are spread over an outage, no more get through than the first failures and a trial per cooldown.
+        /// However attempts are spread over an outage, no more get through than the first failures
+        /// and a trial per cooldown.
         #[test]
         fn an_outage_costs_few_attempts(gaps in proptest::collection::vec(0_u64..5_000, 1..400)) {
             let start = Instant::now();

@@ -10,7 +10,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use super::question::start_of;
 use super::retry::{Class, Failure};
 use super::{PoolsError, REPLY_BYTES_MAX};
-use crate::openai::error::ErrorBody;
+use crate::serve::openai::error::ErrorBody;
 
 /// A pool behind a URL.
 #[derive(Debug)]
@@ -33,27 +33,49 @@ pub(super) fn client() -> Result<reqwest::Client, PoolsError> {
         .connect_timeout(Duration::from_secs(5))
         .user_agent(concat!("egret/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| PoolsError::Https { message: causes(&error) })
+        .map_err(|error| PoolsError::Https {
+            message: causes(&error),
+        })
 }
 
 impl Https {
     pub(super) fn new(client: reqwest::Client, base: &str, api_key_file: Option<PathBuf>) -> Self {
-        Https { client, url: format!("{}/chat/completions", base.trim_end_matches('/')), api_key_file }
+        Https {
+            client,
+            url: format!("{}/chat/completions", base.trim_end_matches('/')),
+            api_key_file,
+        }
     }
 
     /// Posts `body` and returns the reply's body.
     pub(super) async fn attempt(&self, id: uuid::Uuid, body: Bytes) -> Result<Bytes, Failure> {
-        let mut request = self.client.post(&self.url).header(CONTENT_TYPE, "application/json").header("Idempotency-Key", id.to_string());
+        let mut request = self
+            .client
+            .post(&self.url)
+            .header(CONTENT_TYPE, "application/json")
+            .header("Idempotency-Key", id.to_string());
         if let Some(file) = &self.api_key_file {
             request = request.header(AUTHORIZATION, bearer(file).await?);
         }
-        let mut response = request.body(body).send().await.map_err(|error| unsent(&error))?;
+        let mut response = request
+            .body(body)
+            .send()
+            .await
+            .map_err(|error| unsent(&error))?;
         let status = response.status().as_u16();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let reply = collect(&mut response).await?;
         match status {
             200..=299 => Ok(reply),
-            _ => Err(Failure::status(status, retry_after.as_deref(), &message(&reply))),
+            _ => Err(Failure::status(
+                status,
+                retry_after.as_deref(),
+                &message(&reply),
+            )),
         }
     }
 }
@@ -66,10 +88,18 @@ fn unsent(error: &reqwest::Error) -> Failure {
     }
 }
 
-/// The `Authorization` header. Read for every attempt, so that a key can be rotated under a running agent.
+/// The `Authorization` header. Read for every attempt, so that a key can be rotated under a running
+/// agent.
 async fn bearer(file: &Path) -> Result<HeaderValue, Failure> {
-    let unusable = |what: String| Failure::unreachable(Class::Refused, format!("api-key-file {}: {what}", file.display()));
-    let key = tokio::fs::read_to_string(file).await.map_err(|error| unusable(error.to_string()))?;
+    let unusable = |what: String| {
+        Failure::unreachable(
+            Class::Refused,
+            format!("api-key-file {}: {what}", file.display()),
+        )
+    };
+    let key = tokio::fs::read_to_string(file)
+        .await
+        .map_err(|error| unusable(error.to_string()))?;
     let mut value = HeaderValue::try_from(format!("Bearer {}", key.trim_end()))
         .map_err(|_| unusable("expected one line of printable text".to_owned()))?;
     value.set_sensitive(true);
@@ -78,9 +108,15 @@ async fn bearer(file: &Path) -> Result<HeaderValue, Failure> {
 
 async fn collect(response: &mut reqwest::Response) -> Result<Bytes, Failure> {
     let mut body = BytesMut::new();
-    while let Some(piece) = response.chunk().await.map_err(|error| Failure::unwell(format!("reply cut short: {}", causes(&error))))? {
+    while let Some(piece) = response
+        .chunk()
+        .await
+        .map_err(|error| Failure::unwell(format!("reply cut short: {}", causes(&error))))?
+    {
         if body.len() + piece.len() > REPLY_BYTES_MAX {
-            return Err(Failure::useless(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
+            return Err(Failure::useless(format!(
+                "the reply is over {REPLY_BYTES_MAX} bytes"
+            )));
         }
         body.extend_from_slice(&piece);
     }
@@ -95,7 +131,8 @@ pub(super) fn message(reply: &[u8]) -> String {
     }
 }
 
-/// An error with its causes on one line; reqwest's own text hides why a connection failed. The URL is left out: it may hold a key.
+/// An error with its causes on one line; reqwest's own text hides why a connection failed. The URL
+/// is left out: it may hold a key.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = match (error.is_connect(), error.is_timeout()) {
         (true, _) => "cannot connect".to_owned(),

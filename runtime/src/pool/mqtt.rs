@@ -1,4 +1,5 @@
-//! One attempt over MQTT: a request with Response Topic, Correlation Data and Message Expiry; its reply is matched by correlation.
+//! One attempt over MQTT: a request with Response Topic, Correlation Data and Message Expiry; its
+//! reply is matched by correlation.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use tracing::debug;
 use super::https::message;
 use super::retry::{Class, Failure};
 use super::{QuestionId, REPLY_BYTES_MAX, Spent};
-use crate::mqtt::{Link, LinkError, LinkState, Publication, Qos};
+use crate::deliver::mqtt::{Link, LinkError, LinkState, Publication, Qos};
 
 /// Where requests to a pool go.
 pub fn request_topic(pool: &str) -> String {
@@ -42,7 +43,11 @@ pub(super) struct Mqtt {
 
 impl Mqtt {
     pub(super) fn new(link: Link, pool: String, replies: Arc<Replies>) -> Self {
-        Mqtt { link, pool, replies }
+        Mqtt {
+            link,
+            pool,
+            replies,
+        }
     }
 
     /// Whether there is a broker session to ask over.
@@ -52,8 +57,9 @@ impl Mqtt {
 
     /// Publishes `body` and waits for its reply; the broker forgets the request after `remaining`.
     ///
-    /// Where `again` allows it, a request without a reply by half of that time is published once more: a worker may have died over it,
-    /// and not every broker gives its unacknowledged requests to another. The first reply to either counts.
+    /// Where `again` allows it, a request without a reply by half of that time is published once
+    /// more: a worker may have died over it, and not every broker gives its unacknowledged requests
+    /// to another. The first reply to either counts.
     pub(super) async fn attempt(
         &self,
         id: QuestionId,
@@ -69,22 +75,32 @@ impl Mqtt {
             Some(spent) => match tokio::time::timeout(remaining / 2, waiter.reply()).await {
                 Ok(reply) => reply,
                 Err(_) => {
-                    // The broker has the first request, and the session keeps its reply for us: it may come though this one is not sent.
+                    // The broker has the first request, and the session keeps its reply for us: it
+                    // may come though this one is not sent.
                     match self.publish(id, body.clone(), remaining / 2).await {
                         Ok(()) => spent.sent(&body),
-                        Err(failure) => debug!(pool = self.pool, "not sent once more: {}", failure.detail),
+                        Err(failure) => {
+                            debug!(pool = self.pool, "not sent once more: {}", failure.detail)
+                        }
                     }
                     waiter.reply().await
                 }
             },
         };
-        let reply = reply.ok_or_else(|| Failure::useless("another request with the same id took its place"))?;
+        let reply = reply
+            .ok_or_else(|| Failure::useless("another request with the same id took its place"))?;
         if reply.payload.len() > REPLY_BYTES_MAX {
-            return Err(Failure::useless(format!("the reply is over {REPLY_BYTES_MAX} bytes")));
+            return Err(Failure::useless(format!(
+                "the reply is over {REPLY_BYTES_MAX} bytes"
+            )));
         }
         match status(&reply) {
             None | Some(200..=299) => Ok(reply.payload),
-            Some(status) => Err(Failure::status(status, property(&reply, "retry-after"), &message(&reply.payload))),
+            Some(status) => Err(Failure::status(
+                status,
+                property(&reply, "retry-after"),
+                &message(&reply.payload),
+            )),
         }
     }
 
@@ -99,10 +115,13 @@ impl Mqtt {
             content_type: Some("application/json".into()),
             ..Publication::default()
         };
-        self.link.publish(request).await.map_err(|error| match error {
-            LinkError::Down(_) => Failure::unreachable(Class::LinkDown, error.to_string()),
-            _ => Failure::unreachable(Class::Refused, error.to_string()),
-        })
+        self.link
+            .publish(request)
+            .await
+            .map_err(|error| match error {
+                LinkError::Down(_) => Failure::unreachable(Class::LinkDown, error.to_string()),
+                _ => Failure::unreachable(Class::Refused, error.to_string()),
+            })
     }
 }
 
@@ -112,7 +131,11 @@ fn status(reply: &Publication) -> Option<u16> {
 }
 
 fn property<'a>(reply: &'a Publication, name: &str) -> Option<&'a str> {
-    reply.user_properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    reply
+        .user_properties
+        .iter()
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.as_str())
 }
 
 /// Who waits for which reply.
@@ -126,7 +149,12 @@ pub(super) struct Replies {
 
 impl Replies {
     pub(super) fn new(node_id: &str) -> Self {
-        Replies { topic: reply_topic(node_id), waiting: Mutex::default(), tickets: AtomicU64::new(0), unmatched: AtomicU64::new(0) }
+        Replies {
+            topic: reply_topic(node_id),
+            waiting: Mutex::default(),
+            tickets: AtomicU64::new(0),
+            unmatched: AtomicU64::new(0),
+        }
     }
 
     /// Registers a waiter, who is forgotten when dropped.
@@ -134,13 +162,24 @@ impl Replies {
         let (sender, receiver) = oneshot::channel();
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         self.waiting().insert(id, (ticket, sender));
-        Waiter { replies: Arc::clone(self), id, ticket, receiver }
+        Waiter {
+            replies: Arc::clone(self),
+            id,
+            ticket,
+            receiver,
+        }
     }
 
-    /// Hands a reply to whoever waits for it. Wrong, late, repeated and retained replies are dropped and counted.
+    /// Hands a reply to whoever waits for it. Wrong, late, repeated and retained replies are
+    /// dropped and counted.
     pub(super) fn deliver(&self, reply: Publication) -> bool {
-        let id = reply.correlation.as_deref().and_then(|data| QuestionId::try_from(data).ok());
-        let waiter = id.filter(|_| !reply.retain).and_then(|id| self.waiting().remove(&id));
+        let id = reply
+            .correlation
+            .as_deref()
+            .and_then(|data| QuestionId::try_from(data).ok());
+        let waiter = id
+            .filter(|_| !reply.retain)
+            .and_then(|id| self.waiting().remove(&id));
         let delivered = waiter.is_some_and(|(_, sender)| sender.send(reply).is_ok());
         if !delivered {
             self.unmatched.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +192,8 @@ impl Replies {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<QuestionId, (u64, oneshot::Sender<Publication>)>> {
-        // The map is whole between any two of its operations, so a panic elsewhere has not broken it.
+        // The map is whole between any two of its operations, so a panic elsewhere has not broken
+        // it.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -177,7 +217,10 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut waiting = self.replies.waiting();
-        if waiting.get(&self.id).is_some_and(|(ticket, _)| *ticket == self.ticket) {
+        if waiting
+            .get(&self.id)
+            .is_some_and(|(ticket, _)| *ticket == self.ticket)
+        {
             waiting.remove(&self.id);
         }
     }
@@ -188,7 +231,10 @@ mod tests {
     use super::*;
 
     fn reply(correlation: &[u8]) -> Publication {
-        Publication { correlation: Some(Bytes::copy_from_slice(correlation)), ..Publication::default() }
+        Publication {
+            correlation: Some(Bytes::copy_from_slice(correlation)),
+            ..Publication::default()
+        }
     }
 
     #[tokio::test]
@@ -197,8 +243,17 @@ mod tests {
         let (one, mut two) = (replies.expect([1; 16]), replies.expect([2; 16]));
         assert!(!replies.deliver(reply(&[3; 16])), "nobody's");
         assert!(!replies.deliver(reply(&[1; 15])), "too short");
-        assert!(!replies.deliver(Publication::default()), "without correlation");
-        assert!(!replies.deliver(Publication { retain: true, ..reply(&[1; 16]) }), "retained");
+        assert!(
+            !replies.deliver(Publication::default()),
+            "without correlation"
+        );
+        assert!(
+            !replies.deliver(Publication {
+                retain: true,
+                ..reply(&[1; 16])
+            }),
+            "retained"
+        );
         assert!(replies.deliver(reply(&[2; 16])));
         assert!(!replies.deliver(reply(&[2; 16])), "a second time");
         assert_eq!(two.reply().await, Some(reply(&[2; 16])));
@@ -212,14 +267,23 @@ mod tests {
     async fn a_second_waiter_for_an_id_takes_the_place_of_the_first() {
         let replies = Arc::new(Replies::new("gate-01"));
         let (mut first, mut second) = (replies.expect([1; 16]), replies.expect([1; 16]));
-        assert_eq!(first.reply().await, None, "and leaves the second registered");
+        assert_eq!(
+            first.reply().await,
+            None,
+            "and leaves the second registered"
+        );
         assert!(replies.deliver(reply(&[1; 16])));
         assert!(second.reply().await.is_some());
     }
 
     #[test]
     fn an_unreadable_status_is_no_success() {
-        let with = |value: &str| status(&Publication { user_properties: vec![(STATUS.into(), value.into())], ..Publication::default() });
+        let with = |value: &str| {
+            status(&Publication {
+                user_properties: vec![(STATUS.into(), value.into())],
+                ..Publication::default()
+            })
+        };
         assert_eq!(with("503"), Some(503));
         assert_eq!(with("bad"), Some(500));
         assert_eq!(status(&Publication::default()), None);

@@ -1,4 +1,5 @@
-//! A question to the request body that carries it, and the reply's body to an answer. Pure; both transports share it.
+//! A question to the request body that carries it, and the reply's body to an answer. Pure; both
+//! transports share it.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,13 +8,17 @@ use firmware_config::agent::{ClosedForm, Pool};
 use serde_json::{Value, json};
 
 use super::{PoolQuestion, reading};
-use crate::openai::Completion;
+use crate::serve::openai::Completion;
 
 /// The chat-completion request that puts `question` to `pool`: picture first, then text.
 pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
     let text = match pool.closed {
         ClosedForm::Text if !question.answers.is_empty() => {
-            format!("{} Answer with one of: {}.", question.question, question.answers.join(", "))
+            format!(
+                "{} Answer with one of: {}.",
+                question.question,
+                question.answers.join(", ")
+            )
         }
         _ => question.question.clone(),
     };
@@ -35,7 +40,8 @@ pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
     Bytes::from(request.to_string())
 }
 
-/// `response_format` of a question with answers: an object with one required string property `answer`.
+/// `response_format` of a question with answers: an object with one required string property
+/// `answer`.
 fn schema(answers: &[String]) -> Value {
     json!({
         "type": "json_schema",
@@ -75,12 +81,19 @@ pub struct Said {
 pub fn said(completion: &Completion, answers: &[String]) -> Result<Said, String> {
     let content = content(completion)?;
     if answers.is_empty() && content.len() > ANSWER_BYTES_MAX {
-        return Err(format!("the answer has {} bytes, at most {ANSWER_BYTES_MAX} are taken", content.len()));
+        return Err(format!(
+            "the answer has {} bytes, at most {ANSWER_BYTES_MAX} are taken",
+            content.len()
+        ));
     }
     let Some(answer) = reading::read(content, answers) else {
         return Err(match answers {
             [] => "the reply's content is empty".to_owned(),
-            answers => format!("expected one of {}, got {:?}", answers.join(", "), start_of(content)),
+            answers => format!(
+                "expected one of {}, got {:?}",
+                answers.join(", "),
+                start_of(content)
+            ),
         });
     };
     Ok(Said {
@@ -96,7 +109,9 @@ pub fn said(completion: &Completion, answers: &[String]) -> Result<Said, String>
 /// # Errors
 /// In words, when there is none.
 pub fn content(completion: &Completion) -> Result<&str, String> {
-    let Some(choice) = completion.choices.first() else { return Err("the reply has no choices".to_owned()) };
+    let Some(choice) = completion.choices.first() else {
+        return Err("the reply has no choices".to_owned());
+    };
     match (&choice.message.content, &choice.message.refusal) {
         (Some(content), _) => Ok(content),
         (None, Some(refusal)) => Err(format!("the model refused: {:?}", start_of(refusal))),
@@ -104,10 +119,14 @@ pub fn content(completion: &Completion) -> Result<&str, String> {
     }
 }
 
-/// `routing.confidence.p`, which Egret's own workers and gateways add; other servers' log-probabilities are of JSON, not of answers.
-/// Where a gateway had asked a pool of its own, the confidence is that of the answer it gave up.
+/// `routing.confidence.p`, which Egret's own workers and gateways add; other servers'
+/// log-probabilities are of JSON, not of answers. Where a gateway had asked a pool of its own, the
+/// confidence is that of the answer it gave up.
 fn confidence(completion: &Completion) -> Option<f64> {
-    let routing = completion.routing.as_ref().filter(|routing| routing["where"] == "local")?;
+    let routing = completion
+        .routing
+        .as_ref()
+        .filter(|routing| routing["where"] == "local")?;
     let p = routing.pointer("/confidence/p")?.as_f64()?;
     (0.0..=1.0).contains(&p).then_some(p)
 }
@@ -167,7 +186,13 @@ pub(crate) mod tests {
 
     #[test]
     fn a_question_with_answers_travels_as_text_where_schemas_are_not_taken() {
-        let body = body(&PoolQuestion { jpeg: None, ..question(&["yes", "no"]) }, &pool(ClosedForm::Text));
+        let body = body(
+            &PoolQuestion {
+                jpeg: None,
+                ..question(&["yes", "no"])
+            },
+            &pool(ClosedForm::Text),
+        );
         insta::assert_snapshot!(std::str::from_utf8(&body).unwrap(), @r#"{"model":"some-vlm","messages":[{"role":"user","content":[{"type":"text","text":"Is there a person? Answer with one of: yes, no."}]}],"max_tokens":16,"temperature":0}"#);
     }
 
@@ -175,9 +200,24 @@ pub(crate) mod tests {
     fn replies_of_sparse_servers_are_read() {
         let sparse = reply(json!({"choices": [{"message": {"content": "Yes."}}]}));
         let said = said(&sparse, &question(&["yes", "no"]).answers).unwrap();
-        assert_eq!(said, Said { answer: "yes".into(), model: String::new(), confidence: None, tokens_out: None });
-        let parts = reply(json!({"choices": [{"message": {"content": [{"type": "text", "text": "{\"answer\":"}, {"text": "\"no\"}"}]}}]}));
-        assert_eq!(super::said(&parts, &question(&["yes", "no"]).answers).unwrap().answer, "no");
+        assert_eq!(
+            said,
+            Said {
+                answer: "yes".into(),
+                model: String::new(),
+                confidence: None,
+                tokens_out: None
+            }
+        );
+        let parts = reply(
+            json!({"choices": [{"message": {"content": [{"type": "text", "text": "{\"answer\":"}, {"text": "\"no\"}"}]}}]}),
+        );
+        assert_eq!(
+            super::said(&parts, &question(&["yes", "no"]).answers)
+                .unwrap()
+                .answer,
+            "no"
+        );
     }
 
     #[test]
@@ -201,14 +241,26 @@ pub(crate) mod tests {
 
     #[test]
     fn free_text_has_a_limit() {
-        let long = |bytes: usize| said(&reply(json!({"choices": [{"message": {"content": "x".repeat(bytes)}}]})), &[]);
+        let long = |bytes: usize| {
+            said(
+                &reply(json!({"choices": [{"message": {"content": "x".repeat(bytes)}}]})),
+                &[],
+            )
+        };
         assert!(long(ANSWER_BYTES_MAX).is_ok());
-        assert_eq!(long(ANSWER_BYTES_MAX + 1).unwrap_err(), "the answer has 16385 bytes, at most 16384 are taken");
+        assert_eq!(
+            long(ANSWER_BYTES_MAX + 1).unwrap_err(),
+            "the answer has 16385 bytes, at most 16384 are taken"
+        );
     }
 
     #[test]
     fn only_a_probability_is_taken_as_confidence() {
-        let with = |p: Value| confidence(&reply(json!({"choices": [], "routing": {"where": "local", "confidence": {"p": p}}})));
+        let with = |p: Value| {
+            confidence(&reply(
+                json!({"choices": [], "routing": {"where": "local", "confidence": {"p": p}}}),
+            ))
+        };
         assert_eq!(with(json!(0.75)), Some(0.75));
         assert_eq!(with(json!(1.5)), None);
         assert_eq!(with(json!("high")), None);

@@ -1,7 +1,8 @@
 //! A reply's text to one of the question's answers. Pure.
 //!
-//! The contract: by its JSON (`answer`), else by the single candidate found in it as whole words, case-folded, else no answer.
-//! Never by similarity: a reply that is not clearly one of the answers is worth less than the local answer it would replace.
+//! The contract: by its JSON (`answer`), else by the single candidate found in it as whole words,
+//! case-folded, else no answer. Never by similarity: a reply that is not clearly one of the answers
+//! is worth less than the local answer it would replace.
 
 use std::cmp::Reverse;
 
@@ -15,13 +16,18 @@ pub fn read<'a>(content: &'a str, answers: &'a [String]) -> Option<&'a str> {
 }
 
 /// As [`read`], where the JSON's property has another name.
-pub fn read_property<'a>(content: &'a str, property: &str, answers: &'a [String]) -> Option<&'a str> {
+pub fn read_property<'a>(
+    content: &'a str,
+    property: &str,
+    answers: &'a [String],
+) -> Option<&'a str> {
     let content = unfenced(said_aloud(content.trim()));
     if answers.is_empty() {
         return (!content.is_empty()).then_some(content);
     }
     match field(content, property) {
-        // What the reply calls its answer is all that counts; reasons beside it may name the other answers.
+        // What the reply calls its answer is all that counts; reasons beside it may name the other
+        // answers.
         Some(named) => choose(&named, answers),
         None => choose(content, answers),
     }
@@ -29,17 +35,25 @@ pub fn read_property<'a>(content: &'a str, property: &str, answers: &'a [String]
 
 fn choose<'a>(text: &str, answers: &'a [String]) -> Option<&'a str> {
     let folded = text.trim().to_lowercase();
-    let mut same = answers.iter().filter(|answer| answer.trim().to_lowercase() == folded);
+    let mut same = answers
+        .iter()
+        .filter(|answer| answer.trim().to_lowercase() == folded);
     match (same.next(), same.next()) {
         (Some(only), None) => return Some(only),
         // Answers that differ in case alone are told apart by case.
-        (Some(_), Some(_)) => return answers.iter().find(|answer| answer.trim() == text.trim()).map(String::as_str),
+        (Some(_), Some(_)) => {
+            return answers
+                .iter()
+                .find(|answer| answer.trim() == text.trim())
+                .map(String::as_str);
+        }
         (None, _) => {}
     }
     single_found(&words(&folded), answers)
 }
 
-/// The one answer whose words stand in `text` in a row. "not visible" is not also a "visible": a find inside a longer one is none.
+/// The one answer whose words stand in `text` in a row. "not visible" is not also a "visible": a
+/// find inside a longer one is none.
 fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
     let mut finds: Vec<(usize, usize, &String)> = Vec::new();
     for answer in answers {
@@ -49,7 +63,10 @@ fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
             continue; // an answer of signs alone is only ever matched whole
         }
         finds.extend(
-            text.windows(wanted.len()).enumerate().filter(|(_, run)| *run == wanted).map(|(at, _)| (at, at + wanted.len(), answer)),
+            text.windows(wanted.len())
+                .enumerate()
+                .filter(|(_, run)| *run == wanted)
+                .map(|(at, _)| (at, at + wanted.len(), answer)),
         );
     }
     // A longer find around another begins no later, so it comes first.
@@ -68,7 +85,8 @@ fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
     found.map(String::as_str)
 }
 
-/// Runs of letters and digits. A dot, comma or apostrophe between two of them is part of the word: "1.5" is not a "1".
+/// Runs of letters and digits. A dot, comma or apostrophe between two of them is part of the word:
+/// "1.5" is not a "1".
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut start = None;
@@ -79,7 +97,8 @@ fn words(text: &str) -> Vec<&str> {
         let joins = matches!(c, '.' | ',' | '\'' | '’')
             && before.is_some_and(char::is_alphanumeric)
             && after.is_some_and(char::is_alphanumeric)
-            && (matches!(c, '\'' | '’') || (before.is_some_and(char::is_numeric) && after.is_some_and(char::is_numeric)));
+            && (matches!(c, '\'' | '’')
+                || (before.is_some_and(char::is_numeric) && after.is_some_and(char::is_numeric)));
         if c.is_alphanumeric() || joins {
             start.get_or_insert(at);
         } else if let Some(from) = start.take() {
@@ -103,7 +122,8 @@ fn field(content: &str, property: &str) -> Option<String> {
     }
 }
 
-/// What stands behind a model's thoughts, for servers that leave them in the answer; nothing where they were cut off.
+/// What stands behind a model's thoughts, for servers that leave them in the answer; nothing where
+/// they were cut off.
 fn said_aloud(content: &str) -> &str {
     match content.rsplit_once("</think>") {
         // JSON from its beginning has no thoughts before it.
@@ -114,9 +134,12 @@ fn said_aloud(content: &str) -> &str {
     }
 }
 
-/// The inside of a reply that is one Markdown code block, as models that were asked for JSON like to write.
+/// The inside of a reply that is one Markdown code block, as models that were asked for JSON like
+/// to write.
 fn unfenced(content: &str) -> &str {
-    let inside = content.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
+    let inside = content
+        .strip_prefix("```")
+        .and_then(|rest| rest.strip_suffix("```"));
     match inside.and_then(|inside| inside.split_once('\n')) {
         Some((language, block)) if !language.contains(char::is_whitespace) => block.trim(),
         _ => content,
@@ -133,7 +156,10 @@ mod tests {
     use crate::pool::REPLY_BYTES_MAX;
 
     fn answers(text: &str) -> Vec<String> {
-        text.split('|').filter(|answer| !answer.is_empty()).map(str::to_owned).collect()
+        text.split('|')
+            .filter(|answer| !answer.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 
     #[test]
@@ -143,10 +169,22 @@ mod tests {
             answers: &'static str,
             read: Option<&'static str>,
         }
-        let case = |content, answers, read| Case { content, answers, read };
-        for Case { content, answers: given, read: expected } in [
+        let case = |content, answers, read| Case {
+            content,
+            answers,
+            read,
+        };
+        for Case {
+            content,
+            answers: given,
+            read: expected,
+        } in [
             case(r#"{"answer":"yes"}"#, "yes|no", Some("yes")),
-            case(r#" {"answer": " Yes. ", "reason": "no doubt"} "#, "yes|no", Some("yes")),
+            case(
+                r#" {"answer": " Yes. ", "reason": "no doubt"} "#,
+                "yes|no",
+                Some("yes"),
+            ),
             case(r#"{"answer":"maybe","reason":"yes"}"#, "yes|no", None),
             case(r#"{"answer":3}"#, "1|2|3", Some("3")),
             case(r#"{"answer":true}"#, "true|false", Some("true")),
@@ -154,7 +192,11 @@ mod tests {
             case(r#"{"answer":"yes""#, "yes|no", Some("yes")),
             case("```json\n{\"answer\": \"no\"}\n```", "yes|no", Some("no")),
             case("Yes", "yes|no", Some("yes")),
-            case("<think>no, or yes</think>\n{\"answer\":\"yes\"}", "yes|no", Some("yes")),
+            case(
+                "<think>no, or yes</think>\n{\"answer\":\"yes\"}",
+                "yes|no",
+                Some("yes"),
+            ),
             case("<think>it is not yes", "yes|no", None),
             case("<think>a dog?</think> a cat", "", Some("a cat")),
             case("Yes, there is a person.", "yes|no", Some("yes")),
@@ -162,8 +204,16 @@ mod tests {
             case("I see nothing", "yes|no", None),
             case("nobody", "yes|no", None),
             case("", "yes|no", None),
-            case("the lamp is not visible", "visible|not visible", Some("not visible")),
-            case("visible here, not visible there", "visible|not visible", None),
+            case(
+                "the lamp is not visible",
+                "visible|not visible",
+                Some("not visible"),
+            ),
+            case(
+                "visible here, not visible there",
+                "visible|not visible",
+                None,
+            ),
             case("There are 10 cars", "1|10", Some("10")),
             case("about 1.5", "1|5", None),
             case("1.", "1|5", Some("1")),
@@ -185,7 +235,10 @@ mod tests {
     #[test]
     fn a_megabyte_of_one_answer_is_read_at_once() {
         let begun = std::time::Instant::now();
-        assert_eq!(read(&"yes ".repeat(REPLY_BYTES_MAX / 4), &answers("yes|no")), Some("yes"));
+        assert_eq!(
+            read(&"yes ".repeat(REPLY_BYTES_MAX / 4), &answers("yes|no")),
+            Some("yes")
+        );
         assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
     }
 

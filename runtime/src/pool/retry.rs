@@ -9,7 +9,8 @@ pub struct Failure {
     pub class: Class,
     /// What happened, in words.
     pub detail: String,
-    /// Whether the pool may charge for it all the same: it may have answered, and the answer was lost.
+    /// Whether the pool may charge for it all the same: it may have answered, and the answer was
+    /// lost.
     pub charged: bool,
     /// Whether the request got as far as the pool.
     pub reached: bool,
@@ -23,7 +24,8 @@ const NAMES_OF_SCHEMAS: [&str; 2] = ["response_format", "schema"];
 pub enum Class {
     /// Our own way to it is gone: says nothing about the pool.
     LinkDown,
-    /// The pool is not well, and may be later; `wait` is what it asked for. Counts towards the breaker.
+    /// The pool is not well, and may be later; `wait` is what it asked for. Counts towards the
+    /// breaker.
     Unwell {
         /// `Retry-After`.
         wait: Option<Duration>,
@@ -35,31 +37,61 @@ pub enum Class {
 impl Failure {
     /// No connection: the pool never saw the request.
     pub fn unreachable(class: Class, detail: impl Into<String>) -> Self {
-        Failure { class, detail: detail.into(), charged: false, reached: false }
+        Failure {
+            class,
+            detail: detail.into(),
+            charged: false,
+            reached: false,
+        }
     }
 
     /// The connection broke, or the reply was cut short.
     pub fn unwell(detail: impl Into<String>) -> Self {
-        Failure { class: Class::Unwell { wait: None }, detail: detail.into(), charged: true, reached: true }
+        Failure {
+            class: Class::Unwell { wait: None },
+            detail: detail.into(),
+            charged: true,
+            reached: true,
+        }
     }
 
     /// A reply of no use, to a request that must not be sent again.
     pub fn useless(detail: impl Into<String>) -> Self {
-        Failure { class: Class::Refused, detail: detail.into(), charged: true, reached: true }
+        Failure {
+            class: Class::Refused,
+            detail: detail.into(),
+            charged: true,
+            reached: true,
+        }
     }
 
-    /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is not. A server that takes no
-    /// schemas says so with 400 or 422, and there is a cure.
+    /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is
+    /// not. A server that takes no schemas says so with 400 or 422, and there is a cure.
     pub fn status(status: u16, retry_after: Option<&str>, message: &str) -> Self {
         let class = match status {
-            408 | 429 | 500..=599 => Class::Unwell { wait: retry_after.and_then(seconds) },
+            408 | 429 | 500..=599 => Class::Unwell {
+                wait: retry_after.and_then(seconds),
+            },
             _ => Class::Refused,
         };
-        let mut detail = if message.is_empty() { format!("status {status}") } else { format!("status {status}: {message}") };
-        if matches!(status, 400 | 422) && NAMES_OF_SCHEMAS.iter().any(|name| message.to_ascii_lowercase().contains(name)) {
+        let mut detail = if message.is_empty() {
+            format!("status {status}")
+        } else {
+            format!("status {status}: {message}")
+        };
+        if matches!(status, 400 | 422)
+            && NAMES_OF_SCHEMAS
+                .iter()
+                .any(|name| message.to_ascii_lowercase().contains(name))
+        {
             detail.push_str("; set closed = \"text\" on this pool");
         }
-        Failure { class, detail, charged: false, reached: true }
+        Failure {
+            class,
+            detail,
+            charged: false,
+            reached: true,
+        }
     }
 }
 
@@ -70,10 +102,19 @@ fn seconds(retry_after: &str) -> Option<Duration> {
 
 /// How long to wait for the next attempt; `None` when there is to be none.
 ///
-/// `made` attempts of `allowed` are done, `remaining` is left until the deadline, `backoff` is the wait if the pool asked for none.
-/// A wait that does not end before the deadline is not begun: the local answer stands that much sooner.
-pub fn next_wait(class: Class, made: u32, allowed: u32, remaining: Duration, backoff: Duration) -> Option<Duration> {
-    let Class::Unwell { wait } = class else { return None };
+/// `made` attempts of `allowed` are done, `remaining` is left until the deadline, `backoff` is the
+/// wait if the pool asked for none. A wait that does not end before the deadline is not begun: the
+/// local answer stands that much sooner.
+pub fn next_wait(
+    class: Class,
+    made: u32,
+    allowed: u32,
+    remaining: Duration,
+    backoff: Duration,
+) -> Option<Duration> {
+    let Class::Unwell { wait } = class else {
+        return None;
+    };
     let wait = wait.unwrap_or(backoff);
     (made < allowed && wait < remaining).then_some(wait)
 }
@@ -96,15 +137,31 @@ mod tests {
             (413, None, Class::Refused),
             (422, Some("1"), Class::Refused),
             (429, None, again),
-            (429, Some("7"), Class::Unwell { wait: Some(Duration::from_secs(7)) }),
+            (
+                429,
+                Some("7"),
+                Class::Unwell {
+                    wait: Some(Duration::from_secs(7)),
+                },
+            ),
             (429, Some("Wed, 21 Oct 2015 07:28:00 GMT"), again),
             (500, None, again),
             (502, None, again),
-            (503, Some("0"), Class::Unwell { wait: Some(Duration::ZERO) }),
+            (
+                503,
+                Some("0"),
+                Class::Unwell {
+                    wait: Some(Duration::ZERO),
+                },
+            ),
             (504, Some("-3"), again),
             (307, None, Class::Refused),
         ] {
-            assert_eq!(Failure::status(status, retry_after, "").class, class, "{status} {retry_after:?}");
+            assert_eq!(
+                Failure::status(status, retry_after, "").class,
+                class,
+                "{status} {retry_after:?}"
+            );
         }
     }
 
@@ -113,10 +170,26 @@ mod tests {
         for (status, message, detail) in [
             (400, "", "status 400"),
             (400, "messages is empty", "status 400: messages is empty"),
-            (400, "unknown field `response_format`", "status 400: unknown field `response_format`; set closed = \"text\" on this pool"),
-            (422, "json_schema: not here", "status 422: json_schema: not here; set closed = \"text\" on this pool"),
-            (400, "Schema unsupported", "status 400: Schema unsupported; set closed = \"text\" on this pool"),
-            (500, "the schema broke us", "status 500: the schema broke us"),
+            (
+                400,
+                "unknown field `response_format`",
+                "status 400: unknown field `response_format`; set closed = \"text\" on this pool",
+            ),
+            (
+                422,
+                "json_schema: not here",
+                "status 422: json_schema: not here; set closed = \"text\" on this pool",
+            ),
+            (
+                400,
+                "Schema unsupported",
+                "status 400: Schema unsupported; set closed = \"text\" on this pool",
+            ),
+            (
+                500,
+                "the schema broke us",
+                "status 500: the schema broke us",
+            ),
         ] {
             assert_eq!(Failure::status(status, None, message).detail, detail);
         }

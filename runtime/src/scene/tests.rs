@@ -1,4 +1,5 @@
-//! A scene with a scripted model, real pools that nobody answers for, and its posts read like a subscriber would.
+//! A scene with a scripted model, real pools that nobody answers for, and its posts read like a
+//! subscriber would.
 
 use std::net::TcpListener;
 
@@ -6,10 +7,10 @@ use firmware_config::agent::AgentConfig;
 use jiff::Timestamp;
 
 use super::*;
-use crate::event::Draft;
+use crate::deliver::event::Draft;
+use crate::deliver::mqtt::{Link, LinkOptions};
 use crate::infer::tests::Scripted;
-use crate::mqtt::{Link, LinkOptions};
-use crate::record::Log;
+use crate::observe::Log;
 
 const CAMERA: &str = r#"
 [node]
@@ -33,15 +34,22 @@ struct Rig {
     posted: mpsc::Receiver<Post>,
     frames: (handoff::Sender<Sighting>, handoff::Receiver<Sighting>),
     status: (watch::Sender<CameraStatus>, watch::Receiver<CameraStatus>),
-    deadline: (watch::Sender<Option<Instant>>, watch::Receiver<Option<Instant>>),
+    deadline: (
+        watch::Sender<Option<Instant>>,
+        watch::Receiver<Option<Instant>>,
+    ),
     in_force: InForce,
 }
 
 impl Rig {
     /// A scene whose model says `yes` with the probability `p`, and the rest of its configuration.
     fn new(p: f64, rest: &str) -> Rig {
-        let config = AgentConfig::parse(&format!("{CAMERA}{rest}"), "egret.toml").expect("a configuration");
-        let link = config.mqtt.clone().map(|mqtt| Link::open(LinkOptions::new(mqtt, "scene")).0);
+        let config =
+            AgentConfig::parse(&format!("{CAMERA}{rest}"), "egret.toml").expect("a configuration");
+        let link = config
+            .mqtt
+            .clone()
+            .map(|mqtt| Link::open(LinkOptions::new(mqtt, "scene")).0);
         let pools = Pools::new(&config.pools, link, &config.node.id).expect("pools");
         let (model, inference) = crate::infer::channel(Scripted::new(move |_| ("yes".into(), p)));
         std::thread::spawn(move || inference.run());
@@ -57,7 +65,10 @@ impl Rig {
             metrics: Arc::default(),
             watcher: Arc::new(Log),
         };
-        let online = CameraStatus { state: CameraState::Online, ..CameraStatus::opening() };
+        let online = CameraStatus {
+            state: CameraState::Online,
+            ..CameraStatus::opening()
+        };
         Rig {
             scene: Scene::new(&config.cameras[0], around),
             posted,
@@ -68,12 +79,24 @@ impl Rig {
         }
     }
 
-    /// Runs the scene on one frame to its end, while `meanwhile` may do things to it; then everything that was posted, a line each.
+    /// Runs the scene on one frame to its end, while `meanwhile` may do things to it; then
+    /// everything that was posted, a line each.
     async fn told(self, meanwhile: impl AsyncFnOnce(&Outside)) -> String {
-        let Rig { scene, mut posted, frames: (sender, frames), status, deadline, in_force } = self;
+        let Rig {
+            scene,
+            mut posted,
+            frames: (sender, frames),
+            status,
+            deadline,
+            in_force,
+        } = self;
         let running = tokio::spawn(scene.run(frames, status.1, deadline.1));
         sender.hand_over(sighting());
-        let outside = Outside { status: status.0, deadline: deadline.0, in_force };
+        let outside = Outside {
+            status: status.0,
+            deadline: deadline.0,
+            in_force,
+        };
         meanwhile(&outside).await;
         drop(sender);
         running.await.expect("the scene ends");
@@ -94,18 +117,45 @@ struct Outside {
 
 fn sighting() -> Sighting {
     let picture = Picture::from_rgb(1, 1, vec![0; 3]).expect("one pixel");
-    Sighting { number: 1, time: Timestamp::UNIX_EPOCH, name: None, picture, jpeg: Bytes::from_static(b"\xff\xd8"), sha256: "f1".into() }
+    Sighting {
+        number: 1,
+        time: Timestamp::UNIX_EPOCH,
+        name: None,
+        picture,
+        jpeg: Bytes::from_static(b"\xff\xd8"),
+        sha256: "f1".into(),
+    }
 }
 
 /// Events, and states that are not known any more.
 fn line(post: Post) -> Option<String> {
     match post {
         Post::Event { draft, .. } => {
-            let Draft { step, settled, state, escalation, .. } = *draft;
-            let reasons: Vec<_> = escalation.reasons.iter().map(|reason| reason.as_str()).collect();
-            Some(format!("{step:?} {} {} {:?} {}", settled.text, state.as_str(), escalation.outcome, reasons.join("+")))
+            let Draft {
+                step,
+                settled,
+                state,
+                escalation,
+                ..
+            } = *draft;
+            let reasons: Vec<_> = escalation
+                .reasons
+                .iter()
+                .map(|reason| reason.as_str())
+                .collect();
+            Some(format!(
+                "{step:?} {} {} {:?} {}",
+                settled.text,
+                state.as_str(),
+                escalation.outcome,
+                reasons.join("+")
+            ))
         }
-        Post::Standing { topic, payload, kind: Kind::Word } => Some(format!("{topic} {}", String::from_utf8_lossy(&payload))),
+        Post::Standing {
+            topic,
+            payload,
+            kind: Kind::Word,
+        } => Some(format!("{topic} {}", String::from_utf8_lossy(&payload))),
         Post::Standing { .. } => None,
     }
 }
@@ -114,7 +164,9 @@ fn line(post: Post) -> Option<String> {
 fn silent_pool() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}/v1", listener.local_addr().expect("bound"));
-    let pool = format!("[[pool]]\nid = \"big\"\nurl = \"{url}\"\nmodel = \"m\"\ndeadline = \"60s\"\nusd-per-call = 0.01\n");
+    let pool = format!(
+        "[[pool]]\nid = \"big\"\nurl = \"{url}\"\nmodel = \"m\"\ndeadline = \"60s\"\nusd-per-call = 0.01\n"
+    );
     (listener, pool)
 }
 
@@ -125,15 +177,34 @@ async fn what_is_in_the_way_of_an_escalation_is_its_first_reason() {
     for (reason, rest) in [
         ("NO_CAPABLE_MODEL", String::new()),
         ("NO_CAPABLE_MODEL", format!("{pool}images = false\n")),
-        ("LINK_DOWN", format!("{broker}[[pool]]\nid = \"big\"\nmqtt = true\nmodel = \"m\"\n")),
-        ("BUDGET_CALLS", format!("{pool}[policy]\ncalls-per-minute = 0\n")),
-        ("BUDGET_BYTES", format!("{pool}[policy]\nbytes-per-minute = \"1B\"\n")),
-        ("BUDGET_USD", format!("{pool}[policy]\nusd-per-day = 0.001\n")),
-        ("KILL_SWITCH", format!("{pool}[policy]\nkill-switch = \"local-only\"\n")),
+        (
+            "LINK_DOWN",
+            format!("{broker}[[pool]]\nid = \"big\"\nmqtt = true\nmodel = \"m\"\n"),
+        ),
+        (
+            "BUDGET_CALLS",
+            format!("{pool}[policy]\ncalls-per-minute = 0\n"),
+        ),
+        (
+            "BUDGET_BYTES",
+            format!("{pool}[policy]\nbytes-per-minute = \"1B\"\n"),
+        ),
+        (
+            "BUDGET_USD",
+            format!("{pool}[policy]\nusd-per-day = 0.001\n"),
+        ),
+        (
+            "KILL_SWITCH",
+            format!("{pool}[policy]\nkill-switch = \"local-only\"\n"),
+        ),
     ] {
         let told = Rig::new(0.6, &rest).told(async |_| ()).await;
         let escalation = format!("Denied {reason}+LOW_CONFIDENCE");
-        assert_eq!(told, format!("New yes ON {escalation}\nEnd yes ON {escalation}"), "{rest}");
+        assert_eq!(
+            told,
+            format!("New yes ON {escalation}\nEnd yes ON {escalation}"),
+            "{rest}"
+        );
     }
 }
 
@@ -141,8 +212,13 @@ async fn what_is_in_the_way_of_an_escalation_is_its_first_reason() {
 async fn the_default_pool_is_the_first_that_takes_pictures() {
     let (listener, pool) = silent_pool();
     let blind = pool.replace("\"big\"", "\"blind\"") + "images = false\n";
-    let told = Rig::new(0.6, &format!("{blind}{pool}")).told(async |outside| stop_once_asked(outside, listener).await).await;
-    assert!(told.starts_with("New yes ON Pending LOW_CONFIDENCE"), "{told}");
+    let told = Rig::new(0.6, &format!("{blind}{pool}"))
+        .told(async |outside| stop_once_asked(outside, listener).await)
+        .await;
+    assert!(
+        told.starts_with("New yes ON Pending LOW_CONFIDENCE"),
+        "{told}"
+    );
 }
 
 /// Lets the scene's time run out as soon as the pool has been connected to.
@@ -160,9 +236,14 @@ async fn a_sure_answer_is_kept_without_a_pool_in_sight() {
 #[tokio::test]
 async fn a_call_cut_short_by_the_end_of_the_agent_has_an_outcome() {
     let (listener, pool) = silent_pool();
-    let told = Rig::new(0.6, &pool).told(async |outside| stop_once_asked(outside, listener).await).await;
+    let told = Rig::new(0.6, &pool)
+        .told(async |outside| stop_once_asked(outside, listener).await)
+        .await;
     let expired = "yes ON Expired DEADLINE+LOW_CONFIDENCE";
-    assert_eq!(told, format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {expired}\nEnd {expired}"));
+    assert_eq!(
+        told,
+        format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {expired}\nEnd {expired}")
+    );
 }
 
 #[tokio::test]
@@ -171,17 +252,27 @@ async fn the_kill_switch_ends_a_call_under_way() {
     let told = Rig::new(0.6, &pool).told(async |outside| {
         // Its connection is there, so the question is on its way.
         let _ = tokio::task::spawn_blocking(move || listener.accept()).await;
-        outside.in_force.set_kill_switch(agent::KillSwitch::LocalOnly);
+        outside
+            .in_force
+            .set_kill_switch(agent::KillSwitch::LocalOnly);
     });
     let denied = "yes ON Denied KILL_SWITCH+LOW_CONFIDENCE";
-    assert_eq!(told.await, format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {denied}\nEnd {denied}"));
+    assert_eq!(
+        told.await,
+        format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {denied}\nEnd {denied}")
+    );
 }
 
 #[tokio::test]
 async fn nothing_stays_open_behind_a_camera_that_went() {
     let told = Rig::new(0.95, "").told(async |outside| {
         // Before the frame's answer is there: the model's thread was not even asked.
-        outside.status.send_modify(|status| (status.state, status.losses) = (CameraState::Stalled, 1));
+        outside
+            .status
+            .send_modify(|status| (status.state, status.losses) = (CameraState::Stalled, 1));
     });
-    assert_eq!(told.await, "New yes ON None CONFIDENT\nEnd yes ON None CONFIDENT\negret/gate-01/cam/yard/rule/person/state unknown");
+    assert_eq!(
+        told.await,
+        "New yes ON None CONFIDENT\nEnd yes ON None CONFIDENT\negret/gate-01/cam/yard/rule/person/state unknown"
+    );
 }

@@ -15,37 +15,62 @@ const WEIGHTS: &str = "model.safetensors";
 struct Hub {
     bench: Bench,
     server: HubServer,
-    /// Seconds of silence that are waited out: few where silence is the fault, and more than a busy machine takes where it is not.
+    /// Seconds of silence that are waited out: few where silence is the fault, and more than a busy
+    /// machine takes where it is not.
     timeout: &'static str,
 }
 
 impl Hub {
-    fn new(synthetic: Synthetic, token: Option<&'static str>, fault: Option<(&'static str, Fault)>) -> Self {
+    fn new(
+        synthetic: Synthetic,
+        token: Option<&'static str>,
+        fault: Option<(&'static str, Fault)>,
+    ) -> Self {
         let bench = Bench::new();
         // Not called as the model is, so a name can only come from the id.
         let source = bench.checkpoint("other", synthetic);
-        let timeout = if matches!(fault, Some((_, Fault::Hang | Fault::Stall))) { "1" } else { "60" };
+        let timeout = if matches!(fault, Some((_, Fault::Hang | Fault::Stall))) {
+            "1"
+        } else {
+            "60"
+        };
         let server = HubServer::start(&source, token, fault);
-        Hub { bench, server, timeout }
+        Hub {
+            bench,
+            server,
+            timeout,
+        }
     }
 
     fn run(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
-        let own = [("HF_ENDPOINT", self.server.endpoint.as_str()), ("HF_HUB_DOWNLOAD_TIMEOUT", self.timeout)];
+        let own = [
+            ("HF_ENDPOINT", self.server.endpoint.as_str()),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", self.timeout),
+        ];
         let mut ran = self.bench.run_with(args, &[&own, variables].concat());
-        ran.stderr = ran.stderr.replace(&self.server.endpoint, "HUB").replace(&self.server.files, "FILES");
+        ran.stderr = ran
+            .stderr
+            .replace(&self.server.endpoint, "HUB")
+            .replace(&self.server.files, "FILES");
         ran
     }
 
     fn snapshot(&self) -> PathBuf {
-        self.bench.path(&format!("cache/models--tester--tiny/snapshots/{COMMIT}"))
+        self.bench
+            .path(&format!("cache/models--tester--tiny/snapshots/{COMMIT}"))
     }
 
-    /// What an export says that cannot fetch its source; all it may leave are whole files of the cache.
+    /// What an export says that cannot fetch its source; all it may leave are whole files of the
+    /// cache.
     #[track_caller]
     fn refusal(&self, code: i32) -> String {
         let said = self.run(&["export", ID, "bundle"], &[]).refused(code);
         let left = self.bench.left();
-        assert!(!self.bench.path("bundle").exists() && !left.iter().any(|file| file.ends_with("incomplete")), "{left:?}");
+        assert!(
+            !self.bench.path("bundle").exists()
+                && !left.iter().any(|file| file.ends_with("incomplete")),
+            "{left:?}"
+        );
         assert!(!self.snapshot().join(WEIGHTS).exists());
         said
     }
@@ -57,21 +82,52 @@ fn an_export_by_id_is_that_of_the_folder() {
     fs::rename(hub.bench.path("other"), hub.bench.path("tiny")).unwrap();
     let server = HubServer::start(&hub.bench.path("tiny"), None, None);
     let at = [("HF_ENDPOINT", server.endpoint.as_str())];
-    hub.bench.run(&["export", "tiny", "by-folder", "--precision", "fp16"]).done();
-    hub.run(&["export", ID, "by-id", "--precision", "fp16"], &at).done();
-    assert!(files(&hub.bench.path("by-folder")) == files(&hub.bench.path("by-id")), "byte for byte, the report as well");
+    hub.bench
+        .run(&["export", "tiny", "by-folder", "--precision", "fp16"])
+        .done();
+    hub.run(&["export", ID, "by-id", "--precision", "fp16"], &at)
+        .done();
+    assert!(
+        files(&hub.bench.path("by-folder")) == files(&hub.bench.path("by-id")),
+        "byte for byte, the report as well"
+    );
 
     // What was fetched is the checkpoint, and all of it is used again.
     let asked = server.asked();
     assert_eq!(
         asked,
-        ["config.json", "tokenizer.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", WEIGHTS]
+        [
+            "config.json",
+            "tokenizer.json",
+            "generation_config.json",
+            "preprocessor_config.json",
+            "processor_config.json",
+            WEIGHTS
+        ]
     );
     assert!(files(&hub.snapshot()) == files(&hub.bench.path("tiny")));
-    let ran = hub.run(&["verify", "by-id", "--reference", ID, "--revision", "refs/pr/1", "--json"], &at).done();
+    let ran = hub
+        .run(
+            &[
+                "verify",
+                "by-id",
+                "--reference",
+                ID,
+                "--revision",
+                "refs/pr/1",
+                "--json",
+            ],
+            &at,
+        )
+        .done();
     assert_eq!(ran.json()["verdict"], "pass");
-    let ran = hub.run(&["inspect", ID, "--revision", COMMIT, "--json"], &at).done();
-    assert_eq!((&ran.json()["kind"], &ran.json()["name"]), (&json!("checkpoint"), &json!("tiny")));
+    let ran = hub
+        .run(&["inspect", ID, "--revision", COMMIT, "--json"], &at)
+        .done();
+    assert_eq!(
+        (&ran.json()["kind"], &ran.json()["name"]),
+        (&json!("checkpoint"), &json!("tiny"))
+    );
     assert_eq!(server.asked(), asked);
 }
 
@@ -80,7 +136,12 @@ fn shards_are_fetched_as_the_index_lists_them() {
     let hub = Hub::new(Synthetic::micro().shards(3), None, None);
     let ran = hub.run(&["inspect", ID], &[("RUST_LOG", "info")]).done();
     assert_eq!(ran.stdout.lines().next(), Some("checkpoint tiny (smolvlm)"));
-    let fetched: Vec<&str> = ran.stderr.lines().filter_map(|line| line.split_once("fetching ")).map(|(_, what)| what).collect();
+    let fetched: Vec<&str> = ran
+        .stderr
+        .lines()
+        .filter_map(|line| line.split_once("fetching "))
+        .map(|(_, what)| what)
+        .collect();
     insta::assert_snapshot!(fetched.join("\n"), @r"
     tester/tiny at 7f1ad0c4e2b8: config.json
     tester/tiny at 7f1ad0c4e2b8: tokenizer.json, 0.1 MB
@@ -99,7 +160,8 @@ fn a_token_is_shown_to_the_hub_and_to_nobody_else() {
     let hub = Hub::new(Synthetic::micro(), Some("hf_secret"), None);
     insta::assert_snapshot!(hub.refusal(64), @"egret-export: tester/tiny: no such folder here, and HUB answers 401: it has no model of that name, or a private or gated one; mind the spelling, or set HF_TOKEN to the token of somebody who may read it");
     insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_TOKEN", "hf_wrong")]).refused(64), @"egret-export: tester/tiny: no such folder here, and HUB answers 401: it has no model of that name, or a private or gated one; mind the spelling, or let the owner of HF_TOKEN ask for access");
-    hub.run(&["inspect", ID], &[("HF_TOKEN", "hf_secret")]).done();
+    hub.run(&["inspect", ID], &[("HF_TOKEN", "hf_secret")])
+        .done();
     assert!(!hub.server.leaked());
 }
 
@@ -111,7 +173,10 @@ fn what_the_hub_does_not_have_is_told() {
     insta::assert_snapshot!(told(&["export", ID, "bundle", "--revision", "v9"]), @r#"egret-export: tester/tiny: no such folder here, and no model of that name with a revision "v9" on HUB; mind the spelling, or give --revision"#);
     fs::remove_file(hub.bench.path("other/tokenizer.json")).unwrap();
     insta::assert_snapshot!(told(&["export", ID, "bundle"]), @"egret-export: tester/tiny at main: has no tokenizer.json, expected a checkpoint as save_pretrained writes it, with safetensors; mind --revision");
-    assert!(!hub.bench.path("cache/models--tester--tiny").exists(), "nothing is fetched of a model that is no checkpoint");
+    assert!(
+        !hub.bench.path("cache/models--tester--tiny").exists(),
+        "nothing is fetched of a model that is no checkpoint"
+    );
 }
 
 #[test]
@@ -119,12 +184,18 @@ fn a_shard_that_is_not_there_is_told_before_the_others_are_fetched() {
     let hub = Hub::new(Synthetic::micro().shards(2), None, None);
     fs::remove_file(hub.bench.path("other/model-00002-of-00002.safetensors")).unwrap();
     insta::assert_snapshot!(hub.refusal(64), @"egret-export: tester/tiny at main: has no model-00002-of-00002.safetensors, expected a checkpoint as save_pretrained writes it, with safetensors; mind --revision");
-    edit(&hub.bench.path("other/model.safetensors.index.json"), |index| {
-        index["weight_map"]["lm_head.weight"] = json!("../../x.safetensors")
-    });
+    edit(
+        &hub.bench.path("other/model.safetensors.index.json"),
+        |index| index["weight_map"]["lm_head.weight"] = json!("../../x.safetensors"),
+    );
     fs::remove_dir_all(hub.bench.path("cache")).unwrap();
     insta::assert_snapshot!(hub.refusal(64), @r#"egret-export: …/cache/models--tester--tiny/snapshots/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors.index.json: shard "../../x.safetensors" is outside the checkpoint folder; shards lie beside their index"#);
-    assert!(!hub.server.asked().iter().any(|file| file.ends_with(".safetensors")));
+    assert!(
+        !hub.server
+            .asked()
+            .iter()
+            .any(|file| file.ends_with(".safetensors"))
+    );
 }
 
 #[test]
@@ -138,9 +209,20 @@ fn a_folder_wins_over_an_id() {
 
 #[test]
 fn what_passes_is_waited_for() {
-    let hub = Hub::new(Synthetic::micro(), None, Some((WEIGHTS, Fault::Status(503, 2))));
+    let hub = Hub::new(
+        Synthetic::micro(),
+        None,
+        Some((WEIGHTS, Fault::Status(503, 2))),
+    );
     hub.run(&["inspect", ID], &[]).done();
-    assert_eq!(hub.server.asked().iter().filter(|file| *file == WEIGHTS).count(), 3);
+    assert_eq!(
+        hub.server
+            .asked()
+            .iter()
+            .filter(|file| *file == WEIGHTS)
+            .count(),
+        3
+    );
 }
 
 #[test]
@@ -148,7 +230,8 @@ fn what_stays_wrong_is_told_and_leaves_no_half_file() {
     let refusal = |fault| Hub::new(Synthetic::micro(), None, Some((WEIGHTS, fault))).refusal(74);
     insta::assert_snapshot!(unhashed(&refusal(Fault::Damaged)), @"egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: sha256 is SHA256, expected SHA256; it was damaged or replaced on its way: try again, or without a mirror");
     std::thread::scope(|scope| {
-        let faults = [Fault::Status(500, 9), Fault::Cut, Fault::Hang, Fault::Stall].map(|fault| scope.spawn(move || refusal(fault)));
+        let faults = [Fault::Status(500, 9), Fault::Cut, Fault::Hang, Fault::Stall]
+            .map(|fault| scope.spawn(move || refusal(fault)));
         let said = faults.map(|fault| fault.join().unwrap()).join("\n");
         insta::assert_snapshot!(said, @r"
         egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: answers 500; try again later, or set HF_ENDPOINT to another hub
@@ -165,7 +248,9 @@ fn a_hub_that_is_not_there_or_is_none_is_told() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", nobody.local_addr().unwrap());
     drop(nobody);
-    let said = hub.run(&["inspect", ID], &[("HF_ENDPOINT", &endpoint)]).refused(74);
+    let said = hub
+        .run(&["inspect", ID], &[("HF_ENDPOINT", &endpoint)])
+        .refused(74);
     insta::assert_snapshot!(said.replace(&endpoint, "NOBODY"), @"egret-export: NOBODY/api/models/tester/tiny/revision/main: cannot connect: Connection refused (os error 111); see whether this box reaches it (HF_ENDPOINT, HTTPS_PROXY), and try again");
     insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_ENDPOINT", "hub.example")]).refused(64), @r#"egret-export: HF_ENDPOINT is "hub.example", expected a URL such as https://huggingface.co"#);
     fs::write(hub.bench.path("file"), "").unwrap();

@@ -1,7 +1,8 @@
-//! The model on ONNX Runtime, loaded from a shared library at run time. The only file that names `ort`.
+//! The model on ONNX Runtime, loaded from a shared library at run time. The only file that names
+//! `ort`.
 //!
-//! Graph optimisation stays at its highest level: on the graphs of a bundle (no DequantizeLinear feeding a MatMul in fp32 and
-//! fp16) its rewrites keep f32 arithmetic.
+//! Graph optimisation stays at its highest level: on the graphs of a bundle (no DequantizeLinear
+//! feeding a MatMul in fp32 and fp16) its rewrites keep f32 arithmetic.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,11 @@ type Present = Vec<DynValue>;
 
 impl OrtModel {
     /// Loads the bundle's graphs with the library at `library`, an absolute path of a file.
-    pub(super) fn load(bundle: &Bundle, library: &Path, threads: Option<usize>) -> Result<Self, BackendError> {
+    pub(super) fn load(
+        bundle: &Bundle,
+        library: &Path,
+        threads: Option<usize>,
+    ) -> Result<Self, BackendError> {
         let environment = environment(library)?;
         let manifest = bundle.manifest();
         let sizes = Sizes::new(manifest);
@@ -47,7 +52,8 @@ impl OrtModel {
         };
         Ok(OrtModel {
             sizes,
-            // A tile's activations are some 100 MB, all of one size: without the arena they go back to the system after each tile.
+            // A tile's activations are some 100 MB, all of one size: without the arena they go back
+            // to the system after each tile.
             vision_encoder: session(&manifest.graphs.vision_encoder, false)?,
             embed_tokens: session(&manifest.graphs.embed_tokens, true)?,
             decoder: session(&manifest.graphs.decoder_model_merged, true)?,
@@ -61,40 +67,82 @@ impl OrtModel {
     fn empty_past(&self) -> ort::Result<Present> {
         let shape = [1, self.sizes.kv_heads, 0, self.sizes.head_dim];
         let allocator = Allocator::default();
-        self.past_names.iter().map(|_| Ok(Tensor::<f32>::new(&allocator, shape)?.into_dyn())).collect()
+        self.past_names
+            .iter()
+            .map(|_| Ok(Tensor::<f32>::new(&allocator, shape)?.into_dyn()))
+            .collect()
     }
 }
 
 impl Model for OrtModel {
     fn encode(&mut self, pixel_values: &[f32], frames: usize) -> Result<Vec<f32>, ModelError> {
-        let Sizes { tile, tokens_per_tile, hidden, .. } = self.sizes;
-        expect_shape("vision_encoder", "pixel_values", &[frames * self.sizes.tile_values()], &[pixel_values.len()])?;
+        let Sizes {
+            tile,
+            tokens_per_tile,
+            hidden,
+            ..
+        } = self.sizes;
+        expect_shape(
+            "vision_encoder",
+            "pixel_values",
+            &[frames * self.sizes.tile_values()],
+            &[pixel_values.len()],
+        )?;
         let mut image_features = Vec::with_capacity(frames * tokens_per_tile * hidden);
-        // One frame at a time: a tile keeps all cores busy, and a batch would only multiply the memory.
+        // One frame at a time: a tile keeps all cores busy, and a batch would only multiply the
+        // memory.
         for frame in pixel_values.chunks_exact(self.sizes.tile_values()) {
-            let pixels = TensorRef::from_array_view(([1, 1, 3, tile, tile], frame)).map_err(failed("vision_encoder"))?;
-            let mask = TensorRef::from_array_view(([1, 1, tile, tile], &*self.pixel_attention_mask)).map_err(failed("vision_encoder"))?;
+            let pixels = TensorRef::from_array_view(([1, 1, 3, tile, tile], frame))
+                .map_err(failed("vision_encoder"))?;
+            let mask =
+                TensorRef::from_array_view(([1, 1, tile, tile], &*self.pixel_attention_mask))
+                    .map_err(failed("vision_encoder"))?;
             let outputs = self
                 .vision_encoder
                 .run(ort::inputs!["pixel_values" => pixels, "pixel_attention_mask" => mask])
                 .map_err(failed("vision_encoder"))?;
-            image_features.extend_from_slice(output(&outputs, "vision_encoder", "image_features", &[1, tokens_per_tile, hidden])?);
+            image_features.extend_from_slice(output(
+                &outputs,
+                "vision_encoder",
+                "image_features",
+                &[1, tokens_per_tile, hidden],
+            )?);
         }
         Ok(image_features)
     }
 
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError> {
         let ids = self.sizes.token_ids(input_ids)?;
-        let input = TensorRef::from_array_view(([1, ids.len()], &*ids)).map_err(failed("embed_tokens"))?;
-        let outputs = self.embed_tokens.run(ort::inputs!["input_ids" => input]).map_err(failed("embed_tokens"))?;
-        output(&outputs, "embed_tokens", "inputs_embeds", &[1, ids.len(), self.sizes.hidden]).map(<[f32]>::to_vec)
+        let input =
+            TensorRef::from_array_view(([1, ids.len()], &*ids)).map_err(failed("embed_tokens"))?;
+        let outputs = self
+            .embed_tokens
+            .run(ort::inputs!["input_ids" => input])
+            .map_err(failed("embed_tokens"))?;
+        output(
+            &outputs,
+            "embed_tokens",
+            "inputs_embeds",
+            &[1, ids.len(), self.sizes.hidden],
+        )
+        .map(<[f32]>::to_vec)
     }
 
-    fn decode(&mut self, inputs_embeds: &[f32], past: &KvCache, logits: Logits) -> Result<Decoded, ModelError> {
+    fn decode(
+        &mut self,
+        inputs_embeds: &[f32],
+        past: &KvCache,
+        logits: Logits,
+    ) -> Result<Decoded, ModelError> {
         const GRAPH: &str = "decoder_model_merged";
         let Sizes { hidden, vocab, .. } = self.sizes;
         let n = inputs_embeds.len() / hidden;
-        expect_shape(GRAPH, "inputs_embeds", &[n.max(1), hidden], &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)])?;
+        expect_shape(
+            GRAPH,
+            "inputs_embeds",
+            &[n.max(1), hidden],
+            &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)],
+        )?;
         let total = past.tokens + n;
 
         let empty;
@@ -112,7 +160,12 @@ impl Model for OrtModel {
             "attention_mask" => TensorRef::from_array_view(([1, total], &*attention_mask)).map_err(failed(GRAPH))?,
             "position_ids" => TensorRef::from_array_view(([1, n], &*position_ids)).map_err(failed(GRAPH))?
         ];
-        inputs.extend(self.past_names.iter().zip(present).map(|(name, value)| (Cow::from(name), value.into())));
+        inputs.extend(
+            self.past_names
+                .iter()
+                .zip(present)
+                .map(|(name, value)| (Cow::from(name), value.into())),
+        );
 
         let mut outputs = self.decoder.run(inputs).map_err(failed(GRAPH))?;
         let rows = output(&outputs, GRAPH, "logits", &[1, n, vocab])?;
@@ -121,36 +174,70 @@ impl Model for OrtModel {
             Logits::All => rows.to_vec(),
         };
         // The values are counted references to what the decoder wrote: no copy.
-        let state: Option<Present> = self.present_names.iter().map(|name| outputs.remove(name)).collect();
-        let state =
-            state.ok_or_else(|| ModelError::Backend { backend: "ort", graph: GRAPH, message: "an output present.* is missing".into() })?;
-        Ok(Decoded { logits: rows, cache: KvCache { tokens: total, state: Some(Arc::new(state)) } })
+        let state: Option<Present> = self
+            .present_names
+            .iter()
+            .map(|name| outputs.remove(name))
+            .collect();
+        let state = state.ok_or_else(|| ModelError::Backend {
+            backend: "ort",
+            graph: GRAPH,
+            message: "an output present.* is missing".into(),
+        })?;
+        Ok(Decoded {
+            logits: rows,
+            cache: KvCache {
+                tokens: total,
+                state: Some(Arc::new(state)),
+            },
+        })
     }
 
     fn provider(&self) -> Provider {
         // Sessions are opened on the CPU provider alone, so that is what runs.
-        Provider { backend: "ort".into(), execution_provider: "cpu".into() }
+        Provider {
+            backend: "ort".into(),
+            execution_provider: "cpu".into(),
+        }
     }
 }
 
 /// The process's environment: ONNX Runtime allows one, made from the first library that loads.
 pub(super) fn environment(library: &Path) -> Result<Environment, BackendError> {
     static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
-    let mut loaded = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut loaded = LOADED
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some((path, environment)) = &*loaded {
         if path != library {
-            tracing::warn!("ONNX Runtime stays the one already loaded, {}; {} is not used", path.display(), library.display());
+            tracing::warn!(
+                "ONNX Runtime stays the one already loaded, {}; {} is not used",
+                path.display(),
+                library.display()
+            );
         }
         return Ok(environment.clone());
     }
-    let failed = |message: String| BackendError::Library { path: library.to_owned(), message };
+    let failed = |message: String| BackendError::Library {
+        path: library.to_owned(),
+        message,
+    };
     let builder = ort::init_from(library).map_err(|error| failed(error.to_string()))?;
-    let environment = builder.with_name("egret").with_telemetry(false).build().map_err(|error| failed(error.to_string()))?;
+    let environment = builder
+        .with_name("egret")
+        .with_telemetry(false)
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
     *loaded = Some((library.to_owned(), environment.clone()));
     Ok(environment)
 }
 
-fn open(environment: &Environment, graph: &Path, threads: Option<usize>, arena: bool) -> ort::Result<Session> {
+fn open(
+    environment: &Environment,
+    graph: &Path,
+    threads: Option<usize>,
+    arena: bool,
+) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         // Every request has its own lengths, so there is no pattern to remember.
         .with_memory_pattern(false)?
@@ -168,17 +255,33 @@ fn output<'o>(
     tensor: &'static str,
     expected: &[usize],
 ) -> Result<&'o [f32], ModelError> {
-    let missing = || ModelError::Backend { backend: "ort", graph, message: format!("output {tensor} is missing") };
-    let (shape, values) = outputs.get(tensor).ok_or_else(missing)?.try_extract_tensor::<f32>().map_err(failed(graph))?;
+    let missing = || ModelError::Backend {
+        backend: "ort",
+        graph,
+        message: format!("output {tensor} is missing"),
+    };
+    let (shape, values) = outputs
+        .get(tensor)
+        .ok_or_else(missing)?
+        .try_extract_tensor::<f32>()
+        .map_err(failed(graph))?;
     let got: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
     expect_shape(graph, tensor, expected, &got)?;
     Ok(values)
 }
 
 fn failed<R>(graph: &'static str) -> impl Fn(ort::Error<R>) -> ModelError {
-    move |error| ModelError::Backend { backend: "ort", graph, message: error.to_string() }
+    move |error| ModelError::Backend {
+        backend: "ort",
+        graph,
+        message: error.to_string(),
+    }
 }
 
 fn foreign_cache(graph: &'static str) -> ModelError {
-    ModelError::Backend { backend: "ort", graph, message: "the KV cache is another backend's".into() }
+    ModelError::Backend {
+        backend: "ort",
+        graph,
+        message: "the KV cache is another backend's".into(),
+    }
 }

@@ -1,8 +1,9 @@
 //! The model on tract, in pure Rust. The only file that names `tract_onnx`.
 //!
-//! Batch is fixed at 1 and the vision encoder at one frame, so that tract plans with constants; sequence and past lengths stay
-//! symbols, the same two in every input that has them. The three graphs share one pool of threads; how many there are changes no bit of
-//! a result, because work is never split inside a sum.
+//! Batch is fixed at 1 and the vision encoder at one frame, so that tract plans with constants;
+//! sequence and past lengths stay symbols, the same two in every input that has them. The three
+//! graphs share one pool of threads; how many there are changes no bit of a result, because work is
+//! never split inside a sum.
 
 use std::num::NonZero;
 use std::path::Path;
@@ -18,7 +19,8 @@ use super::{BackendError, Sizes, cache_names, expect_shape};
 use crate::bundle::Bundle;
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError, Provider};
 
-/// What programs log by default. tract warns of every graph newer than opset 18, and all of ours are.
+/// What programs log by default. tract warns of every graph newer than opset 18, and all of ours
+/// are.
 pub const LOG_FILTER: &str = "info,tract_onnx=error,tract_linalg=warn";
 
 /// The three graphs as plans with their running state.
@@ -34,27 +36,47 @@ pub(super) struct TractModel {
 type Present = Vec<TValue>;
 
 impl TractModel {
-    /// Loads and optimises the bundle's graphs, to run on `threads` threads or on one for each core.
+    /// Loads and optimises the bundle's graphs, to run on `threads` threads or on one for each
+    /// core.
     pub(super) fn load(bundle: &Bundle, threads: Option<usize>) -> Result<Self, BackendError> {
         let manifest = bundle.manifest();
         let sizes = Sizes::new(manifest);
         let executor = executor(threads);
-        let load = |name: &str, graph: &'static str, inputs: &dyn Fn(&SymbolScope) -> Inputs, outputs: &[String]| {
+        let load = |name: &str,
+                    graph: &'static str,
+                    inputs: &dyn Fn(&SymbolScope) -> Inputs,
+                    outputs: &[String]| {
             let path = bundle.path(name);
-            Graph::load(&path, graph, inputs, outputs, &executor).map_err(|error| BackendError::Graph {
-                backend: "tract",
-                path,
-                message: format!("{error:#}"),
+            Graph::load(&path, graph, inputs, outputs, &executor).map_err(|error| {
+                BackendError::Graph {
+                    backend: "tract",
+                    path,
+                    message: format!("{error:#}"),
+                }
             })
         };
-        let Sizes { tile, hidden, kv_heads, head_dim, .. } = sizes;
+        let Sizes {
+            tile,
+            hidden,
+            kv_heads,
+            head_dim,
+            ..
+        } = sizes;
         let vision_inputs = |_: &SymbolScope| {
             vec![
                 ("pixel_values".to_owned(), f32::fact([1, 1, 3, tile, tile])),
-                ("pixel_attention_mask".to_owned(), bool::fact([1, 1, tile, tile])),
+                (
+                    "pixel_attention_mask".to_owned(),
+                    bool::fact([1, 1, tile, tile]),
+                ),
             ]
         };
-        let embed_inputs = |symbols: &SymbolScope| vec![("input_ids".to_owned(), i64::fact(dims![1, symbols.sym("S")]))];
+        let embed_inputs = |symbols: &SymbolScope| {
+            vec![(
+                "input_ids".to_owned(),
+                i64::fact(dims![1, symbols.sym("S")]),
+            )]
+        };
         let decoder_inputs = |symbols: &SymbolScope| {
             let (s, p) = (symbols.sym("S").to_dim(), symbols.sym("P").to_dim());
             let total = p.clone() + &s;
@@ -64,7 +86,9 @@ impl TractModel {
                 ("position_ids".to_owned(), i64::fact(dims![1, s])),
             ];
             inputs.extend(
-                cache_names("past_key_values", sizes.layers).into_iter().map(|name| (name, f32::fact(dims![1, kv_heads, p, head_dim]))),
+                cache_names("past_key_values", sizes.layers)
+                    .into_iter()
+                    .map(|name| (name, f32::fact(dims![1, kv_heads, p, head_dim]))),
             );
             inputs
         };
@@ -72,9 +96,24 @@ impl TractModel {
         decoder_outputs.extend(cache_names("present", sizes.layers));
         Ok(TractModel {
             sizes,
-            vision_encoder: load(&manifest.graphs.vision_encoder, "vision_encoder", &vision_inputs, &["image_features".into()])?,
-            embed_tokens: load(&manifest.graphs.embed_tokens, "embed_tokens", &embed_inputs, &["inputs_embeds".into()])?,
-            decoder: load(&manifest.graphs.decoder_model_merged, "decoder_model_merged", &decoder_inputs, &decoder_outputs)?,
+            vision_encoder: load(
+                &manifest.graphs.vision_encoder,
+                "vision_encoder",
+                &vision_inputs,
+                &["image_features".into()],
+            )?,
+            embed_tokens: load(
+                &manifest.graphs.embed_tokens,
+                "embed_tokens",
+                &embed_inputs,
+                &["inputs_embeds".into()],
+            )?,
+            decoder: load(
+                &manifest.graphs.decoder_model_merged,
+                "decoder_model_merged",
+                &decoder_inputs,
+                &decoder_outputs,
+            )?,
             pixel_attention_mask: Tensor::from_shape(&[1, 1, tile, tile], &vec![true; tile * tile])
                 .expect("as many values as the shape has")
                 .into(),
@@ -82,7 +121,9 @@ impl TractModel {
     }
 
     fn empty_past(&self) -> Present {
-        let empty = Tensor::from_shape::<f32>(&[1, self.sizes.kv_heads, 0, self.sizes.head_dim], &[]).expect("no values for an empty axis");
+        let empty =
+            Tensor::from_shape::<f32>(&[1, self.sizes.kv_heads, 0, self.sizes.head_dim], &[])
+                .expect("no values for an empty axis");
         let empty: TValue = empty.into();
         vec![empty; 2 * self.sizes.layers]
     }
@@ -90,35 +131,77 @@ impl TractModel {
 
 impl Model for TractModel {
     fn encode(&mut self, pixel_values: &[f32], frames: usize) -> Result<Vec<f32>, ModelError> {
-        let Sizes { tile, tokens_per_tile, hidden, .. } = self.sizes;
-        expect_shape("vision_encoder", "pixel_values", &[frames * self.sizes.tile_values()], &[pixel_values.len()])?;
+        let Sizes {
+            tile,
+            tokens_per_tile,
+            hidden,
+            ..
+        } = self.sizes;
+        expect_shape(
+            "vision_encoder",
+            "pixel_values",
+            &[frames * self.sizes.tile_values()],
+            &[pixel_values.len()],
+        )?;
         let mut image_features = Vec::with_capacity(frames * tokens_per_tile * hidden);
         for frame in pixel_values.chunks_exact(self.sizes.tile_values()) {
-            let outputs = self.vision_encoder.run(tvec![tensor(&[1, 1, 3, tile, tile], frame), self.pixel_attention_mask.clone()])?;
-            image_features.extend_from_slice(self.vision_encoder.values(&outputs[0], "image_features", &[1, tokens_per_tile, hidden])?);
+            let outputs = self.vision_encoder.run(tvec![
+                tensor(&[1, 1, 3, tile, tile], frame),
+                self.pixel_attention_mask.clone()
+            ])?;
+            image_features.extend_from_slice(self.vision_encoder.values(
+                &outputs[0],
+                "image_features",
+                &[1, tokens_per_tile, hidden],
+            )?);
         }
         Ok(image_features)
     }
 
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError> {
         let ids = self.sizes.token_ids(input_ids)?;
-        let outputs = self.embed_tokens.run(tvec![tensor(&[1, ids.len()], &ids)])?;
-        self.embed_tokens.values(&outputs[0], "inputs_embeds", &[1, ids.len(), self.sizes.hidden]).map(<[f32]>::to_vec)
+        let outputs = self
+            .embed_tokens
+            .run(tvec![tensor(&[1, ids.len()], &ids)])?;
+        self.embed_tokens
+            .values(
+                &outputs[0],
+                "inputs_embeds",
+                &[1, ids.len(), self.sizes.hidden],
+            )
+            .map(<[f32]>::to_vec)
     }
 
-    fn decode(&mut self, inputs_embeds: &[f32], past: &KvCache, logits: Logits) -> Result<Decoded, ModelError> {
+    fn decode(
+        &mut self,
+        inputs_embeds: &[f32],
+        past: &KvCache,
+        logits: Logits,
+    ) -> Result<Decoded, ModelError> {
         let Sizes { hidden, vocab, .. } = self.sizes;
         let n = inputs_embeds.len() / hidden;
-        expect_shape(self.decoder.name, "inputs_embeds", &[n.max(1), hidden], &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)])?;
+        expect_shape(
+            self.decoder.name,
+            "inputs_embeds",
+            &[n.max(1), hidden],
+            &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)],
+        )?;
         let total = past.tokens + n;
         let position_ids: Vec<i64> = (past.tokens as i64..total as i64).collect();
 
-        let mut inputs =
-            tvec![tensor(&[1, n, hidden], inputs_embeds), tensor(&[1, total], &vec![1i64; total]), tensor(&[1, n], &position_ids)];
+        let mut inputs = tvec![
+            tensor(&[1, n, hidden], inputs_embeds),
+            tensor(&[1, total], &vec![1i64; total]),
+            tensor(&[1, n], &position_ids)
+        ];
         match &past.state {
             // Counted references: nothing is copied until the graph appends to them.
             Some(state) => inputs.extend(
-                state.downcast_ref::<Present>().ok_or_else(|| self.decoder.failed("the KV cache is another backend's"))?.iter().cloned(),
+                state
+                    .downcast_ref::<Present>()
+                    .ok_or_else(|| self.decoder.failed("the KV cache is another backend's"))?
+                    .iter()
+                    .cloned(),
             ),
             None => inputs.extend(self.empty_past()),
         }
@@ -129,11 +212,20 @@ impl Model for TractModel {
             Logits::All => rows.to_vec(),
         };
         let present: Present = outputs.drain(1..).collect();
-        Ok(Decoded { logits: rows, cache: KvCache { tokens: total, state: Some(Arc::new(present)) } })
+        Ok(Decoded {
+            logits: rows,
+            cache: KvCache {
+                tokens: total,
+                state: Some(Arc::new(present)),
+            },
+        })
     }
 
     fn provider(&self) -> Provider {
-        Provider { backend: "tract".into(), execution_provider: "tract".into() }
+        Provider {
+            backend: "tract".into(),
+            execution_provider: "tract".into(),
+        }
     }
 }
 
@@ -162,39 +254,63 @@ impl Graph {
         outputs: &[String],
         executor: &Executor,
     ) -> TractResult<Self> {
-        // The file's own symbols (batch, sequence_length …) are dropped with its value infos: ours replace them.
-        let mut model = tract_onnx::onnx().with_ignore_value_info(true).model_for_path(path)?;
+        // The file's own symbols (batch, sequence_length …) are dropped with its value infos: ours
+        // replace them.
+        let mut model = tract_onnx::onnx()
+            .with_ignore_value_info(true)
+            .model_for_path(path)?;
         let inputs = inputs(&model.symbols);
         model.set_input_names(inputs.iter().map(|(name, _)| name))?;
         for (index, (_, fact)) in inputs.into_iter().enumerate() {
             model.set_input_fact(index, fact.into())?;
         }
         model.select_outputs_by_name(outputs)?;
-        let options = RunOptions { executor: Some(executor.clone()), ..RunOptions::default() };
-        let state = model.into_optimized()?.into_runnable_with_options(&options)?.spawn()?;
+        let options = RunOptions {
+            executor: Some(executor.clone()),
+            ..RunOptions::default()
+        };
+        let state = model
+            .into_optimized()?
+            .into_runnable_with_options(&options)?
+            .spawn()?;
         Ok(Graph { name, state })
     }
 
     fn run(&mut self, inputs: TVec<TValue>) -> Result<TVec<TValue>, ModelError> {
         self.state.run(inputs).map_err(|error| {
-            // A run that failed half-way must leave nothing behind for the next one; if even that fails, so will the next run.
+            // A run that failed half-way must leave nothing behind for the next one; if even that
+            // fails, so will the next run.
             let _ = self.state.reset_turn();
             self.failed(&format!("{error:#}"))
         })
     }
 
     /// An output as a slice, held to its shape.
-    fn values<'v>(&self, value: &'v TValue, tensor: &'static str, expected: &[usize]) -> Result<&'v [f32], ModelError> {
+    fn values<'v>(
+        &self,
+        value: &'v TValue,
+        tensor: &'static str,
+        expected: &[usize],
+    ) -> Result<&'v [f32], ModelError> {
         expect_shape(self.name, tensor, expected, value.shape())?;
-        value.try_as_plain_ram().and_then(|plain| plain.as_slice::<f32>()).map_err(|error| self.failed(&format!("{error:#}")))
+        value
+            .try_as_plain_ram()
+            .and_then(|plain| plain.as_slice::<f32>())
+            .map_err(|error| self.failed(&format!("{error:#}")))
     }
 
     fn failed(&self, message: &str) -> ModelError {
-        ModelError::Backend { backend: "tract", graph: self.name, message: message.to_owned() }
+        ModelError::Backend {
+            backend: "tract",
+            graph: self.name,
+            message: message.to_owned(),
+        }
     }
 }
 
 /// A tensor of borrowed values, which it copies.
 fn tensor<D: Datum + Copy>(shape: &[usize], values: &[D]) -> TValue {
-    Tensor::from_shape(shape, values).expect("callers give as many values as the shape has").into()
+    Tensor::from_shape(shape, values)
+        .expect("callers give as many values as the shape has")
+        .into()
 }

@@ -24,25 +24,41 @@ fn refused(bytes: &[u8]) -> String {
 
 fn at(picture: &Picture, x: u32, y: u32) -> [u8; 3] {
     let first = (y * picture.width() + x) as usize * 3;
-    picture.pixels()[first..first + 3].try_into().expect("three samples")
+    picture.pixels()[first..first + 3]
+        .try_into()
+        .expect("three samples")
 }
 
 fn assert_near(got: [u8; 3], expected: [u8; 3]) {
-    assert!(got.iter().zip(expected).all(|(&got, expected)| got.abs_diff(expected) <= 3), "{got:?}, expected {expected:?}");
+    assert!(
+        got.iter()
+            .zip(expected)
+            .all(|(&got, expected)| got.abs_diff(expected) <= 3),
+        "{got:?}, expected {expected:?}"
+    );
 }
 
 /// A picture that compresses to more than a header.
 fn noise() -> RgbImage {
-    RgbImage::from_fn(40, 30, |x, y| Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ (y * 5)) as u8]))
+    RgbImage::from_fn(40, 30, |x, y| {
+        Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ (y * 5)) as u8])
+    })
 }
 
 #[test]
 fn every_lossless_format_keeps_its_pixels() {
     for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP] {
         let picture = decoded(&encoded(noise(), format));
-        assert_eq!((picture.width(), picture.height(), picture.pixels()), (40, 30, noise().as_raw().as_slice()), "{format:?}");
+        assert_eq!(
+            (picture.width(), picture.height(), picture.pixels()),
+            (40, 30, noise().as_raw().as_slice()),
+            "{format:?}"
+        );
     }
-    let gif = decoded(&encoded(RgbaImage::from_pixel(5, 4, Rgba([10, 200, 30, 255])), ImageFormat::Gif));
+    let gif = decoded(&encoded(
+        RgbaImage::from_pixel(5, 4, Rgba([10, 200, 30, 255])),
+        ImageFormat::Gif,
+    ));
     assert_eq!(at(&gif, 4, 3), [10, 200, 30]);
 }
 
@@ -53,21 +69,30 @@ fn sixteen_bits_keep_their_high_byte() {
     let grey = ImageBuffer::from_pixel(2, 2, Luma([0x7FFF_u16]));
     assert_eq!(at(&decoded(&png(grey)), 1, 1), [0x7F; 3]);
     let glass = ImageBuffer::from_pixel(2, 2, Rgba([0x64FF_u16, 0, 0, 0x80FF]));
-    assert_eq!(at(&decoded(&png(glass)), 1, 1), [over_white(0x64, 0x80), 127, 127]);
+    assert_eq!(
+        at(&decoded(&png(glass)), 1, 1),
+        [over_white(0x64, 0x80), 127, 127]
+    );
 }
 
 #[test]
 fn alpha_lies_over_white() {
     let glass = RgbaImage::from_fn(3, 1, |x, _| Rgba([100, 0, 255, [0, 128, 255][x as usize]]));
     let picture = decoded(&png(glass));
-    assert_eq!([at(&picture, 0, 0), at(&picture, 1, 0), at(&picture, 2, 0)], [[255; 3], [177, 127, 255], [100, 0, 255]]);
+    assert_eq!(
+        [at(&picture, 0, 0), at(&picture, 1, 0), at(&picture, 2, 0)],
+        [[255; 3], [177, 127, 255], [100, 0, 255]]
+    );
     let grey = GrayAlphaImage::from_pixel(1, 1, image::LumaA([0, 51]));
     assert_eq!(at(&decoded(&png(grey)), 0, 0), [204; 3]);
 }
 
 #[test]
 fn grey_is_three_equal_channels() {
-    assert_eq!(at(&decoded(&reference::picture_file("grey.jpg")), 4, 4), [77; 3]);
+    assert_eq!(
+        at(&decoded(&reference::picture_file("grey.jpg")), 4, 4),
+        [77; 3]
+    );
 }
 
 /// What Pillow's `convert("RGB")` gives.
@@ -81,7 +106,11 @@ fn cmyk_becomes_rgb() {
 #[test]
 fn exif_orientation_is_applied() {
     let picture = decoded(&reference::picture_file("exif_rotated.jpg"));
-    assert_eq!((picture.width(), picture.height()), (16, 24), "stored as 24x16");
+    assert_eq!(
+        (picture.width(), picture.height()),
+        (16, 24),
+        "stored as 24x16"
+    );
     assert_near(at(&picture, 8, 4), [200, 30, 30]);
     assert_near(at(&picture, 8, 20), [30, 30, 200]);
 }
@@ -100,7 +129,12 @@ fn truncated_files_are_refused() {
     for file in whole {
         decoded(&file);
         for cut in [file.len() / 10, file.len() / 2, file.len() * 9 / 10] {
-            assert!(Picture::decode(&file[..cut]).is_err(), "{cut} of {} bytes, {:02x?}", file.len(), &file[..4]);
+            assert!(
+                Picture::decode(&file[..cut]).is_err(),
+                "{cut} of {} bytes, {:02x?}",
+                file.len(),
+                &file[..4]
+            );
         }
     }
 }
@@ -117,18 +151,42 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc: u32, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 })
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0xEDB8_8320
+            } else {
+                crc >> 1
+            }
+        })
     })
 }
 
 #[test]
 fn a_header_alone_tells_how_many_pixels_there_would_be() {
-    assert_eq!(Picture::pixels_of(&png_header(8_000, 8_000)).expect("as many as may be"), 64_000_000);
-    assert!(matches!(Picture::pixels_of(&png_header(8_000, 8_001)), Err(PictureError::Size { .. })));
-    for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP, ImageFormat::Jpeg] {
-        assert_eq!(Picture::pixels_of(&encoded(noise(), format)).expect("a header"), 40 * 30, "{format:?}");
+    assert_eq!(
+        Picture::pixels_of(&png_header(8_000, 8_000)).expect("as many as may be"),
+        64_000_000
+    );
+    assert!(matches!(
+        Picture::pixels_of(&png_header(8_000, 8_001)),
+        Err(PictureError::Size { .. })
+    ));
+    for format in [
+        ImageFormat::Png,
+        ImageFormat::Bmp,
+        ImageFormat::WebP,
+        ImageFormat::Jpeg,
+    ] {
+        assert_eq!(
+            Picture::pixels_of(&encoded(noise(), format)).expect("a header"),
+            40 * 30,
+            "{format:?}"
+        );
     }
-    assert_eq!(Picture::pixels_of(&reference::picture_file("exif_rotated.jpg")).expect("a header"), 16 * 24);
+    assert_eq!(
+        Picture::pixels_of(&reference::picture_file("exif_rotated.jpg")).expect("a header"),
+        16 * 24
+    );
 }
 
 #[test]
@@ -143,8 +201,12 @@ fn errors_name_what_was_found_and_what_was_expected() {
         refused(&png_header(8_001, 8_000)),
         refused(&jpeg[..jpeg.len() / 2]),
         refused(&bad),
-        Picture::from_rgb(0, 4, Vec::new()).expect_err("no pixels").to_string(),
-        Picture::from_rgb(2, 2, vec![0; 11]).expect_err("a byte short").to_string(),
+        Picture::from_rgb(0, 4, Vec::new())
+            .expect_err("no pixels")
+            .to_string(),
+        Picture::from_rgb(2, 2, vec![0; 11])
+            .expect_err("a byte short")
+            .to_string(),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r"
     picture: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes

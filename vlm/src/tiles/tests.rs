@@ -10,12 +10,26 @@ fn every_reference_pixel_is_the_same_byte() {
             let expected = &case["pixel_values"];
             let tiles = tiles_of_turns(&reference::turns(case), &rules, reference::split(case));
             let frames: usize = tiles.iter().map(Tiles::frames).sum();
-            assert_eq!(expected["shape"], serde_json::json!([1, frames, 3, rules.tile_size, rules.tile_size]), "{name}");
+            assert_eq!(
+                expected["shape"],
+                serde_json::json!([1, frames, 3, rules.tile_size, rules.tile_size]),
+                "{name}"
+            );
             assert_eq!(expected["u8_sha256"], u8_sha256(&tiles), "{name}");
-            let values: Vec<f32> = tiles.iter().flat_map(|tiles| pixel_values(tiles, &rules)).collect();
+            let values: Vec<f32> = tiles
+                .iter()
+                .flat_map(|tiles| pixel_values(tiles, &rules))
+                .collect();
             for sample in expected["samples"].as_array().expect("samples") {
-                let (index, value) = (sample[0].as_u64().expect("an index") as usize, sample[1].as_f64().expect("a value"));
-                assert!((f64::from(values[index]) - value).abs() <= 1e-6, "{name}: {} at {index}, expected {value}", values[index]);
+                let (index, value) = (
+                    sample[0].as_u64().expect("an index") as usize,
+                    sample[1].as_f64().expect("a value"),
+                );
+                assert!(
+                    (f64::from(values[index]) - value).abs() <= 1e-6,
+                    "{name}: {} at {index}, expected {value}",
+                    values[index]
+                );
             }
         }
     }
@@ -37,9 +51,17 @@ fn layouts_are_those_of_transformers() {
         (5000, 1, 1, 4),
     ];
     for tile_size in [512, 384] {
-        let rules = ImageRules { tile_size, longest_edge: 4 * tile_size, ..reference::rules("256m") };
+        let rules = ImageRules {
+            tile_size,
+            longest_edge: 4 * tile_size,
+            ..reference::rules("256m")
+        };
         for (width, height, rows, cols) in cases {
-            assert_eq!(layout(width, height, &rules, true), Layout { rows, cols }, "{width}x{height}");
+            assert_eq!(
+                layout(width, height, &rules, true),
+                Layout { rows, cols },
+                "{width}x{height}"
+            );
             assert_eq!(layout(width, height, &rules, false), Layout::WHOLE);
         }
     }
@@ -47,22 +69,32 @@ fn layouts_are_those_of_transformers() {
 
 #[test]
 fn a_picture_of_one_tile_is_not_split() {
-    let rules = ImageRules { longest_edge: 64, ..reference::rules("micro") };
+    let rules = ImageRules {
+        longest_edge: 64,
+        ..reference::rules("micro")
+    };
     let picture = reference::picture("a_entrance.png");
     let tiles = tiles(&picture, &rules, true);
-    assert_eq!((tiles.layout, tiles.frames(), tiles.pixels.len()), (Layout::WHOLE, 1, 64 * 64 * 3));
+    assert_eq!(
+        (tiles.layout, tiles.frames(), tiles.pixels.len()),
+        (Layout::WHOLE, 1, 64 * 64 * 3)
+    );
 }
 
 #[test]
 fn layout_foretells_the_tiles() {
     let rules = reference::rules("micro");
     for (width, height) in [(7, 300), (300, 7), (33, 31), (1, 1), (64, 65)] {
-        let picture = Picture::from_rgb(width, height, vec![128; (width * height * 3) as usize]).expect("a picture");
+        let picture = Picture::from_rgb(width, height, vec![128; (width * height * 3) as usize])
+            .expect("a picture");
         for split in [true, false] {
             let tiles = tiles(&picture, &rules, split);
             assert_eq!(tiles.layout, layout(width, height, &rules, split));
             assert_eq!(tiles.pixels.len(), tiles.frames() * 64 * 64 * 3);
-            assert!(tiles.pixels.iter().all(|&sample| sample == 128), "a flat picture stays flat");
+            assert!(
+                tiles.pixels.iter().all(|&sample| sample == 128),
+                "a flat picture stays flat"
+            );
         }
     }
 }
@@ -81,6 +113,10 @@ fn the_longest_edge_has_a_limit() {
         (335, (1000, 999), (335, 334)),
     ] {
         let found = scaled(size(from.0, from.1), longest);
-        assert_eq!((found.width, found.height), expected, "{from:?} to {longest}");
+        assert_eq!(
+            (found.width, found.height),
+            expected,
+            "{from:?} to {longest}"
+        );
     }
 }

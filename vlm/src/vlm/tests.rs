@@ -3,7 +3,9 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use firmware_config::manifest::{FORMAT, Geometry, Graphs, Precision, Source, TextGeometry, VideoRules, VisionGeometry};
+use firmware_config::manifest::{
+    FORMAT, Geometry, Graphs, Precision, Source, TextGeometry, VideoRules, VisionGeometry,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,19 +23,43 @@ fn manifest(context_length: usize) -> Manifest {
     Manifest {
         format: FORMAT,
         name: "fake".into(),
-        source: Source { name: "fake".into(), sha256: "00".into() },
+        source: Source {
+            name: "fake".into(),
+            sha256: "00".into(),
+        },
         architecture: "smolvlm".into(),
         precision: Precision::Fp32,
         targets: Vec::new(),
         geometry: Geometry {
-            vision: VisionGeometry { hidden_size: 1, layers: 1, heads: 1, image_size: image.tile_size, patch_size: 8 },
-            text: TextGeometry { hidden_size: HIDDEN, layers: 1, heads: 1, kv_heads: 1, head_dim: 1, vocab_size: VOCAB, context_length },
+            vision: VisionGeometry {
+                hidden_size: 1,
+                layers: 1,
+                heads: 1,
+                image_size: image.tile_size,
+                patch_size: 8,
+            },
+            text: TextGeometry {
+                hidden_size: HIDDEN,
+                layers: 1,
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 1,
+                vocab_size: VOCAB,
+                context_length,
+            },
             scale_factor: 4,
         },
         image,
-        video: VideoRules { frames_per_second: 1.0, frames_max: 64 },
+        video: VideoRules {
+            frames_per_second: 1.0,
+            frames_max: 64,
+        },
         prompt: reference::tokens(),
-        graphs: Graphs { vision_encoder: String::new(), embed_tokens: String::new(), decoder_model_merged: String::new() },
+        graphs: Graphs {
+            vision_encoder: String::new(),
+            embed_tokens: String::new(),
+            decoder_model_merged: String::new(),
+        },
         quantization: Vec::new(),
         files: Default::default(),
         exporter: "0".into(),
@@ -42,13 +68,31 @@ fn manifest(context_length: usize) -> Manifest {
 
 fn vlm_of(model: FakeModel, context_length: usize) -> (Vlm, Arc<Runs>) {
     let runs = model.runs.clone();
-    let tokenizer =
-        Tokenizer::from_json(&std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizer.json")).unwrap()).unwrap();
-    (Vlm::new(manifest(context_length), "ab".into(), tokenizer, Template::new(DEFAULT).unwrap(), Box::new(model)), runs)
+    let tokenizer = Tokenizer::from_json(
+        &std::fs::read(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/data/tokenizer.json"
+        ))
+        .unwrap(),
+    )
+    .unwrap();
+    (
+        Vlm::new(
+            manifest(context_length),
+            "ab".into(),
+            tokenizer,
+            Template::new(DEFAULT).unwrap(),
+            Box::new(model),
+        ),
+        runs,
+    )
 }
 
 fn hashing() -> (Vlm, Arc<Runs>) {
-    vlm_of(FakeModel::hashing(VOCAB, reference::rules("micro").tokens_per_tile), 8192)
+    vlm_of(
+        FakeModel::hashing(VOCAB, reference::rules("micro").tokens_per_tile),
+        8192,
+    )
 }
 
 fn grey(level: u8) -> Picture {
@@ -56,12 +100,27 @@ fn grey(level: u8) -> Picture {
 }
 
 fn closed(picture: Picture, question: &str) -> Request {
-    Request { candidates: vec!["yes".into(), "no".into()], ..Request::question(picture, question) }
+    Request {
+        candidates: vec!["yes".into(), "no".into()],
+        ..Request::question(picture, question)
+    }
 }
 
 fn said(answer: &Answer) -> (String, Vec<(u32, u32)>, Vec<u64>) {
-    let tokens = answer.tokens.iter().map(|token| (token.id, token.logprob.to_bits())).collect();
-    (answer.text.clone(), tokens, answer.candidates.iter().map(|candidate| candidate.probability.to_bits()).collect())
+    let tokens = answer
+        .tokens
+        .iter()
+        .map(|token| (token.id, token.logprob.to_bits()))
+        .collect();
+    (
+        answer.text.clone(),
+        tokens,
+        answer
+            .candidates
+            .iter()
+            .map(|candidate| candidate.probability.to_bits())
+            .collect(),
+    )
 }
 
 /// The four lines of the documentation, held to compile.
@@ -76,19 +135,39 @@ fn four_lines() -> Result<(), Box<dyn std::error::Error>> {
 
 #[test]
 fn questions_on_one_frame_share_its_prefix() {
-    let questions = [closed(grey(50), "Is it open?"), Request { max_new_tokens: 3, ..Request::question(grey(50), "What is it?") }];
-    let unshared: Vec<_> = questions.iter().map(|question| said(&hashing().0.ask(question).unwrap())).collect();
+    let questions = [
+        closed(grey(50), "Is it open?"),
+        Request {
+            max_new_tokens: 3,
+            ..Request::question(grey(50), "What is it?")
+        },
+    ];
+    let unshared: Vec<_> = questions
+        .iter()
+        .map(|question| said(&hashing().0.ask(question).unwrap()))
+        .collect();
 
     let (mut vlm, runs) = hashing();
-    let shared: Vec<_> = questions.iter().map(|question| said(&vlm.ask(question).unwrap())).collect();
+    let shared: Vec<_> = questions
+        .iter()
+        .map(|question| said(&vlm.ask(question).unwrap()))
+        .collect();
     assert_eq!(shared, unshared);
-    assert_eq!(runs.encode.load(Ordering::Relaxed), 1, "the second question costs no vision");
+    assert_eq!(
+        runs.encode.load(Ordering::Relaxed),
+        1,
+        "the second question costs no vision"
+    );
 
     let before = runs.decoded_tokens.load(Ordering::Relaxed);
     let answer = vlm.ask(&closed(grey(50), "Is it open?")).unwrap();
     let prefix = 9;
     // " yes" and " no" are one token each, read off the prompt's last position.
-    assert_eq!(runs.decoded_tokens.load(Ordering::Relaxed) - before, answer.prompt_tokens - prefix, "nor its prefix");
+    assert_eq!(
+        runs.decoded_tokens.load(Ordering::Relaxed) - before,
+        answer.prompt_tokens - prefix,
+        "nor its prefix"
+    );
 }
 
 #[test]
@@ -97,7 +176,10 @@ fn another_frame_is_not_mistaken_for_the_last() {
     let first = said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap());
     let other = said(&vlm.ask(&closed(grey(60), "Is it open?")).unwrap());
     assert_ne!(first, other);
-    assert_eq!(said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap()), first);
+    assert_eq!(
+        said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap()),
+        first
+    );
     assert_eq!(runs.encode.load(Ordering::Relaxed), 2);
 }
 
@@ -105,10 +187,18 @@ fn another_frame_is_not_mistaken_for_the_last() {
 fn a_trace_shows_the_vision_encoder_even_on_a_kept_prefix() {
     let (mut vlm, _) = hashing();
     let plain = vlm.ask(&closed(grey(50), "Is it open?")).unwrap();
-    let traced = vlm.ask(&Request { trace: true, ..closed(grey(50), "Is it open?") }).unwrap();
+    let traced = vlm
+        .ask(&Request {
+            trace: true,
+            ..closed(grey(50), "Is it open?")
+        })
+        .unwrap();
     assert_eq!(said(&plain), said(&traced));
     let trace = traced.trace.unwrap();
-    assert_eq!(trace.prompt, "<|im_start|>User:<image>Is it open?<end_of_utterance>\nAssistant:");
+    assert_eq!(
+        trace.prompt,
+        "<|im_start|>User:<image>Is it open?<end_of_utterance>\nAssistant:"
+    );
     assert_eq!(trace.input_ids.len(), traced.prompt_tokens);
     assert_eq!(trace.pixel_shape, Some([1, 1, 3, 64, 64]));
     assert_eq!(trace.image_features.unwrap().len(), 4 * HIDDEN);
@@ -118,8 +208,18 @@ fn a_trace_shows_the_vision_encoder_even_on_a_kept_prefix() {
 #[test]
 fn text_alone_needs_no_vision() {
     let (mut vlm, runs) = hashing();
-    let turns = vec![Turn { role: Role::User, content: vec![Content::Text("Say something.".into())] }];
-    let answer = vlm.ask(&Request { turns, max_new_tokens: 2, trace: true, ..Request::default() }).unwrap();
+    let turns = vec![Turn {
+        role: Role::User,
+        content: vec![Content::Text("Say something.".into())],
+    }];
+    let answer = vlm
+        .ask(&Request {
+            turns,
+            max_new_tokens: 2,
+            trace: true,
+            ..Request::default()
+        })
+        .unwrap();
     assert_eq!(answer.tokens.len(), 2);
     assert_eq!(runs.encode.load(Ordering::Relaxed), 0);
     assert!(answer.trace.unwrap().pixel_shape.is_none());
@@ -130,9 +230,20 @@ fn free_text_is_streamed_as_it_is_answered() {
     let (vlm, _) = hashing();
     let said = vlm.tokenizer.encode(" A door, I think.").unwrap();
     let request = Request::question(grey(50), "What is it?");
-    let prompt = vlm.prompt_rules().prompt(&request.turns, false).unwrap().input_ids.len();
+    let prompt = vlm
+        .prompt_rules()
+        .prompt(&request.turns, false)
+        .unwrap()
+        .input_ids
+        .len();
     let script = [&said[..], &[49279]].concat();
-    let (mut vlm, _) = vlm_of(FakeModel { tokens_per_tile: 4, ..FakeModel::scripted(VOCAB, prompt, &script) }, 8192);
+    let (mut vlm, _) = vlm_of(
+        FakeModel {
+            tokens_per_tile: 4,
+            ..FakeModel::scripted(VOCAB, prompt, &script)
+        },
+        8192,
+    );
 
     let mut streamed = String::new();
     let answer = vlm
@@ -141,13 +252,26 @@ fn free_text_is_streamed_as_it_is_answered() {
             ControlFlow::Continue(())
         })
         .unwrap();
-    assert_eq!((streamed.as_str(), answer.text.as_str()), ("A door, I think.", "A door, I think."));
+    assert_eq!(
+        (streamed.as_str(), answer.text.as_str()),
+        ("A door, I think.", "A door, I think.")
+    );
     assert_eq!(answer.finish_reason, FinishReason::Stop);
-    assert_eq!(answer.tokens.len(), said.len(), "the end token is not part of it");
+    assert_eq!(
+        answer.tokens.len(),
+        said.len(),
+        "the end token is not part of it"
+    );
     assert_eq!(answer.confidence.source, ConfidenceSource::Tokens);
     assert!((answer.confidence.p - 0.5).abs() < 1e-6);
 
-    let mut at_a_piece = |piece: Option<&Piece>| if piece.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let mut at_a_piece = |piece: Option<&Piece>| {
+        if piece.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
     let stopped = vlm.ask_streaming(&request, &mut at_a_piece).unwrap();
     assert_eq!(stopped.text, "A");
 }
@@ -156,21 +280,43 @@ fn free_text_is_streamed_as_it_is_answered() {
 fn an_answer_nobody_waits_for_is_not_worked_out() {
     let pictures = |count: u8| {
         let shown = (0..count).map(|level| Content::Picture(grey(level)));
-        vec![Turn { role: Role::User, content: shown.chain([Content::Text("Which?".into())]).collect() }]
+        vec![Turn {
+            role: Role::User,
+            content: shown.chain([Content::Text("Which?".into())]).collect(),
+        }]
     };
     // Of several tokens each, so that each costs a run of the decoder.
     let candidates: Vec<String> = (10..20).map(|number| number.to_string()).collect();
     for (looks, encoded, decoded) in [(0, 0, 0), (2, 2, 0), (3, 3, 2), (5, 3, 4), (99, 3, 12)] {
         let (mut vlm, runs) = hashing();
-        let request = Request { turns: pictures(3), candidates: candidates.clone(), ..Request::default() };
+        let request = Request {
+            turns: pictures(3),
+            candidates: candidates.clone(),
+            ..Request::default()
+        };
         let mut left = looks;
         let outcome = vlm.ask_streaming(&request, &mut |_| {
             left -= 1;
-            if left < 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if left < 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
-        assert_eq!(matches!(outcome, Err(VlmError::BrokenOff)), looks < 99, "{looks}: {outcome:?}");
+        assert_eq!(
+            matches!(outcome, Err(VlmError::BrokenOff)),
+            looks < 99,
+            "{looks}: {outcome:?}"
+        );
         // The prompt is two runs: up to its last image token, and the rest.
-        assert_eq!((runs.encode.load(Ordering::Relaxed), runs.decode.load(Ordering::Relaxed)), (encoded, decoded), "{looks}");
+        assert_eq!(
+            (
+                runs.encode.load(Ordering::Relaxed),
+                runs.decode.load(Ordering::Relaxed)
+            ),
+            (encoded, decoded),
+            "{looks}"
+        );
     }
 }
 
@@ -185,21 +331,43 @@ fn requests_at_fault_are_told_from_failures() {
     insta::assert_snapshot!(refuse(Request { max_new_tokens: 0, ..Request::question(grey(1), "What?") }), @"max_new_tokens is 0: expected 1 or more, or candidates");
     insta::assert_snapshot!(refuse(Request { candidates: vec!["a".into(), "a".into()], ..Request::question(grey(1), "What?") }), @r#"candidates "a" and "a" are the same to the model; keep one"#);
     insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 46 tokens: the context holds 30; shorten it, or show fewer or unsplit pictures");
-    let long = Request { candidates: vec!["very ".repeat(20)], ..Request::question(grey(1), "What is it, please?") };
-    assert!(refuse(long).contains("the context holds 30"), "a candidate that does not fit behind its prompt");
+    let long = Request {
+        candidates: vec!["very ".repeat(20)],
+        ..Request::question(grey(1), "What is it, please?")
+    };
+    assert!(
+        refuse(long).contains("the context holds 30"),
+        "a candidate that does not fit behind its prompt"
+    );
     insta::assert_snapshot!(refuse(Request { max_new_tokens: 1, ..Request::default() }), @"prompt is empty: expected a last turn of the user with text in it; ask something");
 
-    let overflowing = FakeModel { logits: Box::new(|_| vec![f32::NAN; VOCAB]), ..FakeModel::hashing(VOCAB, 4) };
-    let error = vlm_of(overflowing, 8192).0.ask(&Request::question(grey(1), "What?")).unwrap_err();
+    let overflowing = FakeModel {
+        logits: Box::new(|_| vec![f32::NAN; VOCAB]),
+        ..FakeModel::hashing(VOCAB, 4)
+    };
+    let error = vlm_of(overflowing, 8192)
+        .0
+        .ask(&Request::question(grey(1), "What?"))
+        .unwrap_err();
     assert!(!error.is_bad_request());
 }
 
-/// What the model says token by token: blanks, characters of several tokens and the beginnings of some, special tokens, anything.
+/// What the model says token by token: blanks, characters of several tokens and the beginnings of
+/// some, special tokens, anything.
 fn script() -> impl Strategy<Value = Vec<u32>> {
     let text = |text: &'static str| Just(reference::tokenizer().encode(text).unwrap());
     let beginning = Just(reference::tokenizer().encode("\u{1f9a9}").unwrap()[..1].to_vec());
     let any_token = (0..VOCAB as u32).prop_map(|id| vec![id]);
-    let said = prop_oneof![text(" "), text("\n"), text("\t"), text("  "), text(" A door"), text("é🦩"), beginning, any_token];
+    let said = prop_oneof![
+        text(" "),
+        text("\n"),
+        text("\t"),
+        text("  "),
+        text(" A door"),
+        text("é🦩"),
+        beginning,
+        any_token
+    ];
     prop::collection::vec(said, 0..6).prop_map(|said| said.concat())
 }
 

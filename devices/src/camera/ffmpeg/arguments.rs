@@ -5,23 +5,32 @@ use std::time::Duration;
 
 use firmware_config::agent::Source;
 
-/// ffmpeg gives up on a silent network by itself this much later than we give up on ffmpeg: it is there for the case that we were
-/// killed and nobody else ends it.
+/// ffmpeg gives up on a silent network by itself this much later than we give up on ffmpeg: it is
+/// there for the case that we were killed and nobody else ends it.
 const NETWORK_GRACE: Duration = Duration::from_secs(5);
 
 /// ffmpeg counts this timeout in microseconds, and in an `int`.
 const NETWORK_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// The arguments that make ffmpeg write `source` to its stdout, one PPM picture each `period`, or every picture if that is zero.
+/// The arguments that make ffmpeg write `source` to its stdout, one PPM picture each `period`, or
+/// every picture if that is zero.
 ///
 /// `silence` is how long a network camera may deliver nothing.
 pub(super) fn arguments(source: &Source, period: Duration, silence: Duration) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["-nostdin", "-hide_banner", "-loglevel", "error"].map(Into::into).into();
+    let mut arguments: Vec<OsString> = ["-nostdin", "-hide_banner", "-loglevel", "error"]
+        .map(Into::into)
+        .into();
     match source {
         Source::Rtsp(url) => {
             // Over UDP a lossy link shows as broken pictures; over TCP as a late one.
-            let timeout = silence.saturating_add(NETWORK_GRACE).min(NETWORK_TIMEOUT_MAX).as_micros().to_string();
-            arguments.extend(["-rtsp_transport", "tcp", "-timeout", &timeout, "-i", url].map(Into::into));
+            let timeout = silence
+                .saturating_add(NETWORK_GRACE)
+                .min(NETWORK_TIMEOUT_MAX)
+                .as_micros()
+                .to_string();
+            arguments.extend(
+                ["-rtsp_transport", "tcp", "-timeout", &timeout, "-i", url].map(Into::into),
+            );
         }
         Source::File(path) | Source::Folder(path) => {
             // A playlist with a video's name could make ffmpeg fetch from anywhere.
@@ -36,10 +45,26 @@ pub(super) fn arguments(source: &Source, period: Duration, silence: Duration) ->
     arguments.extend(["-map", "0:V:0"].map(Into::into));
     if !period.is_zero() {
         // A rate as a fraction: frames per microseconds.
-        arguments.extend(["-vf".into(), format!("fps=1000000/{}:eof_action=pass", period.as_micros().max(1)).into()]);
+        arguments.extend([
+            "-vf".into(),
+            format!("fps=1000000/{}:eof_action=pass", period.as_micros().max(1)).into(),
+        ]);
     }
     // Flushed, or the end of a picture would stay in a buffer until the next one comes.
-    arguments.extend(["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-flush_packets", "1", "-"].map(Into::into));
+    arguments.extend(
+        [
+            "-f",
+            "image2pipe",
+            "-c:v",
+            "ppm",
+            "-pix_fmt",
+            "rgb24",
+            "-flush_packets",
+            "1",
+            "-",
+        ]
+        .map(Into::into),
+    );
     arguments
 }
 
@@ -48,24 +73,39 @@ mod tests {
     use super::*;
 
     fn line(source: Source, period: Duration, silence: Duration) -> String {
-        arguments(&source, period, silence).join(" ".as_ref()).into_string().expect("UTF-8")
+        arguments(&source, period, silence)
+            .join(" ".as_ref())
+            .into_string()
+            .expect("UTF-8")
     }
 
     #[test]
     fn a_network_camera() {
         assert_eq!(
-            line(Source::Rtsp("rtsp://host/s".into()), Duration::from_millis(1500), Duration::from_secs(10)),
+            line(
+                Source::Rtsp("rtsp://host/s".into()),
+                Duration::from_millis(1500),
+                Duration::from_secs(10)
+            ),
             "-nostdin -hide_banner -loglevel error -rtsp_transport tcp -timeout 15000000 -i rtsp://host/s \
              -map 0:V:0 -vf fps=1000000/1500000:eof_action=pass -f image2pipe -c:v ppm -pix_fmt rgb24 -flush_packets 1 -"
         );
-        let patient = line(Source::Rtsp("rtsp://host/s".into()), Duration::ZERO, Duration::MAX);
+        let patient = line(
+            Source::Rtsp("rtsp://host/s".into()),
+            Duration::ZERO,
+            Duration::MAX,
+        );
         assert!(patient.contains(" -timeout 1800000000 "), "{patient}");
     }
 
     #[test]
     fn a_video_file() {
         assert_eq!(
-            line(Source::File("-clip.mp4".into()), Duration::ZERO, Duration::ZERO),
+            line(
+                Source::File("-clip.mp4".into()),
+                Duration::ZERO,
+                Duration::ZERO
+            ),
             "-nostdin -hide_banner -loglevel error -protocol_whitelist file -i file:-clip.mp4 \
              -map 0:V:0 -f image2pipe -c:v ppm -pix_fmt rgb24 -flush_packets 1 -"
         );

@@ -42,7 +42,14 @@ impl Child {
             unreachable!("both were asked for");
         };
         let listener = thread::spawn(move || tail(stderr));
-        Ok((Self { process, listener: Some(listener), said: String::new() }, stdout))
+        Ok((
+            Self {
+                process,
+                listener: Some(listener),
+                said: String::new(),
+            },
+            stdout,
+        ))
     }
 
     /// Its process id.
@@ -63,7 +70,8 @@ impl Child {
         self.process.wait()
     }
 
-    /// The end of what it wrote to stderr, once it has ended: one line, 2 KiB at most, without user and password of URLs.
+    /// The end of what it wrote to stderr, once it has ended: one line, 2 KiB at most, without user
+    /// and password of URLs.
     pub fn said(&self) -> &str {
         &self.said
     }
@@ -104,8 +112,16 @@ fn tail(mut stderr: impl Read) -> String {
     }
     let text = String::from_utf8_lossy(&kept);
     // A line that lost its beginning may have lost what shows that the rest of it is a password.
-    let whole_lines = if cut { text.split_once('\n').map_or("", |(_, rest)| rest) } else { &text };
-    let lines: Vec<_> = whole_lines.lines().map(|line| firmware_config::redact(line.trim())).filter(|line| !line.is_empty()).collect();
+    let whole_lines = if cut {
+        text.split_once('\n').map_or("", |(_, rest)| rest)
+    } else {
+        &text
+    };
+    let lines: Vec<_> = whole_lines
+        .lines()
+        .map(|line| firmware_config::redact(line.trim()))
+        .filter(|line| !line.is_empty())
+        .collect();
     lines.join("; ").replace(char::is_control, " ")
 }
 
@@ -116,7 +132,10 @@ mod tests {
     #[test]
     fn last_words_are_one_line_without_passwords() {
         let said = "[rtsp @ 0x1] method DESCRIBE failed: 401\n\n rtsp://me:secret@192.0.2.7/: \x1b[31mUnauthorized\n";
-        assert_eq!(tail(said.as_bytes()), "[rtsp @ 0x1] method DESCRIBE failed: 401; rtsp://***@192.0.2.7/:  [31mUnauthorized");
+        assert_eq!(
+            tail(said.as_bytes()),
+            "[rtsp @ 0x1] method DESCRIBE failed: 401; rtsp://***@192.0.2.7/:  [31mUnauthorized"
+        );
         assert_eq!(tail(&b""[..]), "");
     }
 
@@ -126,7 +145,14 @@ mod tests {
         let kept = tail(said.as_bytes());
         assert!(kept.len() <= STDERR_MAX, "{}", kept.len());
         assert!(!kept.contains("secret"), "{kept}");
-        assert!(kept.starts_with("rtsp://***@192.0.2.7/: corrupt frame; rtsp"), "{kept}");
-        assert_eq!(tail("secret".repeat(1000).as_bytes()), "", "one line without its beginning");
+        assert!(
+            kept.starts_with("rtsp://***@192.0.2.7/: corrupt frame; rtsp"),
+            "{kept}"
+        );
+        assert_eq!(
+            tail("secret".repeat(1000).as_bytes()),
+            "",
+            "one line without its beginning"
+        );
     }
 }

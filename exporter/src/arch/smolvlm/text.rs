@@ -4,8 +4,8 @@
 //! inputs_embeds ─▶ L × { + attention(norm, past), + mlp(norm) } ─▶ norm ─▶ head ─▶ logits
 //! ```
 //!
-//! Mask and rotary angles come from the inputs' values (`attention_mask`, `position_ids`), never from shapes: optimizers of some
-//! runtimes fold shape arithmetic wrongly when lengths are symbols.
+//! Mask and rotary angles come from the inputs' values (`attention_mask`, `position_ids`), never
+//! from shapes: optimizers of some runtimes fold shape arithmetic wrongly when lengths are symbols.
 
 use super::{EMBEDDING, SmolVlm, TEXT_LAYERS, TEXT_NORM};
 use crate::arch::Part;
@@ -17,7 +17,8 @@ const SEQUENCE: &str = "sequence_length";
 const PAST: &str = "past_sequence_length";
 const TOTAL: &str = "total_sequence_length";
 
-/// Added to the score of what may not be seen; finite, so that a row without anything to see is no NaN.
+/// Added to the score of what may not be seen; finite, so that a row without anything to see is no
+/// NaN.
 const MASKED: f32 = -1e9;
 
 pub(super) fn embedding(model: &SmolVlm) -> Graph {
@@ -27,19 +28,47 @@ pub(super) fn embedding(model: &SmolVlm) -> Graph {
     let ids = build.input("input_ids", Element::I64, [BATCH.into(), SEQUENCE.into()]);
     let table = build.weight(EMBEDDING, &[text.vocab_size, text.hidden_size]);
     let rows = build.gather(&table, &ids);
-    build.output("inputs_embeds", &rows, Element::F32, [BATCH.into(), SEQUENCE.into(), text.hidden_size.into()]);
+    build.output(
+        "inputs_embeds",
+        &rows,
+        Element::F32,
+        [BATCH.into(), SEQUENCE.into(), text.hidden_size.into()],
+    );
     build.finish()
 }
 
 pub(super) fn decoder(model: &SmolVlm) -> Graph {
     let text = &model.geometry.text;
     let mut build = Builder::new(Part::DecoderModelMerged.as_str());
-    let mut x = build.input("inputs_embeds", Element::F32, [BATCH.into(), SEQUENCE.into(), text.hidden_size.into()]);
+    let mut x = build.input(
+        "inputs_embeds",
+        Element::F32,
+        [BATCH.into(), SEQUENCE.into(), text.hidden_size.into()],
+    );
     let attention_mask = build.input("attention_mask", Element::I64, [BATCH.into(), TOTAL.into()]);
-    let position_ids = build.input("position_ids", Element::I64, [BATCH.into(), SEQUENCE.into()]);
-    let cache = |length: &str| -> [Dim; 4] { [BATCH.into(), text.kv_heads.into(), length.into(), text.head_dim.into()] };
+    let position_ids = build.input(
+        "position_ids",
+        Element::I64,
+        [BATCH.into(), SEQUENCE.into()],
+    );
+    let cache = |length: &str| -> [Dim; 4] {
+        [
+            BATCH.into(),
+            text.kv_heads.into(),
+            length.into(),
+            text.head_dim.into(),
+        ]
+    };
     let past: Vec<[Value; 2]> = (0..text.layers)
-        .map(|i| ["key", "value"].map(|kind| build.input(&format!("past_key_values.{i}.{kind}"), Element::F32, cache(PAST))))
+        .map(|i| {
+            ["key", "value"].map(|kind| {
+                build.input(
+                    &format!("past_key_values.{i}.{kind}"),
+                    Element::F32,
+                    cache(PAST),
+                )
+            })
+        })
         .collect();
 
     let mask = causal_mask(&mut build, &attention_mask, &position_ids);
@@ -47,24 +76,43 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
     let mut present = Vec::new();
     for (i, past) in past.iter().enumerate() {
         let grown;
-        (x, grown) = block(&mut build, model, &x, &format!("{TEXT_LAYERS}.{i}"), &mask, &rotary, past);
+        (x, grown) = block(
+            &mut build,
+            model,
+            &x,
+            &format!("{TEXT_LAYERS}.{i}"),
+            &mask,
+            &rotary,
+            past,
+        );
         present.push(grown);
     }
     build.scope("lm_head");
     x = build.rms_norm(&x, TEXT_NORM, text.hidden_size, model.rms_norm_eps);
     let logits = build.linear(&x, model.head, [text.vocab_size, text.hidden_size]);
 
-    build.output("logits", &logits, Element::F32, [BATCH.into(), SEQUENCE.into(), text.vocab_size.into()]);
+    build.output(
+        "logits",
+        &logits,
+        Element::F32,
+        [BATCH.into(), SEQUENCE.into(), text.vocab_size.into()],
+    );
     for (i, [key, value]) in present.iter().enumerate() {
         build.output(&format!("present.{i}.key"), key, Element::F32, cache(TOTAL));
-        build.output(&format!("present.{i}.value"), value, Element::F32, cache(TOTAL));
+        build.output(
+            &format!("present.{i}.value"),
+            value,
+            Element::F32,
+            cache(TOTAL),
+        );
     }
     build.finish()
 }
 
 /// [batch, 1, 1, sequence, total]: 0 where a token may look, [`MASKED`] where it may not.
 ///
-/// A key's position is the number of real tokens up to it, less one; a token sees real keys at positions up to its own.
+/// A key's position is the number of real tokens up to it, less one; a token sees real keys at
+/// positions up to its own.
 fn causal_mask(build: &mut Builder, attention_mask: &Value, position_ids: &Value) -> Value {
     build.scope("causal_mask");
     // A scalar: as a list of one the axis fails in tract.
@@ -102,7 +150,11 @@ impl Rotary {
             let rows = build.gather(&table, position_ids);
             build.unsqueeze(&rows, 1)
         };
-        Rotary { cos: at_positions(&cos), sin: at_positions(&sin), head_dim: text.head_dim }
+        Rotary {
+            cos: at_positions(&cos),
+            sin: at_positions(&sin),
+            head_dim: text.head_dim,
+        }
     }
 
     /// x · cos + (halves of x swapped) · sin, the first half's sine being negative: rotate-half.
@@ -115,17 +167,32 @@ impl Rotary {
     }
 }
 
-/// cos and signed sin of position · theta^(-2i / head_dim), [positions, head_dim], both halves alike but for the sine's sign.
+/// cos and signed sin of position · theta^(-2i / head_dim), [positions, head_dim], both halves
+/// alike but for the sine's sign.
 fn rotary_tables(positions: usize, head_dim: usize, theta: f64) -> (Vec<f32>, Vec<f32>) {
     let half = head_dim / 2;
     // Frequencies are rounded to f32 and multiplied in f32, as the models were trained.
-    let frequencies: Vec<f32> = (0..half).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64) as f32).collect();
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64) as f32)
+        .collect();
     let mut cos = Vec::with_capacity(positions * head_dim);
     let mut sin = Vec::with_capacity(positions * head_dim);
     for position in 0..positions {
-        let angles = frequencies.iter().map(|&frequency| f64::from(position as f32 * frequency));
-        cos.extend(angles.clone().chain(angles.clone()).map(|angle| angle.cos() as f32));
-        sin.extend(angles.clone().map(|angle| -angle.sin() as f32).chain(angles.map(|angle| angle.sin() as f32)));
+        let angles = frequencies
+            .iter()
+            .map(|&frequency| f64::from(position as f32 * frequency));
+        cos.extend(
+            angles
+                .clone()
+                .chain(angles.clone())
+                .map(|angle| angle.cos() as f32),
+        );
+        sin.extend(
+            angles
+                .clone()
+                .map(|angle| -angle.sin() as f32)
+                .chain(angles.map(|angle| angle.sin() as f32)),
+        );
     }
     (cos, sin)
 }
@@ -140,23 +207,53 @@ fn block(
     rotary: &Rotary,
     past: &[Value; 2],
 ) -> (Value, [Value; 2]) {
-    let (width, inner, eps) = (model.geometry.text.hidden_size, model.text_intermediate, model.rms_norm_eps);
+    let (width, inner, eps) = (
+        model.geometry.text.hidden_size,
+        model.text_intermediate,
+        model.rms_norm_eps,
+    );
     build.scope(format!("{layer}.self_attn"));
     let normal = build.rms_norm(x, &format!("{layer}.input_layernorm.weight"), width, eps);
-    let (attended, present) = attention(build, model, &normal, &format!("{layer}.self_attn"), mask, rotary, past);
+    let (attended, present) = attention(
+        build,
+        model,
+        &normal,
+        &format!("{layer}.self_attn"),
+        mask,
+        rotary,
+        past,
+    );
     let x = build.add(x, &attended);
 
     build.scope(format!("{layer}.mlp"));
-    let normal = build.rms_norm(&x, &format!("{layer}.post_attention_layernorm.weight"), width, eps);
-    let gate = build.linear(&normal, &format!("{layer}.mlp.gate_proj.weight"), [inner, width]);
-    let up = build.linear(&normal, &format!("{layer}.mlp.up_proj.weight"), [inner, width]);
+    let normal = build.rms_norm(
+        &x,
+        &format!("{layer}.post_attention_layernorm.weight"),
+        width,
+        eps,
+    );
+    let gate = build.linear(
+        &normal,
+        &format!("{layer}.mlp.gate_proj.weight"),
+        [inner, width],
+    );
+    let up = build.linear(
+        &normal,
+        &format!("{layer}.mlp.up_proj.weight"),
+        [inner, width],
+    );
     let gate = build.silu(&gate);
     let hidden = build.mul(&gate, &up);
-    let output = build.linear(&hidden, &format!("{layer}.mlp.down_proj.weight"), [width, inner]);
+    let output = build.linear(
+        &hidden,
+        &format!("{layer}.mlp.down_proj.weight"),
+        [width, inner],
+    );
     (build.add(&x, &output), present)
 }
 
-/// softmax(q · kᵀ / √d + mask) · v with each key head shared by a group of query heads; keys and values grow by this run's.
+/// softmax(q · kᵀ / √d + mask) · v with each key head shared by a group of query heads; keys and
+/// values grow by this run's.
 fn attention(
     build: &mut Builder,
     model: &SmolVlm,
@@ -167,10 +264,15 @@ fn attention(
     [past_key, past_value]: &[Value; 2],
 ) -> (Value, [Value; 2]) {
     let text = &model.geometry.text;
-    let (width, heads, kv_heads, head_dim) = (text.hidden_size, text.heads, text.kv_heads, text.head_dim);
+    let (width, heads, kv_heads, head_dim) =
+        (text.hidden_size, text.heads, text.kv_heads, text.head_dim);
     // [batch, heads, sequence, head_dim]
     let project = |build: &mut Builder, name: &str, heads: usize| {
-        let projected = build.linear(x, &format!("{layer}.{name}.weight"), [heads * head_dim, width]);
+        let projected = build.linear(
+            x,
+            &format!("{layer}.{name}.weight"),
+            [heads * head_dim, width],
+        );
         let split = build.reshape(&projected, &[0, 0, heads as i64, head_dim as i64]);
         build.transpose(&split, &[0, 2, 1, 3])
     };
@@ -185,7 +287,16 @@ fn attention(
     let value = build.concat(&[past_value, &v], 2);
 
     // [batch, kv_heads, group, sequence, head_dim] against [batch, kv_heads, 1, …]
-    let q = build.reshape(&q, &[0, kv_heads as i64, (heads / kv_heads) as i64, -1, head_dim as i64]);
+    let q = build.reshape(
+        &q,
+        &[
+            0,
+            kv_heads as i64,
+            (heads / kv_heads) as i64,
+            -1,
+            head_dim as i64,
+        ],
+    );
     let k = build.unsqueeze(&key, 2);
     let k = build.transpose(&k, &[0, 1, 2, 4, 3]);
     let v = build.unsqueeze(&value, 2);
@@ -195,14 +306,22 @@ fn attention(
     let context = build.matmul(&weights, &v);
     let context = build.transpose(&context, &[0, 3, 1, 2, 4]);
     let context = build.reshape(&context, &[0, 0, (heads * head_dim) as i64]);
-    let output = build.linear(&context, &format!("{layer}.o_proj.weight"), [width, heads * head_dim]);
+    let output = build.linear(
+        &context,
+        &format!("{layer}.o_proj.weight"),
+        [width, heads * head_dim],
+    );
     (output, [key, value])
 }
 
 /// Every tensor of the embedding and the decoder, with its shape.
 pub(super) fn tensors(model: &SmolVlm, tensors: &mut Vec<(String, Vec<usize>)>) {
     let (text, inner) = (&model.geometry.text, model.text_intermediate);
-    let (width, query, kv) = (text.hidden_size, text.heads * text.head_dim, text.kv_heads * text.head_dim);
+    let (width, query, kv) = (
+        text.hidden_size,
+        text.heads * text.head_dim,
+        text.kv_heads * text.head_dim,
+    );
     for i in 0..text.layers {
         for (name, dims) in [
             ("input_layernorm", vec![width]),
@@ -231,7 +350,10 @@ mod tests {
     fn rotary_tables_hold_the_angles_of_both_halves() {
         let (cos, sin) = rotary_tables(3, 4, 100.0);
         // Frequencies 1 and 0.1; position 2.
-        for (i, (angle, sign)) in [(2.0f64, -1.0), (0.2, -1.0), (2.0, 1.0), (0.2, 1.0)].into_iter().enumerate() {
+        for (i, (angle, sign)) in [(2.0f64, -1.0), (0.2, -1.0), (2.0, 1.0), (0.2, 1.0)]
+            .into_iter()
+            .enumerate()
+        {
             assert!((f64::from(cos[8 + i]) - angle.cos()).abs() < 1e-6);
             assert!((f64::from(sin[8 + i]) - sign * angle.sin()).abs() < 1e-6);
         }

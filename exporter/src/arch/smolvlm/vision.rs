@@ -4,9 +4,12 @@
 //! pixel_values ─▶ patches ─▶ + positions ─▶ L × { + attention(norm), + mlp(norm) } ─▶ norm ─▶ pixel shuffle ─▶ projection ─▶ image_features
 //! ```
 //!
-//! Every tile is whole, so positions are the identity and attention is unmasked: the graph is static but for the number of tiles.
+//! Every tile is whole, so positions are the identity and attention is unmasked: the graph is
+//! static but for the number of tiles.
 
-use super::{PATCH_EMBEDDING, POSITION_EMBEDDING, POST_LAYERNORM, PROJECTION, SmolVlm, VISION_LAYERS};
+use super::{
+    PATCH_EMBEDDING, POSITION_EMBEDDING, POST_LAYERNORM, PROJECTION, SmolVlm, VISION_LAYERS,
+};
 use crate::arch::Part;
 use crate::graph::builder::{Builder, Value};
 use crate::graph::{Attribute, Element, Graph};
@@ -14,19 +17,47 @@ use crate::graph::{Attribute, Element, Graph};
 pub(super) fn encoder(model: &SmolVlm) -> Graph {
     let side = model.geometry.vision.image_size;
     let mut build = Builder::new(Part::VisionEncoder.as_str());
-    let pixels = build.input("pixel_values", Element::F32, ["batch".into(), "num_images".into(), 3.into(), side.into(), side.into()]);
+    let pixels = build.input(
+        "pixel_values",
+        Element::F32,
+        [
+            "batch".into(),
+            "num_images".into(),
+            3.into(),
+            side.into(),
+            side.into(),
+        ],
+    );
     // Part of the published interface; tiles have no padding, so nothing reads it.
-    build.input("pixel_attention_mask", Element::Bool, ["batch".into(), "num_images".into(), side.into(), side.into()]);
+    build.input(
+        "pixel_attention_mask",
+        Element::Bool,
+        [
+            "batch".into(),
+            "num_images".into(),
+            side.into(),
+            side.into(),
+        ],
+    );
 
     let mut x = embed_patches(&mut build, model, &pixels);
     for layer in 0..model.geometry.vision.layers {
         x = block(&mut build, model, &x, &format!("{VISION_LAYERS}.{layer}"));
     }
     build.scope("post_layernorm");
-    x = build.layer_norm(&x, POST_LAYERNORM, model.geometry.vision.hidden_size, model.layer_norm_eps);
+    x = build.layer_norm(
+        &x,
+        POST_LAYERNORM,
+        model.geometry.vision.hidden_size,
+        model.layer_norm_eps,
+    );
     let features = connector(&mut build, model, &x);
 
-    let dims = ["batch*num_images".into(), model.tokens_per_tile.into(), model.geometry.text.hidden_size.into()];
+    let dims = [
+        "batch*num_images".into(),
+        model.tokens_per_tile.into(),
+        model.geometry.text.hidden_size.into(),
+    ];
     build.output("image_features", &features, Element::F32, dims);
     build.finish()
 }
@@ -34,14 +65,25 @@ pub(super) fn encoder(model: &SmolVlm) -> Graph {
 /// [batch, images, 3, T, T] to [batch·images, patches, width].
 fn embed_patches(build: &mut Builder, model: &SmolVlm, pixels: &Value) -> Value {
     let vision = &model.geometry.vision;
-    let (width, patch, side) = (vision.hidden_size, vision.patch_size, vision.image_size as i64);
+    let (width, patch, side) = (
+        vision.hidden_size,
+        vision.patch_size,
+        vision.image_size as i64,
+    );
     build.scope("embeddings");
     let tiles = build.reshape(pixels, &[-1, 3, side, side]);
-    let kernel = build.weight(&format!("{PATCH_EMBEDDING}.weight"), &[width, 3, patch, patch]);
+    let kernel = build.weight(
+        &format!("{PATCH_EMBEDDING}.weight"),
+        &[width, 3, patch, patch],
+    );
     let bias = build.weight(&format!("{PATCH_EMBEDDING}.bias"), &[width]);
     let square = Attribute::Ints(vec![patch as i64; 2]);
     // Without padding, so pixels behind the last whole patch are cropped.
-    let grid = build.op("Conv", &[&tiles, &kernel, &bias], &[("kernel_shape", square.clone()), ("strides", square)]);
+    let grid = build.op(
+        "Conv",
+        &[&tiles, &kernel, &bias],
+        &[("kernel_shape", square.clone()), ("strides", square)],
+    );
     let rows = build.reshape(&grid, &[0, width as i64, (model.grid * model.grid) as i64]);
     let patches = build.transpose(&rows, &[0, 2, 1]);
     let positions = build.weight(POSITION_EMBEDDING, &[model.grid * model.grid, width]);
@@ -49,7 +91,11 @@ fn embed_patches(build: &mut Builder, model: &SmolVlm, pixels: &Value) -> Value 
 }
 
 fn block(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Value {
-    let (width, inner, eps) = (model.geometry.vision.hidden_size, model.vision_intermediate, model.layer_norm_eps);
+    let (width, inner, eps) = (
+        model.geometry.vision.hidden_size,
+        model.vision_intermediate,
+        model.layer_norm_eps,
+    );
     build.scope(layer);
     let normal = build.layer_norm(x, &format!("{layer}.layer_norm1"), width, eps);
     let attended = attention(build, model, &normal, &format!("{layer}.self_attn"));
@@ -65,7 +111,10 @@ fn block(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Value 
 
 /// softmax(q · kᵀ / √d) · v, every patch seeing every other.
 fn attention(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Value {
-    let (width, heads) = (model.geometry.vision.hidden_size, model.geometry.vision.heads);
+    let (width, heads) = (
+        model.geometry.vision.hidden_size,
+        model.geometry.vision.heads,
+    );
     let head_dim = width / heads;
     build.scope(layer);
     let project = |build: &mut Builder, name: &str| {
@@ -88,17 +137,23 @@ fn attention(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Va
     build.linear_bias(&context, &format!("{layer}.out_proj"), [width, width])
 }
 
-/// Pixel shuffle: every scale × scale square of patches becomes one token of as many times the width, then one projection.
+/// Pixel shuffle: every scale × scale square of patches becomes one token of as many times the
+/// width, then one projection.
 fn connector(build: &mut Builder, model: &SmolVlm, x: &Value) -> Value {
     let scale = model.geometry.scale_factor;
     let (width, cells) = (model.geometry.vision.hidden_size, model.grid / scale);
     let dims = |dims: &[usize]| dims.iter().map(|&dim| dim as i64).collect::<Vec<_>>();
     build.scope("connector");
-    // [n, row, patch row, column, patch column · width] to [n, row, column, patch row, patch column · width]
+    // [n, row, patch row, column, patch column · width] to [n, row, column, patch row, patch column
+    // · width]
     let split = build.reshape(x, &dims(&[0, cells, scale, cells, scale * width]));
     let squares = build.transpose(&split, &[0, 1, 3, 2, 4]);
     let tokens = build.reshape(&squares, &dims(&[0, cells * cells, scale * scale * width]));
-    build.linear(&tokens, PROJECTION, [model.geometry.text.hidden_size, scale * scale * width])
+    build.linear(
+        &tokens,
+        PROJECTION,
+        [model.geometry.text.hidden_size, scale * scale * width],
+    )
 }
 
 /// Every tensor of the encoder and the connector, with its shape.
@@ -122,6 +177,15 @@ pub(super) fn tensors(model: &SmolVlm, tensors: &mut Vec<(String, Vec<usize>)>) 
         layer(format!("{prefix}.mlp.fc2"), width, &[inner]);
     }
     layer(POST_LAYERNORM.into(), width, &[]);
-    tensors.push((POSITION_EMBEDDING.into(), vec![model.grid * model.grid, width]));
-    tensors.push((PROJECTION.into(), vec![model.geometry.text.hidden_size, width * model.geometry.scale_factor.pow(2)]));
+    tensors.push((
+        POSITION_EMBEDDING.into(),
+        vec![model.grid * model.grid, width],
+    ));
+    tensors.push((
+        PROJECTION.into(),
+        vec![
+            model.geometry.text.hidden_size,
+            width * model.geometry.scale_factor.pow(2),
+        ],
+    ));
 }

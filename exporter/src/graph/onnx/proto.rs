@@ -1,6 +1,8 @@
-//! The messages of `onnx.proto` that we write and read, declared by hand: only the fields we need, with their published numbers.
+//! The messages of `onnx.proto` that we write and read, declared by hand: only the fields we need,
+//! with their published numbers.
 //!
-//! A tensor's `raw_data` (field 9) is left out on purpose: weights are streamed behind the message, and a reader skips them.
+//! A tensor's `raw_data` (field 9) is left out on purpose: weights are streamed behind the message,
+//! and a reader skips them.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Model {

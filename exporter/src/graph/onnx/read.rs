@@ -56,13 +56,22 @@ impl GraphFile {
     /// When a file cannot be read, is no ONNX model, or holds what this program does not write.
     pub fn open(path: &Path) -> Result<Self, OnnxError> {
         let shown = path.display().to_string();
-        let map = MappedFile::open(path).map_err(|source| OnnxError::Io { graph: shown.clone(), source })?;
-        let format = |problem| OnnxError::Format { path: shown.clone(), problem };
+        let map = MappedFile::open(path).map_err(|source| OnnxError::Io {
+            graph: shown.clone(),
+            source,
+        })?;
+        let format = |problem| OnnxError::Format {
+            path: shown.clone(),
+            problem,
+        };
         let external = match external_location(map.as_bytes()).map_err(format)? {
             Some(name) => {
                 let data = path.with_file_name(&name);
                 let shown = data.display().to_string();
-                Some(MappedFile::open(&data).map_err(|source| OnnxError::Io { graph: shown, source })?)
+                Some(MappedFile::open(&data).map_err(|source| OnnxError::Io {
+                    graph: shown,
+                    source,
+                })?)
             }
             None => None,
         };
@@ -76,12 +85,22 @@ impl GraphFile {
 
     /// Every constant, sorted by name.
     pub fn constants(&self) -> impl Iterator<Item = (&str, Constant<'_>)> {
-        self.constants.iter().map(|(name, stored)| (name.as_str(), self.resolve(stored)))
+        self.constants
+            .iter()
+            .map(|(name, stored)| (name.as_str(), self.resolve(stored)))
     }
 
     fn resolve<'a>(&'a self, stored: &'a Stored) -> Constant<'a> {
-        let file = self.external.as_ref().filter(|_| stored.is_external).unwrap_or(&self.map);
-        Constant { element: stored.element, dims: &stored.dims, bytes: &file.as_bytes()[stored.range.clone()] }
+        let file = self
+            .external
+            .as_ref()
+            .filter(|_| stored.is_external)
+            .unwrap_or(&self.map);
+        Constant {
+            element: stored.element,
+            dims: &stored.dims,
+            bytes: &file.as_bytes()[stored.range.clone()],
+        }
     }
 }
 
@@ -98,14 +117,27 @@ fn parse(map: MappedFile, external: Option<MappedFile>) -> Result<GraphFile, Str
     // Messages and raw ranges come in the same order: both are the file's.
     for (tensor, raw) in graph.initializer.into_iter().zip(raw_ranges(bytes)?) {
         let name = tensor.name.clone();
-        let stored = stored(tensor, raw, external_bytes).map_err(|problem| format!("constant {name:?}: {problem}"))?;
+        let stored = stored(tensor, raw, external_bytes)
+            .map_err(|problem| format!("constant {name:?}: {problem}"))?;
         constants.insert(name, stored);
     }
     Ok(GraphFile {
         name: graph.name,
-        opset: model.opset_import.iter().find(|set| set.domain.is_empty()).map_or(0, |set| set.version),
-        inputs: graph.input.into_iter().map(value_info).collect::<Result<_, _>>()?,
-        outputs: graph.output.into_iter().map(value_info).collect::<Result<_, _>>()?,
+        opset: model
+            .opset_import
+            .iter()
+            .find(|set| set.domain.is_empty())
+            .map_or(0, |set| set.version),
+        inputs: graph
+            .input
+            .into_iter()
+            .map(value_info)
+            .collect::<Result<_, _>>()?,
+        outputs: graph
+            .output
+            .into_iter()
+            .map(value_info)
+            .collect::<Result<_, _>>()?,
         operators,
         external,
         constants,
@@ -116,42 +148,86 @@ fn parse(map: MappedFile, external: Option<MappedFile>) -> Result<GraphFile, Str
 /// The name of the second file, if any constant lies in one; all of a graph's share it.
 fn external_location(bytes: &[u8]) -> Result<Option<String>, String> {
     let model = proto::Model::decode(bytes).map_err(no_model)?;
-    let tensors = model.graph.map(|graph| graph.initializer).unwrap_or_default();
-    let mut names = tensors.iter().filter(|tensor| tensor.data_location == EXTERNAL).filter_map(|tensor| entry(tensor, "location"));
-    let Some(name) = names.next() else { return Ok(None) };
+    let tensors = model
+        .graph
+        .map(|graph| graph.initializer)
+        .unwrap_or_default();
+    let mut names = tensors
+        .iter()
+        .filter(|tensor| tensor.data_location == EXTERNAL)
+        .filter_map(|tensor| entry(tensor, "location"));
+    let Some(name) = names.next() else {
+        return Ok(None);
+    };
     if names.any(|other| other != name) {
         return Err("its weights are in several files, expected one".into());
     }
     let mut parts = Path::new(name).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(_)), None) => Ok(Some(name.to_owned())),
-        _ => Err(format!("its weights are in {name:?}, expected a file beside it")),
+        _ => Err(format!(
+            "its weights are in {name:?}, expected a file beside it"
+        )),
     }
 }
 
 fn entry<'a>(tensor: &'a proto::Tensor, key: &str) -> Option<&'a str> {
-    tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+    tensor
+        .external_data
+        .iter()
+        .find(|entry| entry.key == key)
+        .map(|entry| entry.value.as_str())
 }
 
-fn stored(tensor: proto::Tensor, raw: Option<Range<usize>>, external_bytes: usize) -> Result<Stored, String> {
-    let element = element(tensor.data_type).ok_or_else(|| format!("element type {} is not one this program writes", tensor.data_type))?;
-    let dims: Vec<usize> =
-        tensor.dims.iter().map(|&dim| usize::try_from(dim).map_err(|_| format!("dimension {dim}"))).collect::<Result<_, _>>()?;
-    let bytes = dims.iter().try_fold(element.bytes(), |bytes, &dim| bytes.checked_mul(dim)).ok_or("its dimensions overflow")?;
+fn stored(
+    tensor: proto::Tensor,
+    raw: Option<Range<usize>>,
+    external_bytes: usize,
+) -> Result<Stored, String> {
+    let element = element(tensor.data_type).ok_or_else(|| {
+        format!(
+            "element type {} is not one this program writes",
+            tensor.data_type
+        )
+    })?;
+    let dims: Vec<usize> = tensor
+        .dims
+        .iter()
+        .map(|&dim| usize::try_from(dim).map_err(|_| format!("dimension {dim}")))
+        .collect::<Result<_, _>>()?;
+    let bytes = dims
+        .iter()
+        .try_fold(element.bytes(), |bytes, &dim| bytes.checked_mul(dim))
+        .ok_or("its dimensions overflow")?;
     let is_external = tensor.data_location == EXTERNAL;
     let range = if is_external {
         let number = |key: &str| entry(&tensor, key).and_then(|value| value.parse::<usize>().ok());
         let offset = number("offset").unwrap_or(0);
         let length = number("length").unwrap_or(bytes);
-        let end = offset.checked_add(length).filter(|&end| end <= external_bytes);
-        offset..end.ok_or_else(|| format!("bytes {offset} and {length} more are outside the second file of {external_bytes}"))?
+        let end = offset
+            .checked_add(length)
+            .filter(|&end| end <= external_bytes);
+        offset..end.ok_or_else(|| {
+            format!(
+                "bytes {offset} and {length} more are outside the second file of {external_bytes}"
+            )
+        })?
     } else {
         raw.unwrap_or(0..0)
     };
     if range.len() != bytes {
-        return Err(format!("{} bytes for dimensions {dims:?} {}, expected {bytes}", range.len(), element.as_str()));
+        return Err(format!(
+            "{} bytes for dimensions {dims:?} {}, expected {bytes}",
+            range.len(),
+            element.as_str()
+        ));
     }
-    Ok(Stored { element, dims, is_external, range })
+    Ok(Stored {
+        element,
+        dims,
+        is_external,
+        range,
+    })
 }
 
 /// The `raw_data` range of each initializer, in file order; `None` where it has none.
@@ -176,7 +252,10 @@ fn fields(file: &[u8], message: Range<usize>, wanted: u32) -> Result<Vec<Range<u
             continue;
         }
         let length = decode_varint(&mut rest).map_err(no_model)?;
-        let length = usize::try_from(length).ok().filter(|&length| length <= rest.len()).ok_or("no ONNX model: it is cut off")?;
+        let length = usize::try_from(length)
+            .ok()
+            .filter(|&length| length <= rest.len())
+            .ok_or("no ONNX model: it is cut off")?;
         let from = message.end - rest.len();
         if number == wanted {
             found.push(from..from + length);
@@ -188,15 +267,33 @@ fn fields(file: &[u8], message: Range<usize>, wanted: u32) -> Result<Vec<Range<u
 
 fn value_info(message: proto::ValueInfo) -> Result<ValueInfo, String> {
     let name = message.name;
-    let tensor = message.r#type.and_then(|kind| kind.tensor_type).ok_or_else(|| format!("{name:?} is no tensor"))?;
-    let element = element(tensor.elem_type)
-        .ok_or_else(|| format!("{name:?} has element type {}, which this program does not write", tensor.elem_type))?;
-    let dims = tensor.shape.unwrap_or_default().dim.into_iter().map(|dim| match dim.value {
-        Some(proto::DimensionValue::Fixed(dim)) => Dim::Fixed(usize::try_from(dim).unwrap_or(0)),
-        Some(proto::DimensionValue::Symbol(symbol)) => Dim::Symbol(symbol),
-        None => Dim::Symbol("?".into()),
-    });
-    Ok(ValueInfo { dims: dims.collect(), name, element })
+    let tensor = message
+        .r#type
+        .and_then(|kind| kind.tensor_type)
+        .ok_or_else(|| format!("{name:?} is no tensor"))?;
+    let element = element(tensor.elem_type).ok_or_else(|| {
+        format!(
+            "{name:?} has element type {}, which this program does not write",
+            tensor.elem_type
+        )
+    })?;
+    let dims = tensor
+        .shape
+        .unwrap_or_default()
+        .dim
+        .into_iter()
+        .map(|dim| match dim.value {
+            Some(proto::DimensionValue::Fixed(dim)) => {
+                Dim::Fixed(usize::try_from(dim).unwrap_or(0))
+            }
+            Some(proto::DimensionValue::Symbol(symbol)) => Dim::Symbol(symbol),
+            None => Dim::Symbol("?".into()),
+        });
+    Ok(ValueInfo {
+        dims: dims.collect(),
+        name,
+        element,
+    })
 }
 
 fn no_model(error: prost::DecodeError) -> String {

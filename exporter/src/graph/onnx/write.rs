@@ -1,4 +1,5 @@
-//! Writing: every length is known before a weight is read, so a graph of gigabytes is streamed holding one tensor.
+//! Writing: every length is known before a weight is read, so a graph of gigabytes is streamed
+//! holding one tensor.
 
 use std::io::Write;
 
@@ -7,7 +8,10 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::{EXTERNAL, IR_VERSION, OPSET, OnnxError, code, field, proto};
 use crate::checkpoint::CheckpointError;
-use crate::graph::{Attribute, Dim, Element, Graph, Initializer, Layout, Node, ValueInfo, Values, Weights, transpose};
+use crate::graph::{
+    Attribute, Dim, Element, Graph, Initializer, Layout, Node, ValueInfo, Values, Weights,
+    transpose,
+};
 
 /// Weights beyond this many bytes go to a file of their own.
 pub const INLINE_BYTES_MAX: u64 = 1 << 30;
@@ -21,7 +25,8 @@ pub fn needs_external_data(graph: &Graph) -> bool {
     graph.initializer_bytes() > INLINE_BYTES_MAX
 }
 
-/// Writes a graph to `file`. With `external`, large weights go there instead, as the file of that name beside the graph.
+/// Writes a graph to `file`. With `external`, large weights go there instead, as the file of that
+/// name beside the graph.
 ///
 /// # Errors
 /// When a weight cannot be read or a file cannot be written.
@@ -31,11 +36,25 @@ pub fn write(
     file: &mut impl Write,
     external: Option<(&str, &mut dyn Write)>,
 ) -> Result<(), OnnxError> {
-    let io = |source| OnnxError::Io { graph: graph.name.clone(), source };
+    let io = |source| OnnxError::Io {
+        graph: graph.name.clone(),
+        source,
+    };
     let places = places(graph, external.as_ref().map(|(name, _)| *name));
-    let heads: Vec<Vec<u8>> = graph.initializers.iter().zip(&places).map(|(initializer, place)| head(initializer, place)).collect();
+    let heads: Vec<Vec<u8>> = graph
+        .initializers
+        .iter()
+        .zip(&places)
+        .map(|(initializer, place)| head(initializer, place))
+        .collect();
     let rest = graph_message(graph).encode_to_vec();
-    let graph_bytes = rest.len() + heads.iter().zip(&graph.initializers).zip(&places).map(|((h, i), p)| framed_len(h, i, p)).sum::<usize>();
+    let graph_bytes = rest.len()
+        + heads
+            .iter()
+            .zip(&graph.initializers)
+            .zip(&places)
+            .map(|((h, i), p)| framed_len(h, i, p))
+            .sum::<usize>();
 
     let mut start = model_message().encode_to_vec();
     encode_key(field::MODEL_GRAPH, WireType::LengthDelimited, &mut start);
@@ -46,20 +65,33 @@ pub fn write(
     for ((initializer, place), head) in graph.initializers.iter().zip(&places).zip(&heads) {
         let bytes = bytes(initializer, weights)?;
         let mut frame = Vec::new();
-        encode_key(field::GRAPH_INITIALIZER, WireType::LengthDelimited, &mut frame);
+        encode_key(
+            field::GRAPH_INITIALIZER,
+            WireType::LengthDelimited,
+            &mut frame,
+        );
         encode_varint(tensor_len(head, initializer, place) as u64, &mut frame);
         frame.extend(head);
         match (&place.external, &mut external) {
             (Some((_, offset)), Some((sink, position))) => {
                 file.write_all(&frame).map_err(io)?;
-                let padding = vec![0; usize::try_from(offset - *position).expect("less than the alignment")];
-                sink.write_all(&padding).and_then(|()| sink.write_all(&bytes)).map_err(io)?;
+                let padding =
+                    vec![0; usize::try_from(offset - *position).expect("less than the alignment")];
+                sink.write_all(&padding)
+                    .and_then(|()| sink.write_all(&bytes))
+                    .map_err(io)?;
                 *position = offset + bytes.len() as u64;
             }
             _ => {
-                encode_key(field::TENSOR_RAW_DATA, WireType::LengthDelimited, &mut frame);
+                encode_key(
+                    field::TENSOR_RAW_DATA,
+                    WireType::LengthDelimited,
+                    &mut frame,
+                );
                 encode_varint(bytes.len() as u64, &mut frame);
-                file.write_all(&frame).and_then(|()| file.write_all(&bytes)).map_err(io)?;
+                file.write_all(&frame)
+                    .and_then(|()| file.write_all(&bytes))
+                    .map_err(io)?;
             }
         }
     }
@@ -75,25 +107,43 @@ struct Place {
 fn places(graph: &Graph, external: Option<&str>) -> Vec<Place> {
     let mut end = 0u64;
     let mut place = |initializer: &Initializer| {
-        let Some(name) = external.filter(|_| initializer.bytes() > INLINE_CONSTANT_BYTES) else { return Place { external: None } };
+        let Some(name) = external.filter(|_| initializer.bytes() > INLINE_CONSTANT_BYTES) else {
+            return Place { external: None };
+        };
         let offset = end.next_multiple_of(EXTERNAL_ALIGNMENT);
         end = offset + initializer.bytes() as u64;
-        Place { external: Some((name.to_owned(), offset)) }
+        Place {
+            external: Some((name.to_owned(), offset)),
+        }
     };
     graph.initializers.iter().map(&mut place).collect()
 }
 
 /// A tensor's message up to its bytes.
 fn head(initializer: &Initializer, place: &Place) -> Vec<u8> {
-    let entry = |key: &str, value: String| proto::Entry { key: key.into(), value };
-    let external_data = place.external.as_ref().map_or_else(Vec::new, |(name, offset)| {
-        vec![entry("location", name.clone()), entry("offset", offset.to_string()), entry("length", initializer.bytes().to_string())]
-    });
+    let entry = |key: &str, value: String| proto::Entry {
+        key: key.into(),
+        value,
+    };
+    let external_data = place
+        .external
+        .as_ref()
+        .map_or_else(Vec::new, |(name, offset)| {
+            vec![
+                entry("location", name.clone()),
+                entry("offset", offset.to_string()),
+                entry("length", initializer.bytes().to_string()),
+            ]
+        });
     proto::Tensor {
         dims: initializer.dims.iter().map(|&dim| dim as i64).collect(),
         data_type: code(initializer.element),
         name: initializer.name.clone(),
-        data_location: if external_data.is_empty() { 0 } else { EXTERNAL },
+        data_location: if external_data.is_empty() {
+            0
+        } else {
+            EXTERNAL
+        },
         external_data,
     }
     .encode_to_vec()
@@ -101,7 +151,11 @@ fn head(initializer: &Initializer, place: &Place) -> Vec<u8> {
 
 fn tensor_len(head: &[u8], initializer: &Initializer, place: &Place) -> usize {
     let raw = initializer.bytes();
-    let inline = if place.external.is_some() { 0 } else { 1 + prost::length_delimiter_len(raw) + raw };
+    let inline = if place.external.is_some() {
+        0
+    } else {
+        1 + prost::length_delimiter_len(raw) + raw
+    };
     head.len() + inline
 }
 
@@ -111,7 +165,10 @@ fn framed_len(head: &[u8], initializer: &Initializer, place: &Place) -> usize {
 }
 
 /// The bytes of one initializer, in its layout and element type.
-fn bytes<'a>(initializer: &'a Initializer, weights: &impl Weights) -> Result<std::borrow::Cow<'a, [u8]>, CheckpointError> {
+fn bytes<'a>(
+    initializer: &'a Initializer,
+    weights: &impl Weights,
+) -> Result<std::borrow::Cow<'a, [u8]>, CheckpointError> {
     let (tensor, layout) = match &initializer.values {
         Values::Literal(bytes) => return Ok(bytes.into()),
         Values::Tensor { tensor, layout } => (weights.read(tensor)?, layout),
@@ -121,10 +178,21 @@ fn bytes<'a>(initializer: &'a Initializer, weights: &impl Weights) -> Result<std
         _ => tensor.values,
     };
     let bytes: Vec<u8> = match initializer.element {
-        Element::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Element::F16 => values
+            .iter()
+            .flat_map(|&value| half::f16::from_f32(value).to_le_bytes())
+            .collect(),
+        _ => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
     };
-    assert_eq!(bytes.len(), initializer.bytes(), "{}: the builder took its shape from the checkpoint", initializer.name);
+    assert_eq!(
+        bytes.len(),
+        initializer.bytes(),
+        "{}: the builder took its shape from the checkpoint",
+        initializer.name
+    );
     Ok(bytes.into())
 }
 
@@ -134,7 +202,10 @@ fn model_message() -> proto::Model {
         producer_name: "egret-export".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: None,
-        opset_import: vec![proto::OperatorSet { domain: String::new(), version: OPSET }],
+        opset_import: vec![proto::OperatorSet {
+            domain: String::new(),
+            version: OPSET,
+        }],
     }
 }
 
@@ -155,17 +226,26 @@ fn node_message(node: &Node) -> proto::Node {
         output: node.outputs.clone(),
         name: node.name.clone(),
         op_type: node.op.into(),
-        attribute: node.attributes.iter().map(|(name, value)| attribute_message(name, value)).collect(),
+        attribute: node
+            .attributes
+            .iter()
+            .map(|(name, value)| attribute_message(name, value))
+            .collect(),
         domain: String::new(),
     }
 }
 
 fn attribute_message(name: &str, value: &Attribute) -> proto::Attribute {
-    let mut message = proto::Attribute { name: name.into(), ..proto::Attribute::default() };
+    let mut message = proto::Attribute {
+        name: name.into(),
+        ..proto::Attribute::default()
+    };
     match value {
         Attribute::Float(value) => (message.f, message.r#type) = (Some(*value), 1),
         Attribute::Int(value) => (message.i, message.r#type) = (Some(*value), 2),
-        Attribute::Text(value) => (message.s, message.r#type) = (Some(value.as_bytes().to_vec()), 3),
+        Attribute::Text(value) => {
+            (message.s, message.r#type) = (Some(value.as_bytes().to_vec()), 3)
+        }
         Attribute::Ints(values) => (message.ints, message.r#type) = (values.clone(), 7),
     }
     message
@@ -178,7 +258,17 @@ fn value_message(value: &ValueInfo) -> proto::ValueInfo {
             Dim::Symbol(symbol) => proto::DimensionValue::Symbol(symbol.clone()),
         }),
     };
-    let shape = proto::Shape { dim: value.dims.iter().map(dimension).collect() };
-    let tensor_type = proto::TensorType { elem_type: code(value.element), shape: Some(shape) };
-    proto::ValueInfo { name: value.name.clone(), r#type: Some(proto::Type { tensor_type: Some(tensor_type) }) }
+    let shape = proto::Shape {
+        dim: value.dims.iter().map(dimension).collect(),
+    };
+    let tensor_type = proto::TensorType {
+        elem_type: code(value.element),
+        shape: Some(shape),
+    };
+    proto::ValueInfo {
+        name: value.name.clone(),
+        r#type: Some(proto::Type {
+            tensor_type: Some(tensor_type),
+        }),
+    }
 }

@@ -24,24 +24,66 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(camera.source, Source::Folder("frames".into()));
     assert_eq!(
         (camera.period, camera.stall_after, camera.gate),
-        (SECOND, Duration::from_secs(10), Gate { motion: 0.01, max_age: Duration::from_secs(30) })
+        (
+            SECOND,
+            Duration::from_secs(10),
+            Gate {
+                motion: 0.01,
+                max_age: Duration::from_secs(30)
+            }
+        )
     );
-    let [open, closed] = camera.rules.as_slice() else { panic!("two rules") };
-    assert_eq!((open.threshold, open.max_new_tokens, open.route, open.split, &open.pool), (0.5, 64, RouteMode::Auto, false, &None));
-    assert_eq!((closed.threshold, closed.answers.as_slice()), (0.9, ["yes".to_owned(), "no".to_owned()].as_slice()));
+    let [open, closed] = camera.rules.as_slice() else {
+        panic!("two rules")
+    };
+    assert_eq!(
+        (
+            open.threshold,
+            open.max_new_tokens,
+            open.route,
+            open.split,
+            &open.pool
+        ),
+        (0.5, 64, RouteMode::Auto, false, &None)
+    );
+    assert_eq!(
+        (closed.threshold, closed.answers.as_slice()),
+        (0.9, ["yes".to_owned(), "no".to_owned()].as_slice())
+    );
     let pool = &config.pools[0];
     assert_eq!(
-        (&pool.transport, pool.deadline, pool.closed, pool.images, pool.attempts),
-        (&PoolTransport::Mqtt, Duration::from_secs(8), ClosedForm::Schema, true, 3)
+        (
+            &pool.transport,
+            pool.deadline,
+            pool.closed,
+            pool.images,
+            pool.attempts
+        ),
+        (
+            &PoolTransport::Mqtt,
+            Duration::from_secs(8),
+            ClosedForm::Schema,
+            true,
+            3
+        )
     );
     assert_eq!(config.policy, Policy::default());
-    assert_eq!((config.policy.in_flight_max, config.policy.calls_per_minute), (4, None));
+    assert_eq!(
+        (config.policy.in_flight_max, config.policy.calls_per_minute),
+        (4, None)
+    );
     assert_eq!(config.mqtt.unwrap().outbox_events_max, 10_000);
     assert_eq!(config.gateway.unwrap().listen.to_string(), "127.0.0.1:8080");
-    assert_eq!((config.model.backend, config.model.threads), (BackendChoice::Auto, None));
+    assert_eq!(
+        (config.model.backend, config.model.threads),
+        (BackendChoice::Auto, None)
+    );
 
     let config = parse(SMALLEST).unwrap();
-    assert_eq!((config.mqtt, config.gateway, config.cameras.len()), (None, None, 0));
+    assert_eq!(
+        (config.mqtt, config.gateway, config.cameras.len()),
+        (None, None, 0)
+    );
 }
 
 /// The example of the documentation, as written there.
@@ -84,8 +126,19 @@ listen = "127.0.0.1:8080"
 "#,
     )
     .unwrap();
-    assert_eq!(config.mqtt.unwrap().url, MqttUrl { scheme: MqttScheme::Tcp, host: "127.0.0.1".into(), port: 1883, path: String::new() });
-    assert_eq!(config.cameras[0].rules[0].pool.as_deref(), Some("vlm-large"));
+    assert_eq!(
+        config.mqtt.unwrap().url,
+        MqttUrl {
+            scheme: MqttScheme::Tcp,
+            host: "127.0.0.1".into(),
+            port: 1883,
+            path: String::new()
+        }
+    );
+    assert_eq!(
+        config.cameras[0].rules[0].pool.as_deref(),
+        Some("vlm-large")
+    );
     assert_eq!(config.policy.calls_per_minute, Some(30));
 }
 
@@ -102,10 +155,21 @@ fn the_example_file_names_every_key() {
 fn the_example_file_leaves_no_key_out() {
     let example = include_str!("../../../agent.example.toml");
     let source = include_str!("../parse.rs");
-    let lists = source.match_indices("&[\"").map(|(at, _)| &source[at..]).map(|list| &list[..list.find(']').unwrap()]);
+    let lists = source
+        .match_indices("&[\"")
+        .map(|(at, _)| &source[at..])
+        .map(|list| &list[..list.find(']').unwrap()]);
     for key in lists.flat_map(|list| list.split('"').skip(1).step_by(2)) {
-        let written = [format!("\n{key} = "), format!("{key} = "), format!("[{key}]"), format!(".{key}]]")];
-        assert!(written.iter().any(|form| example.contains(form.as_str())), "agent.example.toml does not show {key}");
+        let written = [
+            format!("\n{key} = "),
+            format!("{key} = "),
+            format!("[{key}]"),
+            format!(".{key}]]"),
+        ];
+        assert!(
+            written.iter().any(|form| example.contains(form.as_str())),
+            "agent.example.toml does not show {key}"
+        );
     }
 }
 
@@ -223,7 +287,10 @@ fn broken_syntax_is_told_alone() {
 
 #[test]
 fn a_pool_over_mqtt_needs_a_broker() {
-    let errors = parse(&format!("{SMALLEST}[[pool]]\nid = \"p\"\nmqtt = true\nmodel = \"m\"\napi-key-file = \"k\"\n")).unwrap_err();
+    let errors = parse(&format!(
+        "{SMALLEST}[[pool]]\nid = \"p\"\nmqtt = true\nmodel = \"m\"\napi-key-file = \"k\"\n"
+    ))
+    .unwrap_err();
     insta::assert_snapshot!(errors, @r#"
     egret.toml:7:8: pool[0].mqtt: found no [mqtt] table, expected a broker for this pool's requests
         cure: add [mqtt] with url = "mqtt://…"
@@ -245,8 +312,16 @@ fn an_empty_file_is_told_what_it_needs() {
 #[test]
 fn limits_are_kept() {
     let cameras = "[[camera]]\nid = \"a\"\nsource = \"dir://f\"\n".repeat(65);
-    assert!(parse(&format!("{SMALLEST}{cameras}")).unwrap_err().contains("65 of them, expected at most 64"));
-    assert!(parse(&"#".repeat(CONFIG_BYTES_MAX + 1)).unwrap_err().contains("expected at most 1048576 bytes"));
+    assert!(
+        parse(&format!("{SMALLEST}{cameras}"))
+            .unwrap_err()
+            .contains("65 of them, expected at most 64")
+    );
+    assert!(
+        parse(&"#".repeat(CONFIG_BYTES_MAX + 1))
+            .unwrap_err()
+            .contains("expected at most 1048576 bytes")
+    );
     let wrong: String = (0..500).map(|index| format!("key-{index} = 1\n")).collect();
     let errors = parse(&wrong).unwrap_err();
     assert!(errors.ends_with("egret.toml: and 402 more"), "{errors}");
@@ -297,5 +372,8 @@ fn a_switch_is_not_guessed_the_wrong_way() {
     }
     let text = format!("{SMALLEST}\n[mqtt]\nurl = \"mqtt://127.0.0.1\"\nca-file = \"/ca.pem\"\n");
     let told = parse(&text).unwrap_err();
-    assert!(told.contains("mqtt.ca-file") && told.contains("mqtts://"), "{told}");
+    assert!(
+        told.contains("mqtt.ca-file") && told.contains("mqtts://"),
+        "{told}"
+    );
 }

@@ -1,0 +1,255 @@
+//! `egret ask`: one question about pictures, a clip, or nothing but words; one answer with its
+//! confidence.
+
+mod clip;
+mod record;
+
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use devices::camera::ffmpeg::readable;
+use vlm::answer::{Answer, Piece};
+use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
+
+use crate::commands::exit::{Exit, Failure, OrExit};
+use crate::commands::memory;
+
+/// Arguments of `egret ask`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bundle folder, as egret-export wrote it.
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Picture file to show; several are shown in the order given.
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Video file to show, after the pictures.
+    #[arg(long, value_name = "FILE")]
+    video: Option<PathBuf>,
+    /// Standing instructions, put before the question.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Answers to choose from; without them the answer is free text.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    candidates: Vec<String>,
+    /// Whether pictures are split into tiles, for small text.
+    #[arg(long, value_enum, default_value_t)]
+    split: SplitArg,
+    /// Longest free-text answer in tokens.
+    #[arg(long, value_name = "N", default_value_t = Request::MAX_NEW_TOKENS as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// End stdout with one JSON object on one line.
+    #[arg(long)]
+    json: bool,
+    /// Add what the model was fed and put out to the JSON object.
+    #[arg(long, requires = "json")]
+    trace: bool,
+    /// The question.
+    #[arg(value_name = "QUESTION")]
+    question: String,
+}
+
+/// Arguments of every command that runs a bundle.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EngineArgs {
+    /// Inference engine; auto takes ONNX Runtime when its library is found, else tract.
+    #[arg(long, value_enum, default_value_t)]
+    backend: BackendArg,
+    /// Inference threads; the engine chooses without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Fail unless this execution provider really runs.
+    #[arg(long, value_name = "EP", value_parser = ["cpu", "cuda", "tensorrt", "tract"])]
+    require_execution_provider: Option<String>,
+}
+
+impl EngineArgs {
+    /// How a bundle is to be run.
+    pub fn options(&self) -> Options {
+        Options {
+            backend: match self.backend {
+                BackendArg::Auto => BackendChoice::Auto,
+                BackendArg::Ort => BackendChoice::Ort,
+                BackendArg::Tract => BackendChoice::Tract,
+            },
+            threads: self.threads.map(usize::from),
+            ort_library: None,
+            require_execution_provider: self.require_execution_provider.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum BackendArg {
+    #[default]
+    Auto,
+    Ort,
+    Tract,
+}
+
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum SplitArg {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// Asks the question and prints the answer.
+///
+/// # Errors
+/// When a file cannot be read, the bundle cannot be used, or the question cannot be put to it.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    check_candidates(&args.candidates)?;
+    let pictures = args
+        .image
+        .iter()
+        .map(|path| read_picture(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut vlm = Vlm::open(&args.bundle, &args.engine.options())?;
+    let request = Request {
+        turns: turns(args, pictures, &vlm)?,
+        candidates: args
+            .candidates
+            .iter()
+            .map(|candidate| candidate.trim().to_owned())
+            .collect(),
+        split: match args.split {
+            SplitArg::Auto => Split::Auto,
+            SplitArg::On => Split::On,
+            SplitArg::Off => Split::Off,
+        },
+        max_new_tokens: args.max_new_tokens as usize,
+        top_logprobs: 0,
+        trace: args.trace,
+    };
+    if args.json {
+        let answer = vlm.ask(&request)?;
+        let record = record::record(&answer, vlm.identity(), memory::peak_rss_bytes())
+            .or_exit(Exit::Internal)?;
+        print(&format!("{record}\n"))?;
+    } else {
+        let answer = ask_aloud(&mut vlm, &request)?;
+        print(&summary(&answer, &vlm))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// One answer, or an empty one, is nothing to choose from.
+fn check_candidates(candidates: &[String]) -> Result<(), Failure> {
+    let found = match candidates {
+        [] => return Ok(()),
+        _ if candidates
+            .iter()
+            .any(|candidate| candidate.trim().is_empty()) =>
+        {
+            "an empty one"
+        }
+        [_] => "one",
+        _ => return Ok(()),
+    };
+    let message = format_args!(
+        "--candidates: found {found}, expected two or more, as in yes,no; leave it out for free text"
+    );
+    Err(Failure::new(Exit::Usage, message))
+}
+
+/// The conversation: instructions, then pictures, clip and question, the order the model was tuned
+/// on.
+fn turns(args: &Args, pictures: Vec<Picture>, vlm: &Vlm) -> Result<Vec<Turn>, Failure> {
+    let system = args.system.iter().map(|text| Turn {
+        role: Role::System,
+        content: vec![Content::Text(text.clone())],
+    });
+    let mut content: Vec<Content> = pictures.into_iter().map(Content::Picture).collect();
+    if let Some(path) = &args.video {
+        content.push(Content::Clip(clip::read(path, &vlm.manifest().video)?));
+    }
+    content.push(Content::Text(args.question.clone()));
+    Ok(system
+        .chain([Turn {
+            role: Role::User,
+            content,
+        }])
+        .collect())
+}
+
+/// Most bytes of a picture file that are read: 64 million pixels of 16-bit RGBA, uncompressed. What
+/// is cut off does not decode.
+const PICTURE_BYTES_MAX: u64 = 512 << 20;
+
+fn read_picture(path: &Path) -> Result<Picture, Failure> {
+    let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
+    let read = || {
+        // A pipe would be waited for, and a device read for ever.
+        readable(path)?;
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?
+            .take(PICTURE_BYTES_MAX)
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let unread = |error: io::Error| named(anyhow!("{error}; name a picture file that can be read"));
+    let bytes = read().map_err(unread).or_exit(Exit::Io)?;
+    // A file that is no picture is a wrong argument: reading it again will not help.
+    Picture::decode(&bytes)
+        .map_err(|error| named(error.into()))
+        .or_exit(Exit::Usage)
+}
+
+/// Asks, and prints the answer piece by piece, free text while it is decoded.
+fn ask_aloud(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
+    let mut printed = Ok(());
+    let answer = vlm.ask_streaming(request, &mut |piece: Option<&Piece>| {
+        printed = piece.map_or(Ok(()), |piece| print(&piece.text));
+        if printed.is_ok() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    printed?;
+    if answer.text.is_empty() {
+        print("(no answer: the model ended at once)")?;
+    }
+    Ok(answer)
+}
+
+/// What stands below the answer for people.
+fn summary(answer: &Answer, vlm: &Vlm) -> String {
+    let choices: Vec<String> = answer
+        .candidates
+        .iter()
+        .map(|candidate| format!("{} {:.3}", candidate.text, candidate.probability))
+        .collect();
+    let choices = if choices.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", choices.join(", "))
+    };
+    let identity = vlm.identity();
+    format!(
+        "\n\nconfidence {:.3}, uncalibrated{choices}\n{} {} on {} ({}): {} prompt tokens, first token after {:.2} s, {:.2} s in all\n",
+        answer.confidence.p,
+        identity.name,
+        identity.precision,
+        identity.backend,
+        identity.execution_provider,
+        answer.prompt_tokens,
+        answer.timings.first_token.as_secs_f64(),
+        answer.timings.total.as_secs_f64(),
+    )
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("standard output cannot be written")
+        .or_exit(Exit::Io)
+}

@@ -1,0 +1,157 @@
+//! The demo's own client of the broker: counts the events that arrive, and asks the pool what it
+//! would have said.
+//!
+//! It has a connection and a node id of its own, so nothing it does appears in the agent's books.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Context;
+use firmware_config::agent::AgentConfig;
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::children::Sidecar;
+use super::config::{NODE, POOL};
+use super::summary::Pair;
+use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, Qos};
+use crate::observe::LocalAnswer;
+use crate::pool::mqtt::reply_topic;
+use crate::pool::{PoolQuestion, Pools};
+
+/// Questions to the pool at one time, after the replay.
+const ASKED_AT_ONCE: usize = 4;
+
+/// A second client beside the agent's.
+#[derive(Debug)]
+pub(super) struct Auditor {
+    pools: Pools,
+    received: watch::Receiver<u64>,
+    /// Dropped with the auditor, which ends its connection.
+    _stop: oneshot::Sender<()>,
+}
+
+/// An event's place; everything else in it is the subscriber's business.
+#[derive(Deserialize)]
+struct Place {
+    epoch: String,
+    seq: u64,
+}
+
+impl Auditor {
+    /// Connects to the demo's broker and subscribes to its events.
+    pub(super) fn start(config: &AgentConfig) -> anyhow::Result<Auditor> {
+        let mqtt = config
+            .mqtt
+            .clone()
+            .context("the demo's configuration names a broker")?;
+        let node = format!("{NODE}-auditor");
+        let events = format!("egret/{NODE}/cam/+/event");
+        let replies = reply_topic(&node);
+        let options = LinkOptions {
+            subscriptions: vec![(events, Qos::AtLeastOnce), (replies, Qos::AtLeastOnce)],
+            session_expiry: Duration::ZERO,
+            ..LinkOptions::new(mqtt, format!("egret-{node}"))
+        };
+        let (link, task, deliveries) = Link::open(options);
+        let (stop, stopped) = oneshot::channel::<()>();
+        tokio::spawn(task.run(async {
+            let _ = stopped.await;
+        }));
+        let pools = Pools::new(&config.pools, Some(link), &node)?;
+        let (count, received) = watch::channel(0);
+        tokio::spawn(listen(deliveries, pools.clone(), count));
+        Ok(Auditor {
+            pools,
+            received,
+            _stop: stop,
+        })
+    }
+
+    /// Waits until the worker answers a question about nothing, so that the replay does not start
+    /// before the pool is there.
+    pub(super) async fn wait_for_pool(
+        &self,
+        worker: &mut Sidecar,
+        limit: Duration,
+    ) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            worker.check()?;
+            let question = PoolQuestion {
+                id: Uuid::now_v7().into_bytes(),
+                question: "are you there?".into(),
+                answers: vec!["yes".into(), "no".into()],
+                jpeg: None,
+                max_tokens: 1,
+            };
+            let patience = Duration::from_millis(500);
+            match timeout(patience, self.pools.ask(POOL, &question)).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) if started.elapsed() > limit => return Err(error.into()),
+                Err(_) if started.elapsed() > limit => {
+                    anyhow::bail!("pool {POOL}: no answer within {limit:?}")
+                }
+                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits until `published` distinct events have arrived, for a while.
+    pub(super) async fn wait_for_events(&self, published: u64, limit: Duration) {
+        let mut received = self.received.clone();
+        // What has not come by then is missing, and the summary shows it.
+        let _ = timeout(limit, received.wait_for(|count| *count >= published)).await;
+    }
+
+    /// Distinct (epoch, seq) seen.
+    pub(super) fn events_received(&self) -> u64 {
+        *self.received.borrow()
+    }
+
+    /// Asks the pool about every labelled pair that it was not asked about in the replay, over the
+    /// same transport.
+    pub(super) async fn ask_about(&self, pairs: &mut [(Pair, LocalAnswer)]) {
+        let open = pairs
+            .iter_mut()
+            .filter(|(pair, _)| pair.label.is_some() && pair.escalated.is_none());
+        stream::iter(open)
+            .for_each_concurrent(ASKED_AT_ONCE, |(pair, asked)| async move {
+                let question = PoolQuestion {
+                    id: Uuid::now_v7().into_bytes(),
+                    question: asked.question.clone(),
+                    answers: asked.answers.clone(),
+                    jpeg: Some(asked.jpeg.clone()),
+                    max_tokens: 64,
+                };
+                // Without an answer the comparison is not complete, and the summary says so.
+                pair.pool_afterwards = self
+                    .pools
+                    .ask(POOL, &question)
+                    .await
+                    .ok()
+                    .map(|reply| reply.answer);
+            })
+            .await;
+    }
+}
+
+/// Counts events and hands replies over, until the connection's task ends.
+async fn listen(mut deliveries: Deliveries, pools: Pools, count: watch::Sender<u64>) {
+    let mut seen = BTreeSet::new();
+    while let Some(delivery) = deliveries.recv().await {
+        if delivery.publication.topic == pools.reply_topic() {
+            pools.on_reply(delivery.publication);
+        } else if let Ok(Place { epoch, seq }) =
+            serde_json::from_slice(&delivery.publication.payload)
+        {
+            seen.insert((epoch, seq));
+            count.send_replace(seen.len() as u64);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! `egret run`: the agent.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use firmware_config::agent::{AgentConfig, PoolTransport, RouteMode, Source};
+use firmware_config::redact;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use vlm::bundle::Bundle;
+
+use crate::commands::exit::{Exit, Failure, OrExit};
+use crate::commands::preflight;
+use crate::decide::policy::kill_switch_name;
+use crate::observe::Log;
+use crate::pipeline::{self, RunError};
+
+/// Arguments of `egret run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration, `egret.toml`.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Print what would run, or every error of the configuration, and start nothing. What it names
+    /// and is not there is told, too; that is no error, since it may come before the agent does.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Runs the agent until it is told to stop, or its sources end.
+///
+/// # Errors
+/// When the configuration is wrong, or the agent cannot start.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let config = load(&args.config)?;
+    if config.cameras.is_empty() && config.gateway.is_none() {
+        let name = args.config.display();
+        return Err(Failure::new(
+            Exit::Usage,
+            format_args!("{name}: nothing to run: add a [[camera]], or [gateway]"),
+        ));
+    }
+    if args.check {
+        print!("{}", plan(&config));
+        for absence in preflight::absences(&config) {
+            eprintln!("egret: warning: {absence}");
+        }
+        if let Err(error) = Bundle::open(&config.model.bundle) {
+            eprintln!(
+                "egret: warning: model: {:#}; egret run will not start",
+                anyhow::Error::from(error)
+            );
+        }
+        return Ok(Exit::Done);
+    }
+    for absence in preflight::absences(&config) {
+        warn!("{absence}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .or_exit(Exit::Io)?;
+    let outcome = runtime.block_on(until_signalled(config));
+    // Threads of the runtime that are stuck in a system call must not keep the box from stopping.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// When the file cannot be read, or with every error in it.
+pub fn load(path: &Path) -> Result<AgentConfig, Failure> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => Failure::new(
+            Exit::Usage,
+            format_args!("{name} is not UTF-8 text; name an egret.toml with --config"),
+        ),
+        _ => Failure::new(
+            Exit::Io,
+            format_args!("{name}: {error}; name a readable egret.toml with --config"),
+        ),
+    })?;
+    AgentConfig::parse(&text, &name).or_exit(Exit::Usage)
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let exit = match error {
+            RunError::Model { source, .. } => return Failure::from(source),
+            RunError::Pools(_) => Exit::Usage,
+            RunError::Listen { .. } | RunError::Thread(_) => Exit::Io,
+            RunError::Fault { .. } => Exit::Internal,
+        };
+        Failure {
+            exit,
+            error: error.into(),
+        }
+    }
+}
+
+async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Io)?;
+    let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Io)?;
+    let mut exit = Exit::Done;
+    let signalled = async {
+        tokio::select! {
+            _ = interrupt.recv() => exit = Exit::Interrupted,
+            // The service manager's way of saying stop: obeying it is a success.
+            _ = terminate.recv() => {}
+        }
+    };
+    let totals = pipeline::run(config, Arc::new(Log), signalled).await?;
+    info!(
+        "{} frames, {} skipped, {} answers, {} escalated, {} events published, {} dropped, {} undelivered",
+        totals.frames,
+        totals.frames_skipped,
+        totals.answers,
+        totals.answers_escalated,
+        totals.events_published,
+        totals.events_dropped,
+        totals.events_queued()
+    );
+    match totals.sources_failed {
+        failed if failed > 0 && exit == Exit::Done => Err(Failure::new(
+            Exit::Io,
+            format_args!(
+                "{failed} of the cameras' folders or files could not be read to the end; the log says why"
+            ),
+        )),
+        _ => Ok(exit),
+    }
+}
+
+/// What a configuration would run, for people.
+fn plan(config: &AgentConfig) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "node {}", config.node.id);
+    let _ = writeln!(text, "model {}", config.model.bundle.display());
+    match &config.mqtt {
+        Some(mqtt) => _ = writeln!(text, "broker {}:{}", mqtt.url.host, mqtt.url.port),
+        None => _ = writeln!(text, "broker none: events are only logged"),
+    }
+    for camera in &config.cameras {
+        let source = match &camera.source {
+            Source::Folder(path) => format!("folder {}", path.display()),
+            Source::File(path) => format!("file {}", path.display()),
+            Source::Rtsp(url) => redact(url).into_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "camera {}: {source}, a frame every {:?}",
+            camera.id, camera.period
+        );
+        for rule in &camera.rules {
+            let answers = if rule.answers.is_empty() {
+                "free text".to_owned()
+            } else {
+                rule.answers.join(" | ")
+            };
+            let pool = rule
+                .pool
+                .as_deref()
+                .or(config.pools.first().map(|pool| pool.id.as_str()))
+                .unwrap_or("none");
+            let route = match rule.route {
+                RouteMode::Local => "no pool is asked".to_owned(),
+                RouteMode::Auto => format!("below {} to pool {pool}", rule.threshold),
+                RouteMode::Pool => format!("always to pool {pool}"),
+                RouteMode::MustEscalate => format!("settled by pool {pool} only"),
+            };
+            let _ = writeln!(
+                text,
+                "  rule {}: {:?} ({answers}), {route}",
+                rule.id, rule.question
+            );
+        }
+    }
+    for pool in &config.pools {
+        let transport = match &pool.transport {
+            PoolTransport::Https { url, .. } => redact(url).into_owned(),
+            PoolTransport::Mqtt => "the broker".into(),
+        };
+        let _ = writeln!(
+            text,
+            "pool {}: {} over {transport}, deadline {:?}",
+            pool.id, pool.model, pool.deadline
+        );
+    }
+    let _ = writeln!(
+        text,
+        "kill switch {}",
+        kill_switch_name(config.policy.kill_switch)
+    );
+    if let Some(gateway) = &config.gateway {
+        let _ = writeln!(text, "gateway on {}", gateway.listen);
+    }
+    text
+}

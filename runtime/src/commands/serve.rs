@@ -1,0 +1,143 @@
+//! `egret serve`: the gateway alone.
+
+use std::net::SocketAddr;
+
+use firmware_config::agent::{AgentConfig, KillSwitch, Policy};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::commands::exit::{Exit, Failure, OrExit};
+use crate::commands::preflight;
+use crate::commands::server::{self, ModelArgs};
+use crate::decide::policy::InForce;
+use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkTask, Qos};
+use crate::pool::{self, Pools};
+use crate::serve::gateway::{self, Parts};
+
+/// Where the gateway listens when nothing says otherwise.
+const LISTEN: &str = "127.0.0.1:8080";
+
+/// Arguments of `egret serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What the local model is called in replies; by default the bundle's name.
+    #[arg(long, value_name = "ID")]
+    name: Option<String>,
+    /// Address to listen on; by default the configuration's, else 127.0.0.1:8080.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+}
+
+/// Serves until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// When the configuration is wrong, the bundle cannot be used, or the address is taken.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let config = args.model.config()?;
+    let configured = config
+        .as_ref()
+        .and_then(|config| config.gateway.as_ref())
+        .map(|gateway| gateway.listen);
+    let listen = args
+        .listen
+        .or(configured)
+        .map_or_else(|| LISTEN.parse().or_exit(Exit::Internal), Ok)?;
+    for absence in config.iter().flat_map(preflight::absences) {
+        warn!("{absence}");
+    }
+    let local = args.model.start(config.as_ref())?;
+    let name = args
+        .name
+        .clone()
+        .unwrap_or_else(|| local.identity().name.clone());
+    server::run_to_end(async {
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            Failure::new(
+                Exit::Io,
+                format!("cannot listen on {listen}: {error}; choose another address with --listen"),
+            )
+        })?;
+        let address = listener.local_addr().or_exit(Exit::Io)?;
+        let link = config.as_ref().and_then(link);
+        let (pools, in_force) = escalation(
+            config.as_ref(),
+            link.as_ref().map(|(link, ..)| link.clone()),
+        )?;
+        println!(
+            "egret serve: {} on http://{address}/v1",
+            server::describe(&name, &local)
+        );
+        let (stop, stopping) = watch::channel(false);
+        let parts = Parts {
+            local: local.clone(),
+            name,
+            pools: pools.clone(),
+            in_force,
+        };
+        let gateway = gateway::serve(parts, listener, until(stopping.clone()));
+        let broker = async {
+            if let Some((_, task, deliveries)) = link {
+                tokio::join!(task.run(until(stopping)), replies(deliveries, pools));
+            }
+        };
+        let signal = async {
+            let exit = server::stopped(&local).await;
+            // The receivers are the two futures beside this one.
+            let _ = stop.send(true);
+            exit
+        };
+        let (served, (), exit) = tokio::join!(gateway, broker, signal);
+        served.or_exit(Exit::Io)?;
+        exit
+    })
+}
+
+/// The connection that MQTT pools are asked over, where a broker is configured.
+fn link(config: &AgentConfig) -> Option<(Link, LinkTask, Deliveries)> {
+    let node = &config.node.id;
+    let options = LinkOptions::new(config.mqtt.clone()?, format!("egret-{node}-gateway"));
+    Some(Link::open(LinkOptions {
+        subscriptions: vec![(pool::mqtt::reply_topic(node), Qos::AtLeastOnce)],
+        ..options
+    }))
+}
+
+fn escalation(
+    config: Option<&AgentConfig>,
+    link: Option<Link>,
+) -> Result<(Pools, InForce), Failure> {
+    let alone = Policy {
+        kill_switch: KillSwitch::Off,
+        calls_per_minute: None,
+        in_flight_max: 1,
+        bytes_per_minute: None,
+        usd_per_day: None,
+    };
+    let (pools, node, policy) = match config {
+        Some(config) => (
+            config.pools.as_slice(),
+            config.node.id.as_str(),
+            &config.policy,
+        ),
+        None => (&[][..], "gateway", &alone),
+    };
+    Ok((
+        Pools::new(pools, link, node).or_exit(Exit::Usage)?,
+        InForce::new(policy),
+    ))
+}
+
+/// Hands replies to whoever waits for them, until the connection is closed.
+async fn replies(mut deliveries: Deliveries, pools: Pools) {
+    while let Some(delivery) = deliveries.recv().await {
+        pools.on_reply(delivery.publication);
+    }
+}
+
+async fn until(mut stopping: watch::Receiver<bool>) {
+    // A sender that is gone means that everything is.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,316 @@
+//! Where an answer is settled: on the box, or by a pool. Pure.
+//!
+//! ```text
+//! kill switch ─▶ pin ─▶ must-escalate ─▶ confidence against threshold ─▶ the wish
+//!                              wish to escalate + something in the way ─▶ local, and why
+//! ```
+
+use firmware_config::agent::{KillSwitch, RouteMode};
+use serde::Serialize;
+
+/// Why an answer is settled where it is. The names are a published, closed list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Reason {
+    /// The kill switch is on.
+    KillSwitch,
+    /// The rule or the request names who answers.
+    Pin,
+    /// The rule is settled by a pool only.
+    MustEscalate,
+    /// The local answer is below the threshold.
+    LowConfidence,
+    /// The local answer is at or above the threshold.
+    Confident,
+    /// No broker session, or no route to the pool.
+    LinkDown,
+    /// No pool, or none that takes pictures.
+    NoCapableModel,
+    /// The pool failed too often; it is tried again after a while.
+    BreakerOpen,
+    /// Too many pool calls in flight.
+    Busy,
+    /// Pool calls of the last minute are used up.
+    BudgetCalls,
+    /// Bytes of the last minute are used up.
+    BudgetBytes,
+    /// Money of the last day is used up.
+    BudgetUsd,
+    /// The pool did not answer in time.
+    Deadline,
+    /// The pool's reply is none of the answers.
+    InvalidFormat,
+    /// The pool failed after retries.
+    Fallback,
+}
+
+impl Reason {
+    /// The code, as published.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::KillSwitch => "KILL_SWITCH",
+            Reason::Pin => "PIN",
+            Reason::MustEscalate => "MUST_ESCALATE",
+            Reason::LowConfidence => "LOW_CONFIDENCE",
+            Reason::Confident => "CONFIDENT",
+            Reason::LinkDown => "LINK_DOWN",
+            Reason::NoCapableModel => "NO_CAPABLE_MODEL",
+            Reason::BreakerOpen => "BREAKER_OPEN",
+            Reason::Busy => "BUSY",
+            Reason::BudgetCalls => "BUDGET_CALLS",
+            Reason::BudgetBytes => "BUDGET_BYTES",
+            Reason::BudgetUsd => "BUDGET_USD",
+            Reason::Deadline => "DEADLINE",
+            Reason::InvalidFormat => "INVALID_FORMAT",
+            Reason::Fallback => "FALLBACK",
+        }
+    }
+}
+
+/// Who settles an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The local answer stands.
+    Local,
+    /// A pool is asked.
+    Escalate,
+}
+
+/// A decision, with the reasons in order: the first one decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Who settles it.
+    pub target: Target,
+    /// Never empty.
+    pub reasons: Vec<Reason>,
+}
+
+impl Route {
+    /// The same wish, kept local by what is in its way (or by what came of the attempt).
+    pub fn kept_local(mut self, because: Reason) -> Route {
+        self.reasons.insert(0, because);
+        Route {
+            target: Target::Local,
+            reasons: self.reasons,
+        }
+    }
+
+    /// The deciding reason.
+    pub fn decided_by(&self) -> Reason {
+        // Routes are made below and in `kept_local`, always with a reason.
+        self.reasons[0]
+    }
+}
+
+/// What a rule asks of the router.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Terms {
+    /// Who may answer.
+    pub mode: RouteMode,
+    /// The local answer is kept at or above this confidence, 0..=1.
+    pub threshold: f64,
+}
+
+/// Decides about a local answer of `confidence` (0..=1) before looking at what is in the way of an
+/// escalation.
+pub fn route(confidence: f64, terms: Terms, kill_switch: KillSwitch) -> Route {
+    let wish = wish(confidence, terms);
+    match kill_switch {
+        KillSwitch::Off => wish,
+        KillSwitch::PoolOnly => Route {
+            target: Target::Escalate,
+            reasons: vec![Reason::KillSwitch],
+        },
+        KillSwitch::LocalOnly if wish.target == Target::Escalate => {
+            wish.kept_local(Reason::KillSwitch)
+        }
+        KillSwitch::LocalOnly => Route {
+            target: Target::Local,
+            reasons: vec![Reason::KillSwitch],
+        },
+    }
+}
+
+fn wish(confidence: f64, terms: Terms) -> Route {
+    let (target, reason) = match terms.mode {
+        RouteMode::Local => (Target::Local, Reason::Pin),
+        RouteMode::Pool => (Target::Escalate, Reason::Pin),
+        RouteMode::MustEscalate => (Target::Escalate, Reason::MustEscalate),
+        // A confidence that is no number is no confidence.
+        RouteMode::Auto if confidence >= terms.threshold => (Target::Local, Reason::Confident),
+        RouteMode::Auto => (Target::Escalate, Reason::LowConfidence),
+    };
+    Route {
+        target,
+        reasons: vec![reason],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn precedence() {
+        struct Case(KillSwitch, RouteMode, f64, Target, &'static [&'static str]);
+        let cases = [
+            Case(
+                KillSwitch::Off,
+                RouteMode::Auto,
+                0.9,
+                Target::Local,
+                &["CONFIDENT"],
+            ),
+            Case(
+                KillSwitch::Off,
+                RouteMode::Auto,
+                0.89,
+                Target::Escalate,
+                &["LOW_CONFIDENCE"],
+            ),
+            Case(
+                KillSwitch::Off,
+                RouteMode::Auto,
+                f64::NAN,
+                Target::Escalate,
+                &["LOW_CONFIDENCE"],
+            ),
+            Case(
+                KillSwitch::Off,
+                RouteMode::Local,
+                0.1,
+                Target::Local,
+                &["PIN"],
+            ),
+            Case(
+                KillSwitch::Off,
+                RouteMode::Pool,
+                1.0,
+                Target::Escalate,
+                &["PIN"],
+            ),
+            Case(
+                KillSwitch::Off,
+                RouteMode::MustEscalate,
+                1.0,
+                Target::Escalate,
+                &["MUST_ESCALATE"],
+            ),
+            Case(
+                KillSwitch::LocalOnly,
+                RouteMode::Auto,
+                0.95,
+                Target::Local,
+                &["KILL_SWITCH"],
+            ),
+            Case(
+                KillSwitch::LocalOnly,
+                RouteMode::Auto,
+                0.1,
+                Target::Local,
+                &["KILL_SWITCH", "LOW_CONFIDENCE"],
+            ),
+            Case(
+                KillSwitch::LocalOnly,
+                RouteMode::Pool,
+                0.1,
+                Target::Local,
+                &["KILL_SWITCH", "PIN"],
+            ),
+            Case(
+                KillSwitch::LocalOnly,
+                RouteMode::MustEscalate,
+                0.1,
+                Target::Local,
+                &["KILL_SWITCH", "MUST_ESCALATE"],
+            ),
+            Case(
+                KillSwitch::PoolOnly,
+                RouteMode::Auto,
+                0.95,
+                Target::Escalate,
+                &["KILL_SWITCH"],
+            ),
+            Case(
+                KillSwitch::PoolOnly,
+                RouteMode::Local,
+                0.95,
+                Target::Escalate,
+                &["KILL_SWITCH"],
+            ),
+        ];
+        for Case(kill_switch, mode, confidence, target, reasons) in cases {
+            let route = route(
+                confidence,
+                Terms {
+                    mode,
+                    threshold: 0.9,
+                },
+                kill_switch,
+            );
+            assert_eq!(
+                (route.target, codes(&route).as_slice()),
+                (target, reasons),
+                "{kill_switch:?} {mode:?} {confidence}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_obstacle_comes_first_and_the_wish_behind_it() {
+        let route = route(
+            0.2,
+            Terms {
+                mode: RouteMode::Auto,
+                threshold: 0.9,
+            },
+            KillSwitch::Off,
+        )
+        .kept_local(Reason::LinkDown);
+        assert_eq!(
+            (route.target, codes(&route)),
+            (Target::Local, vec!["LINK_DOWN", "LOW_CONFIDENCE"])
+        );
+    }
+
+    #[test]
+    fn codes_are_their_json_names() {
+        for reason in [
+            Reason::KillSwitch,
+            Reason::NoCapableModel,
+            Reason::BudgetUsd,
+            Reason::InvalidFormat,
+            Reason::Fallback,
+        ] {
+            assert_eq!(
+                serde_json::to_value(reason).expect("a string"),
+                reason.as_str()
+            );
+        }
+    }
+
+    fn codes(route: &Route) -> Vec<&'static str> {
+        route.reasons.iter().map(|reason| reason.as_str()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn more_confidence_never_escalates(low in 0.0_f64..=1.0, more in 0.0_f64..=1.0, threshold in 0.0_f64..=1.0, mode in 0..4, switch in 0..3) {
+            let mode = [RouteMode::Auto, RouteMode::Local, RouteMode::Pool, RouteMode::MustEscalate][mode as usize];
+            let switch = [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly][switch as usize];
+            let terms = Terms { mode, threshold };
+            let before = route(low, terms, switch);
+            let after = route((low + more).min(1.0), terms, switch);
+            prop_assert!(!(before.target == Target::Local && after.target == Target::Escalate));
+        }
+
+        #[test]
+        fn local_only_lets_nothing_out(confidence in any::<f64>(), mode in 0..4) {
+            let mode = [RouteMode::Auto, RouteMode::Local, RouteMode::Pool, RouteMode::MustEscalate][mode as usize];
+            let route = route(confidence, Terms { mode, threshold: 0.9 }, KillSwitch::LocalOnly);
+            prop_assert_eq!((route.target, route.decided_by()), (Target::Local, Reason::KillSwitch));
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! From an answer to an acknowledged MQTT publication.
+//!
+//! | step | module | pure |
+//! |---|---|---|
+//! | makes events of answers | [`span`], [`event`], [`topics`] | yes |
+//! | keeps events until they are acknowledged | [`outbox`] | yes |
+//! | sends, and sends again when the broker was gone | [`publisher`] | |
+//! | keeps one connection to a broker alive | [`mqtt`] | |
+//! | takes what the broker delivers: replies of pools, commands | [`inbox`] | |
+
+pub mod event;
+pub mod inbox;
+pub mod mqtt;
+pub mod outbox;
+pub mod publisher;
+pub mod span;
+pub mod topics;

@@ -1,0 +1,275 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn push(outbox: &mut Outbox) -> u64 {
+    outbox.push("t".into(), Duration::ZERO, |epoch, seq| {
+        Bytes::from(format!("{epoch}/{seq}"))
+    })
+}
+
+/// Sends everything there is to send; the seqs in order.
+fn sent(outbox: &mut Outbox) -> Vec<u64> {
+    std::iter::from_fn(|| outbox.next_to_send())
+        .filter_map(|next| {
+            if let Next::Event(entry) = next {
+                Some(entry.seq)
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn leaves_only_when_acknowledged() {
+    let mut outbox = Outbox::new(7, 10);
+    assert_eq!((push(&mut outbox), push(&mut outbox)), (1, 2));
+    assert_eq!(sent(&mut outbox), [1, 2]);
+    assert_eq!((outbox.queued(), outbox.next_to_send()), (2, None));
+    outbox.acked(1, Duration::ZERO);
+    outbox.acked(1, Duration::ZERO);
+    assert_eq!(
+        outbox.counts(),
+        Counts {
+            produced: 2,
+            published: 1,
+            ..Counts::default()
+        }
+    );
+}
+
+#[test]
+fn says_how_much_waits_and_for_how_long() {
+    let mut outbox = Outbox::new(7, 10);
+    assert_eq!(
+        (outbox.queued_bytes(), outbox.oldest_age(Duration::ZERO)),
+        (0, None)
+    );
+    outbox.push("t".into(), Duration::from_secs(3), |_, _| "12345".into());
+    outbox.push("t".into(), Duration::from_secs(8), |_, _| "123".into());
+    assert_eq!(
+        (
+            outbox.queued_bytes(),
+            outbox.oldest_age(Duration::from_secs(9))
+        ),
+        (8, Some(Duration::from_secs(6)))
+    );
+    outbox.acked(1, Duration::from_secs(9));
+    assert_eq!(
+        (
+            outbox.queued_bytes(),
+            outbox.oldest_age(Duration::from_secs(9))
+        ),
+        (3, Some(Duration::from_secs(1)))
+    );
+}
+
+#[test]
+fn large_events_fill_it_before_their_number_does() {
+    let mut outbox = Outbox::new(7, 10_000);
+    for _ in 0..3 {
+        outbox.push("t".into(), Duration::ZERO, |_, _| {
+            vec![b'x'; BYTES_MAX / 2 - 1].into()
+        });
+    }
+    assert_eq!((outbox.queued(), outbox.counts().dropped), (2, 1));
+    assert!(outbox.queued_bytes() <= BYTES_MAX);
+}
+
+#[test]
+fn what_was_acknowledged_just_before_a_loss_is_sent_again() {
+    let mut outbox = Outbox::new(7, 10);
+    for _ in 0..4 {
+        push(&mut outbox);
+    }
+    sent(&mut outbox);
+    outbox.acked(1, Duration::from_secs(0));
+    outbox.acked(2, Duration::from_secs(7));
+    outbox.acked(3, Duration::from_secs(9));
+    outbox.disconnected();
+    assert_eq!(sent(&mut outbox), [2, 3, 4]);
+    outbox.acked(3, Duration::from_secs(100));
+    outbox.disconnected();
+    assert_eq!(sent(&mut outbox), [2, 3, 4]);
+    for seq in 2..=4 {
+        outbox.acked(seq, Duration::from_secs(101));
+    }
+    assert!(outbox.is_empty());
+    assert_eq!(
+        outbox.counts(),
+        Counts {
+            produced: 4,
+            published: 4,
+            dropped: 0,
+            repeated: 3
+        }
+    );
+}
+
+#[test]
+fn the_oldest_is_dropped_and_declared() {
+    let mut outbox = Outbox::new(7, 2);
+    for _ in 0..5 {
+        push(&mut outbox);
+    }
+    assert_eq!(
+        outbox.next_to_send(),
+        Some(Next::Gap(
+            1,
+            Gap {
+                from_seq: 1,
+                to_seq: 3,
+                count: 3,
+                reason: "size"
+            }
+        ))
+    );
+    assert_eq!(sent(&mut outbox), [4, 5]);
+    // The gap is on its way, so the next drop is another gap.
+    push(&mut outbox);
+    assert_eq!(
+        outbox.next_to_send(),
+        Some(Next::Gap(
+            2,
+            Gap {
+                from_seq: 4,
+                to_seq: 4,
+                count: 1,
+                reason: "size"
+            }
+        ))
+    );
+    outbox.gap_acked(1, Duration::ZERO);
+    outbox.disconnected();
+    assert_eq!(
+        outbox.next_to_send(),
+        Some(Next::Gap(
+            1,
+            Gap {
+                from_seq: 1,
+                to_seq: 3,
+                count: 3,
+                reason: "size"
+            }
+        ))
+    );
+}
+
+#[test]
+fn a_refused_event_does_not_block_the_others() {
+    let mut outbox = Outbox::new(7, 10);
+    push(&mut outbox);
+    push(&mut outbox);
+    sent(&mut outbox);
+    outbox.refused(1);
+    assert_eq!(
+        outbox.next_to_send(),
+        Some(Next::Gap(
+            1,
+            Gap {
+                from_seq: 1,
+                to_seq: 1,
+                count: 1,
+                reason: "refused"
+            }
+        ))
+    );
+    assert_eq!(
+        outbox.counts(),
+        Counts {
+            produced: 2,
+            dropped: 1,
+            ..Counts::default()
+        }
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Push,
+    Send,
+    /// The broker has it and we know.
+    Ack,
+    /// The connection ends; of what was sent since the last one the broker keeps this share.
+    Lose {
+        kept_percent: usize,
+    },
+    Wait {
+        ms: u64,
+    },
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => Just(Act::Push),
+        4 => Just(Act::Send),
+        3 => Just(Act::Ack),
+        1 => (0_usize..=100).prop_map(|kept_percent| Act::Lose { kept_percent }),
+        1 => (0_u64..9_000).prop_map(|ms| Act::Wait { ms }),
+    ]
+}
+
+/// What a broker has, of which it has saved the part that was acknowledged at least a second ago.
+#[derive(Default)]
+struct Broker {
+    received: BTreeSet<u64>,
+    declared: BTreeSet<u64>,
+    unsaved: Vec<(Duration, u64)>,
+}
+
+proptest! {
+    /// Against a broker that forgets what it had not saved when it dies: in the end nothing is
+    /// missing that was not declared.
+    #[test]
+    fn no_hole(acts in prop::collection::vec(act(), 1..300), capacity in 1_usize..20) {
+        let mut outbox = Outbox::new(1, capacity);
+        let mut broker = Broker::default();
+        let mut wire: VecDeque<Next> = VecDeque::new();
+        let mut now = Duration::ZERO;
+        let receive = |outbox: &mut Outbox, broker: &mut Broker, next: Next, now: Duration| match next {
+            Next::Event(entry) => {
+                broker.received.insert(entry.seq);
+                broker.unsaved.push((now, entry.seq));
+                outbox.acked(entry.seq, now);
+            }
+            Next::Gap(id, gap) => {
+                broker.declared.extend(gap.from_seq..=gap.to_seq);
+                outbox.gap_acked(id, now);
+            }
+        };
+        for act in acts {
+            broker.unsaved.retain(|(at, _)| now - *at < Duration::from_secs(1));
+            match act {
+                Act::Push => { push(&mut outbox); }
+                Act::Send => wire.extend(outbox.next_to_send()),
+                Act::Ack => if let Some(next) = wire.pop_front() { receive(&mut outbox, &mut broker, next, now) },
+                Act::Lose { kept_percent } => {
+                    wire.clear();
+                    let kept = broker.unsaved.len() * kept_percent / 100;
+                    for (_, seq) in broker.unsaved.drain(..).skip(kept) { broker.received.remove(&seq); }
+                    outbox.disconnected();
+                }
+                Act::Wait { ms } => now += Duration::from_millis(ms),
+            }
+            let counts = outbox.counts();
+            prop_assert_eq!(counts.produced, counts.published + counts.dropped + outbox.queued() as u64);
+            prop_assert!(outbox.queued() <= capacity);
+        }
+        wire.clear();
+        outbox.disconnected();
+        let mut last = 0;
+        while let Some(next) = outbox.next_to_send() {
+            if let Next::Event(entry) = &next {
+                prop_assert!(entry.seq > last, "out of order");
+                last = entry.seq;
+            }
+            receive(&mut outbox, &mut broker, next, now);
+        }
+        prop_assert!(outbox.is_empty());
+        let told: BTreeSet<u64> = broker.received.union(&broker.declared).copied().collect();
+        prop_assert_eq!(told, (1..=outbox.counts().produced).collect::<BTreeSet<_>>());
+    }
+}

@@ -1,0 +1,277 @@
+//! The life of events: when a rule's answers make a `new`, an `update`, an `end`. Pure; ids and
+//! answers are arguments.
+//!
+//! A span opens with a local answer and lasts while the local answers equal the one that opened it.
+//! What a pool says changes what the span's event *settles on*, never when it ends: a pool that
+//! corrects every frame would otherwise end the event on every frame.
+
+use crate::decide::router::Reason;
+use crate::deliver::event::{Draft, Escalation, FrameInfo, Outcome, Settled, State, Step};
+
+/// Ended events that still wait for a pool's outcome; the oldest is forgotten past it. As many as
+/// `in-flight` allows.
+const ENDED_MAX: usize = 256;
+
+/// What stays the same over all events of one rule.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The rule's id.
+    pub rule: String,
+    /// The question.
+    pub question: String,
+    /// Answers that mean ON.
+    pub alert: Vec<String>,
+    /// Only a pool settles it.
+    pub must_escalate: bool,
+}
+
+/// The spans of one rule.
+#[derive(Debug)]
+pub struct Spans {
+    subject: Subject,
+    open: Option<Event>,
+    /// Ended, with outcomes still to come; oldest first.
+    ended: Vec<Event>,
+}
+
+/// One event as far as it has been told.
+#[derive(Debug, Clone)]
+struct Event {
+    draft: Draft,
+    /// The local answer that opened it.
+    opened_by: String,
+    /// Pool calls on its behalf without an outcome yet.
+    waiting: u32,
+    /// Number of the frame that was told of last.
+    told_of: u64,
+}
+
+/// A local answer on its way into a span.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// The frame's number within its camera; a later frame has a higher one.
+    pub number: u64,
+    /// The local answer.
+    pub answer: Settled,
+    /// The frame it is about.
+    pub frame: FrameInfo,
+    /// How its escalation stands: pending, denied, or none.
+    pub escalation: Escalation,
+}
+
+/// What came of asking a pool.
+#[derive(Debug, Clone)]
+pub struct PoolOutcome {
+    /// The local answer that the pool was to judge.
+    pub asked: Observation,
+    /// The pool's answer, or the reason why there is none.
+    pub result: Result<Settled, Reason>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Request bytes sent.
+    pub bytes_up: u64,
+    /// What it cost, where the pool has a price.
+    pub cost_usd: Option<f64>,
+}
+
+impl Spans {
+    /// No event yet.
+    pub fn new(subject: Subject) -> Self {
+        Spans {
+            subject,
+            open: None,
+            ended: Vec::new(),
+        }
+    }
+
+    /// Takes a local answer. Gives what is to be published, in order, and the id of the event it
+    /// belongs to.
+    ///
+    /// `fresh_id` names the event if it is a new one.
+    pub fn observe(
+        &mut self,
+        observation: Observation,
+        fresh_id: impl FnOnce() -> String,
+    ) -> (Vec<Draft>, String) {
+        let waits = u32::from(observation.escalation.outcome == Outcome::Pending);
+        if let Some(event) = &mut self.open
+            && event.opened_by == observation.answer.text
+        {
+            event.waiting += waits;
+            let id = event.draft.id.clone();
+            // Equal answers say nothing by themselves, but an escalation that was not even made is
+            // an outcome.
+            let told = if observation.escalation.outcome == Outcome::Denied {
+                event.not_answered(observation)
+            } else {
+                None
+            };
+            return (told.into_iter().collect(), id);
+        }
+        let mut told: Vec<Draft> = self.end().into_iter().collect();
+        let event = self.opened(observation, fresh_id(), waits);
+        let id = event.draft.id.clone();
+        told.push(event.draft.clone());
+        self.open = Some(event);
+        (told, id)
+    }
+
+    /// Takes what came of asking a pool on behalf of event `id`. Gives the `update`, unless it
+    /// changes nothing.
+    ///
+    /// Outcomes come in any order; what settles an event is the one about its newest frame.
+    pub fn pool_outcome(&mut self, id: &str, outcome: PoolOutcome) -> Option<Draft> {
+        if let Some(event) = self.open.as_mut().filter(|event| event.draft.id == id) {
+            event.waiting = event.waiting.saturating_sub(1);
+            return event.learn(&self.subject, outcome);
+        }
+        let place = self.ended.iter().position(|event| event.draft.id == id)?;
+        let event = &mut self.ended[place];
+        event.waiting = event.waiting.saturating_sub(1);
+        let told = event.learn(&self.subject, outcome);
+        if event.waiting == 0 {
+            self.ended.remove(place);
+        }
+        told.map(|draft| Draft {
+            late: true,
+            ..draft
+        })
+    }
+
+    /// Ends the open event, if any: its camera stalled, or the box stops.
+    pub fn end(&mut self) -> Option<Draft> {
+        let event = self.open.take()?;
+        let told = Draft {
+            step: Step::End,
+            ..event.draft.clone()
+        };
+        if event.waiting > 0 {
+            if self.ended.len() == ENDED_MAX {
+                self.ended.remove(0);
+            }
+            self.ended.push(event);
+        }
+        Some(told)
+    }
+
+    fn opened(&self, observation: Observation, id: String, waiting: u32) -> Event {
+        let Observation {
+            number,
+            answer,
+            frame,
+            escalation,
+        } = observation;
+        let provisional = self.subject.must_escalate;
+        let state = if provisional {
+            State::Unknown
+        } else {
+            State::of(&answer.text, &self.subject.alert)
+        };
+        let opened_by = answer.text.clone();
+        let draft = Draft {
+            step: Step::New,
+            id,
+            rule: self.subject.rule.clone(),
+            question: self.subject.question.clone(),
+            opened_on: frame.clone(),
+            frame,
+            state,
+            settled: answer,
+            first: None,
+            escalation,
+            provisional,
+            late: false,
+        };
+        Event {
+            draft,
+            opened_by,
+            waiting,
+            told_of: number,
+        }
+    }
+}
+
+impl Event {
+    fn learn(&mut self, subject: &Subject, outcome: PoolOutcome) -> Option<Draft> {
+        let PoolOutcome {
+            mut asked,
+            result,
+            attempts,
+            bytes_up,
+            cost_usd,
+        } = outcome;
+        let escalation = &mut asked.escalation;
+        (
+            escalation.attempts,
+            escalation.bytes_up,
+            escalation.cost_usd,
+        ) = (attempts, bytes_up, cost_usd);
+        match result {
+            Ok(answer) => {
+                escalation.outcome = Outcome::Answered;
+                self.answered(subject, answer, asked)
+            }
+            Err(reason) => {
+                escalation.outcome = if reason == Reason::Deadline {
+                    Outcome::Expired
+                } else {
+                    Outcome::Denied
+                };
+                escalation.reasons.insert(0, reason);
+                self.not_answered(asked)
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        subject: &Subject,
+        answer: Settled,
+        asked: Observation,
+    ) -> Option<Draft> {
+        let draft = &mut self.draft;
+        let answered = draft.escalation.outcome == Outcome::Answered;
+        // An answer counts against whatever was told without one.
+        if answered && asked.number < self.told_of {
+            return None;
+        }
+        self.told_of = asked.number;
+        if answered && draft.settled.text == answer.text {
+            return None;
+        }
+        draft.escalation = asked.escalation;
+        draft.frame = asked.frame;
+        draft.state = State::of(&answer.text, &subject.alert);
+        draft.provisional = false;
+        draft.settled = answer;
+        draft.first = Some(asked.answer);
+        Some(self.update())
+    }
+
+    /// An escalation without an answer: told when that is news, and never against an answer that is
+    /// already there.
+    fn not_answered(&mut self, asked: Observation) -> Option<Draft> {
+        let now = self.draft.escalation.outcome;
+        if now == Outcome::Answered
+            || now == asked.escalation.outcome
+            || asked.number < self.told_of
+        {
+            return None;
+        }
+        self.told_of = asked.number;
+        self.draft.escalation = asked.escalation;
+        self.draft.frame = asked.frame;
+        self.draft.settled = asked.answer;
+        Some(self.update())
+    }
+
+    fn update(&self) -> Draft {
+        Draft {
+            step: Step::Update,
+            ..self.draft.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,385 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::deliver::event::tests::{frame, local};
+use crate::deliver::event::{By, Place};
+
+fn spans(must_escalate: bool) -> Spans {
+    Spans::new(Subject {
+        rule: "person".into(),
+        question: "Is there a person?".into(),
+        alert: vec!["yes".into()],
+        must_escalate,
+    })
+}
+
+/// A local answer about frame `number`.
+fn seen_on(number: u64, answer: &str, outcome: Outcome) -> Observation {
+    let reasons = match outcome {
+        Outcome::None => vec![Reason::Confident],
+        Outcome::Denied => vec![Reason::LinkDown, Reason::LowConfidence],
+        _ => vec![Reason::LowConfidence],
+    };
+    let escalation = Escalation {
+        outcome,
+        reasons,
+        threshold: 0.9,
+        attempts: 0,
+        bytes_up: 0,
+        cost_usd: None,
+        deadline: None,
+    };
+    let confidence = if outcome == Outcome::None { 0.95 } else { 0.5 };
+    Observation {
+        number,
+        answer: local(answer, confidence),
+        frame: FrameInfo {
+            sha256: format!("f{number}"),
+            ..frame()
+        },
+        escalation,
+    }
+}
+
+fn seen(answer: &str, outcome: Outcome) -> Observation {
+    seen_on(1, answer, outcome)
+}
+
+/// What a pool says to `asked`.
+fn says(asked: Observation, answer: &str) -> PoolOutcome {
+    let by = By {
+        place: Place::Pool,
+        pool: Some("big".into()),
+        ..local(answer, 0.9).by
+    };
+    PoolOutcome {
+        asked,
+        result: Ok(Settled {
+            by,
+            ..local(answer, 0.9)
+        }),
+        attempts: 1,
+        bytes_up: 10,
+        cost_usd: None,
+    }
+}
+
+fn fails(asked: Observation, reason: Reason) -> PoolOutcome {
+    PoolOutcome {
+        asked,
+        result: Err(reason),
+        attempts: 2,
+        bytes_up: 20,
+        cost_usd: None,
+    }
+}
+
+fn pool(answer: &str) -> PoolOutcome {
+    says(seen("yes", Outcome::Pending), answer)
+}
+
+fn failed(reason: Reason) -> PoolOutcome {
+    fails(seen("yes", Outcome::Pending), reason)
+}
+
+/// One line per draft: step, id, answer in force, state, outcome, first reason, marks.
+fn told(drafts: impl IntoIterator<Item = Draft>) -> String {
+    let line = |draft: Draft| {
+        let Draft {
+            step,
+            id,
+            settled,
+            state,
+            escalation,
+            provisional,
+            late,
+            ..
+        } = draft;
+        let reasons: Vec<_> = escalation
+            .reasons
+            .iter()
+            .map(|reason| reason.as_str())
+            .collect();
+        let marks = [(provisional, " provisional"), (late, " late")]
+            .iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, mark)| *mark)
+            .collect::<String>();
+        format!(
+            "{step:?} {id} {} {} {:?} {}{marks}",
+            settled.text,
+            state.as_str(),
+            escalation.outcome,
+            reasons.join("+")
+        )
+    };
+    drafts.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn observe(spans: &mut Spans, id: &str, observation: Observation) -> String {
+    told(spans.observe(observation, || id.into()).0)
+}
+
+#[test]
+fn equal_answers_are_one_event_and_another_ends_it() {
+    let mut spans = spans(false);
+    assert_eq!(
+        observe(&mut spans, "a", seen("yes", Outcome::None)),
+        "New a yes ON None CONFIDENT"
+    );
+    assert_eq!(observe(&mut spans, "b", seen("yes", Outcome::None)), "");
+    assert_eq!(
+        observe(&mut spans, "b", seen("no", Outcome::None)),
+        "End a yes ON None CONFIDENT\nNew b no OFF None CONFIDENT"
+    );
+    assert_eq!(told(spans.end()), "End b no OFF None CONFIDENT");
+    assert_eq!(told(spans.end()), "");
+}
+
+#[test]
+fn a_correction_updates_and_does_not_end() {
+    let mut spans = spans(false);
+    assert_eq!(
+        observe(&mut spans, "a", seen("yes", Outcome::Pending)),
+        "New a yes ON Pending LOW_CONFIDENCE"
+    );
+    assert_eq!(
+        told(spans.pool_outcome("a", pool("no"))),
+        "Update a no OFF Answered LOW_CONFIDENCE"
+    );
+    // The local model still says what opened the event: nothing new, and the pool's repeated answer
+    // is no news either.
+    assert_eq!(observe(&mut spans, "b", seen("yes", Outcome::Pending)), "");
+    assert_eq!(told(spans.pool_outcome("a", pool("no"))), "");
+    assert_eq!(told(spans.pool_outcome("a", failed(Reason::Deadline))), "");
+    // The pool changes its mind: the settled answer changed.
+    assert_eq!(
+        told(spans.pool_outcome("a", pool("yes"))),
+        "Update a yes ON Answered LOW_CONFIDENCE"
+    );
+}
+
+#[test]
+fn failures_are_told_once() {
+    let mut spans = spans(false);
+    observe(&mut spans, "a", seen("yes", Outcome::Pending));
+    assert_eq!(
+        told(spans.pool_outcome("a", failed(Reason::Deadline))),
+        "Update a yes ON Expired DEADLINE+LOW_CONFIDENCE"
+    );
+    observe(&mut spans, "b", seen("yes", Outcome::Pending));
+    assert_eq!(told(spans.pool_outcome("a", failed(Reason::Deadline))), "");
+    assert_eq!(
+        observe(&mut spans, "b", seen("yes", Outcome::Denied)),
+        "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE"
+    );
+    assert_eq!(observe(&mut spans, "b", seen("yes", Outcome::Denied)), "");
+    assert_eq!(
+        told(spans.pool_outcome("a", pool("yes"))),
+        "Update a yes ON Answered LOW_CONFIDENCE"
+    );
+}
+
+#[test]
+fn an_answer_after_the_end_is_late() {
+    let mut spans = spans(false);
+    observe(&mut spans, "a", seen("yes", Outcome::Pending));
+    observe(&mut spans, "b", seen("no", Outcome::None));
+    assert_eq!(
+        told(spans.pool_outcome("a", pool("no"))),
+        "Update a no OFF Answered LOW_CONFIDENCE late"
+    );
+    // Its one call is settled, so it is forgotten.
+    assert_eq!(told(spans.pool_outcome("a", pool("yes"))), "");
+}
+
+#[test]
+fn must_escalate_is_unknown_until_a_pool_answers() {
+    let mut spans = spans(true);
+    assert_eq!(
+        observe(&mut spans, "a", seen("yes", Outcome::Pending)),
+        "New a yes unknown Pending LOW_CONFIDENCE provisional"
+    );
+    let expired = "Update a yes unknown Expired DEADLINE+LOW_CONFIDENCE provisional";
+    assert_eq!(
+        told(spans.pool_outcome("a", failed(Reason::Deadline))),
+        expired
+    );
+    assert_eq!(
+        told(spans.pool_outcome("a", pool("yes"))),
+        "Update a yes ON Answered LOW_CONFIDENCE"
+    );
+}
+
+#[test]
+fn an_update_tells_of_the_frame_that_the_pool_judged() {
+    let mut spans = spans(false);
+    observe(&mut spans, "a", seen_on(1, "yes", Outcome::None));
+    let unsure = seen_on(2, "yes", Outcome::Pending);
+    assert_eq!(observe(&mut spans, "b", unsure.clone()), "");
+    let update = spans.pool_outcome("a", says(unsure, "no")).expect("news");
+    assert_eq!(
+        (
+            update.opened_on.sha256.as_str(),
+            update.frame.sha256.as_str()
+        ),
+        ("f1", "f2")
+    );
+    assert_eq!(
+        update.first.as_ref().and_then(|first| first.confidence),
+        Some(0.5),
+        "the answer that was not sure enough"
+    );
+    // A pool was asked because of it, and not because the answer that opened the event was sure.
+    assert_eq!(told([update]), "Update a no OFF Answered LOW_CONFIDENCE");
+}
+
+#[test]
+fn a_failure_tells_of_the_wish_behind_it() {
+    let mut spans = spans(false);
+    observe(&mut spans, "a", seen_on(1, "yes", Outcome::None));
+    let unsure = seen_on(2, "yes", Outcome::Pending);
+    observe(&mut spans, "b", unsure.clone());
+    assert_eq!(
+        told(spans.pool_outcome("a", fails(unsure, Reason::Deadline))),
+        "Update a yes ON Expired DEADLINE+LOW_CONFIDENCE"
+    );
+}
+
+#[test]
+fn the_newest_frame_settles_whatever_comes_last() {
+    let mut spans = spans(false);
+    let asked: Vec<_> = (1..=3)
+        .map(|number| seen_on(number, "yes", Outcome::Pending))
+        .collect();
+    for observation in &asked {
+        observe(&mut spans, "a", observation.clone());
+    }
+    assert_eq!(
+        told(spans.pool_outcome("a", says(asked[2].clone(), "no"))),
+        "Update a no OFF Answered LOW_CONFIDENCE"
+    );
+    assert_eq!(
+        told(spans.pool_outcome("a", says(asked[0].clone(), "yes"))),
+        "",
+        "older than what is known"
+    );
+    assert_eq!(
+        told(spans.pool_outcome("a", fails(asked[1].clone(), Reason::Deadline))),
+        ""
+    );
+}
+
+#[test]
+fn an_older_failure_is_no_news() {
+    let mut spans = spans(false);
+    let asked = seen_on(1, "yes", Outcome::Pending);
+    observe(&mut spans, "a", asked.clone());
+    assert_eq!(
+        observe(&mut spans, "b", seen_on(2, "yes", Outcome::Denied)),
+        "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE"
+    );
+    assert_eq!(
+        told(spans.pool_outcome("a", fails(asked.clone(), Reason::Deadline))),
+        ""
+    );
+    assert_eq!(
+        told(spans.pool_outcome("a", says(asked, "no"))),
+        "Update a no OFF Answered LOW_CONFIDENCE",
+        "an answer always is"
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    See {
+        answer: u8,
+        outcome: u8,
+    },
+    Reply {
+        which: prop::sample::Index,
+        answer: u8,
+    },
+    Fail {
+        which: prop::sample::Index,
+        deadline: bool,
+    },
+    End,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (0_u8..3, 0_u8..3).prop_map(|(answer, outcome)| Act::See { answer, outcome }),
+        2 => (any::<prop::sample::Index>(), 0_u8..3).prop_map(|(which, answer)| Act::Reply { which, answer }),
+        1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(which, deadline)| Act::Fail { which, deadline }),
+        1 => Just(Act::End),
+    ]
+}
+
+fn number(frame: &FrameInfo) -> u64 {
+    frame.sha256[1..].parse().expect("as `seen_on` names it")
+}
+
+proptest! {
+    /// The promises a subscriber relies on, checked over what is published.
+    #[test]
+    fn every_event_is_told_in_order(acts in prop::collection::vec(act(), 1..80)) {
+        let mut spans = spans(false);
+        let (mut ids, mut frames, mut waiting) = (0, 1, Vec::new());
+        let mut log: Vec<Draft> = Vec::new();
+        let mut opened_by: Option<String> = None;
+        for act in acts {
+            match act {
+                Act::See { answer, outcome } => {
+                    let outcome = [Outcome::None, Outcome::Pending, Outcome::Denied][outcome as usize];
+                    let answer = answer.to_string();
+                    let observation = seen_on(frames, &answer, outcome);
+                    frames += 1;
+                    let (drafts, id) = spans.observe(observation.clone(), || { ids += 1; ids.to_string() });
+                    // A new event exactly when the answer differs from the one that opened the
+                    // last.
+                    let is_new = drafts.iter().any(|draft| draft.step == Step::New);
+                    prop_assert_eq!(is_new, opened_by.as_ref() != Some(&answer));
+                    opened_by = Some(answer);
+                    if outcome == Outcome::Pending { waiting.push((id, observation)); }
+                    log.extend(drafts);
+                }
+                Act::Reply { which, answer } if !waiting.is_empty() => {
+                    let (id, asked) = waiting.remove(which.index(waiting.len()));
+                    log.extend(spans.pool_outcome(&id, says(asked, &answer.to_string())));
+                }
+                Act::Fail { which, deadline } if !waiting.is_empty() => {
+                    let (id, asked) = waiting.remove(which.index(waiting.len()));
+                    log.extend(spans.pool_outcome(&id, fails(asked, if deadline { Reason::Deadline } else { Reason::Fallback })));
+                }
+                Act::End => { log.extend(spans.end()); opened_by = None; }
+                _ => {}
+            }
+        }
+        log.extend(spans.end());
+        let mut open: Option<String> = None;
+        let mut last: std::collections::HashMap<String, Draft> = Default::default();
+        for draft in log {
+            match draft.step {
+                Step::New => {
+                    prop_assert!(open.is_none() && !last.contains_key(&draft.id), "a second new without an end");
+                    open = Some(draft.id.clone());
+                }
+                Step::Update => {
+                    prop_assert_eq!(draft.late, open.as_ref() != Some(&draft.id));
+                    let before = &last[&draft.id];
+                    if draft.escalation.outcome == Outcome::Answered {
+                        prop_assert_eq!(&draft.escalation.reasons, &[Reason::LowConfidence]);
+                        if before.escalation.outcome == Outcome::Answered {
+                            prop_assert!(number(&before.frame) <= number(&draft.frame), "an older frame settled it");
+                        }
+                    }
+                    prop_assert!(before.settled.text != draft.settled.text || before.escalation.outcome != draft.escalation.outcome, "an update without news");
+                }
+                Step::End => prop_assert_eq!(open.take(), Some(draft.id.clone())),
+            }
+            last.insert(draft.id.clone(), draft);
+        }
+        prop_assert!(open.is_none(), "an event without an end");
+    }
+}

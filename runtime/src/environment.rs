@@ -1,0 +1,4 @@
+//! The box around the agent: its clocks, and how long to wait before another attempt.
+
+pub mod backoff;
+pub mod clock;

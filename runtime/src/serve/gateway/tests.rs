@@ -1,0 +1,81 @@
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+
+use firmware_config::agent::{KillSwitch, Policy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::infer::tests::Scripted;
+
+/// A gateway without pools, whose model says yes.
+async fn gateway() -> SocketAddr {
+    let (local, inference) = infer::channel(Scripted::new(|_| ("yes".into(), 0.5)));
+    std::thread::spawn(move || inference.run());
+    let policy = Policy {
+        kill_switch: KillSwitch::Off,
+        calls_per_minute: None,
+        in_flight_max: 1,
+        bytes_per_minute: None,
+        usd_per_day: None,
+    };
+    let parts = Parts {
+        local,
+        name: "edge".into(),
+        pools: Pools::new(&[], None, "here").unwrap(),
+        in_force: InForce::new(&policy),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(parts, listener, std::future::pending()));
+    address
+}
+
+/// Announces a body and waits for the gateway's word on it.
+async fn announce(gateway: SocketAddr, length: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(gateway).await.unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n{length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let reply = reply(&mut stream).await;
+    (stream, reply)
+}
+
+/// What comes next, which is small enough to come at once.
+async fn reply(stream: &mut TcpStream) -> String {
+    let mut reply = vec![0; 4096];
+    let read = stream.read(&mut reply).await.unwrap();
+    String::from_utf8_lossy(&reply[..read]).into_owned()
+}
+
+#[tokio::test]
+async fn bodies_are_taken_while_there_is_room_for_them() {
+    let gateway = gateway().await;
+    // Sixteen of 32 MiB, the last of them without telling its length.
+    let mut sending = Vec::new();
+    for length in [
+        &["content-length: 33554432"; 15][..],
+        &["transfer-encoding: chunked"],
+    ]
+    .concat()
+    {
+        let (stream, reply) = announce(gateway, length).await;
+        assert!(reply.starts_with("HTTP/1.1 100"), "{reply}");
+        sending.push(stream);
+    }
+    let (_, refused) = announce(gateway, "content-length: 2").await;
+    assert!(
+        refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"),
+        "{refused}"
+    );
+
+    // One of them turns out to be small, and is answered.
+    let mut small = sending.pop().unwrap();
+    small.write_all(b"2\r\n{}\r\n0\r\n\r\n").await.unwrap();
+    let answer = reply(&mut small).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let (_, taken) = announce(gateway, "content-length: 2").await;
+    assert!(taken.starts_with("HTTP/1.1 100"), "{taken}");
+}
