@@ -162,9 +162,9 @@ pub fn chat_request(body: &[u8]) {
 pub fn pool_reply(reply: &[u8]) {
     let answers = ["yes", "no", "not visible", "visible"].map(str::to_owned);
     if let Ok(completion) = serde_json::from_slice::<Completion>(reply)
-        && let Ok(said) = question::said(&completion, &answers)
+        && let Ok(answer) = question::answer(&completion, &answers)
     {
-        assert!(answers.contains(&said.answer));
+        assert!(answers.iter().any(|given| given == answer));
     }
     if let Some(answer) = reading::read(&String::from_utf8_lossy(reply), &answers) {
         assert!(answers.iter().any(|given| given == answer));

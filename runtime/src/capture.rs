@@ -1,37 +1,42 @@
-//! A camera's thread: opens the source, reads frames, gates them, hands admitted ones over; opens
+//! A camera's thread: opens the source, reads frames, gates them, hands admitted ones over; opens it
 //! again when it fails.
 //!
-//! [`Capture::run`] is the retry policy and `run_once` the work. A source that fails or falls
+//! [`Capture::run`] is the loop that blocks; what it does with a frame or a failure are steps of
+//! their own, so that a simulation can take them without a thread. A source that fails or falls
 //! silent costs its own frames only, since each camera has its thread.
 
 pub mod admitted;
 pub mod gate;
 pub mod handoff;
+pub mod status;
 
+use std::any::Any;
+use std::io;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use devices::camera::{self, CaptureError};
-use devices::{Frame, FrameImage, Stop};
+use devices::{Camera, Frame, FrameImage, Stop};
 use firmware_config::agent;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use tracing::{info, warn};
 use vlm::Picture;
 use vlm::picture::PictureError;
 
-use crate::capture::admitted::Sighting;
-use crate::capture::gate::{Decision, Gate, Thumbnail, ThumbnailError};
-use crate::capture::handoff::{self, Handed};
+use crate::environment::Environment;
 use crate::environment::backoff::Backoff;
-use crate::environment::clock::Clock;
-use crate::metrics::Metrics;
-use crate::observe::{Record, Watcher};
+use crate::observe::{Observer, Record};
+use admitted::AdmittedFrame;
+use gate::{Decision, Gate, Thumbnail, ThumbnailError};
+use handoff::Handed;
+use status::{CameraState, CameraStatus};
 
 /// First and longest wait before a camera is opened again.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -40,220 +45,252 @@ const JPEG_BYTES_MAX: usize = 512 << 10;
 /// Quality of JPEGs that we encode.
 const JPEG_QUALITY: u8 = 90;
 
-/// Whether a camera delivers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CameraState {
-    /// Frames come.
-    Online,
-    /// No frame came for longer than `stall-after`; it is opened again.
-    Stalled,
-    /// Not open; it is tried again.
-    Offline,
-    /// A folder or file was read to its end, or the box stops.
-    Ended,
+/// Opens a camera's source; see [`camera::open`].
+pub type Opener = fn(&agent::Camera, &Stop) -> Result<Box<dyn Camera>, CaptureError>;
+
+/// Runs captures.
+pub trait Cameras: Send + Sync {
+    /// Starts `capture`, which then runs until its source ends or it is stopped.
+    ///
+    /// # Errors
+    /// When the system has no thread for it.
+    fn start(&self, capture: Capture) -> io::Result<Join>;
 }
 
-impl CameraState {
-    /// As published.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CameraState::Online => "online",
-            CameraState::Stalled => "stalled",
-            CameraState::Offline => "offline",
-            CameraState::Ended => "ended",
-        }
+/// Waits for a capture that has ended; its result tells of a panic.
+pub type Join = Box<dyn FnOnce() -> thread::Result<()> + Send>;
+
+/// A thread for each camera.
+#[derive(Debug, Clone, Copy)]
+pub struct CameraThreads(pub Opener);
+
+impl Cameras for CameraThreads {
+    fn start(&self, capture: Capture) -> io::Result<Join> {
+        let open = self.0;
+        let thread = thread::Builder::new()
+            .name(format!("cam {}", capture.camera.id))
+            .spawn(move || capture.run(open))?;
+        Ok(Box::new(move || thread.join()))
     }
 }
 
-/// A camera's state, and since when.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CameraStatus {
-    /// Whether it delivers.
-    pub state: CameraState,
-    /// Why, in words.
-    pub reason: String,
-    /// Since when.
-    pub since: Timestamp,
-    /// How often it was online and went, so that an absence that nobody saw is still known.
-    pub losses: u64,
+/// Opens the sources that `devices` knows.
+///
+/// # Errors
+/// As [`camera::open`].
+pub fn open(config: &agent::Camera, stop: &Stop) -> Result<Box<dyn Camera>, CaptureError> {
+    let agent::Camera {
+        source,
+        period,
+        stall_after,
+        ..
+    } = config;
+    camera::open(source, *period, *stall_after, stop)
 }
 
-impl CameraStatus {
-    /// Before the first attempt.
-    pub fn opening() -> Self {
-        CameraStatus {
-            state: CameraState::Offline,
-            reason: "not open yet".into(),
-            since: Timestamp::now(),
-            losses: 0,
-        }
-    }
-}
-
-/// One camera's thread.
+/// One camera's capture.
 pub struct Capture {
-    /// The camera.
-    pub camera: agent::Camera,
-    /// To its scene.
-    pub frames: handoff::Sender<Sighting>,
-    /// To its scene.
-    pub status: watch::Sender<CameraStatus>,
-    /// Ends the thread.
-    pub stop: Stop,
-    /// The time.
-    pub clock: Arc<Clock>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Who watches live.
-    pub watcher: Arc<dyn Watcher>,
+    camera: agent::Camera,
+    frames: handoff::Sender<AdmittedFrame>,
+    status: watch::Sender<CameraStatus>,
+    stop: Stop,
+    environment: Environment,
+    observer: Arc<dyn Observer>,
+    gate: Gate,
+    backoff: Backoff,
+    /// Frames seen so far.
+    seen: u64,
+    /// Of them, when the source was opened.
+    seen_before: u64,
+}
+
+/// What follows a failure of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterFailure {
+    /// It is opened again after this.
+    Reopen(Duration),
+    /// A folder or file is given up: opened again it would start over, and show everything twice.
+    GiveUp,
 }
 
 impl Capture {
-    /// Captures until the source ends or `stop` is set. Blocks.
-    pub fn run(self) {
-        let mut backoff = Backoff::new(REOPEN.0, REOPEN.1);
-        let mut view = View {
-            gate: Gate::new(self.camera.gate),
-            frames: 0,
-        };
+    /// A capture that has not begun. It hands admitted frames to `frames` and shows its state in
+    /// `status`; throwing `stop` ends it.
+    pub fn new(
+        camera: agent::Camera,
+        frames: handoff::Sender<AdmittedFrame>,
+        status: watch::Sender<CameraStatus>,
+        stop: Stop,
+        environment: Environment,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Capture {
+            gate: Gate::new(camera.gate),
+            backoff: Backoff::new(REOPEN.0, REOPEN.1),
+            camera,
+            frames,
+            status,
+            stop,
+            environment,
+            observer,
+            seen: 0,
+            seen_before: 0,
+        }
+    }
+
+    /// The camera's configuration.
+    pub fn camera(&self) -> &agent::Camera {
+        &self.camera
+    }
+
+    /// The switch that ends it.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Captures until the source ends or the capture is stopped. Blocks.
+    pub fn run(mut self, open: Opener) {
         loop {
-            let before = view.frames;
-            let error = match self.run_once(&mut view) {
-                Ok(()) => return self.tell(CameraState::Ended, "end of source"),
-                Err(CaptureError::Stopped) => return self.tell(CameraState::Ended, "stopped"),
+            let error = match self.run_once(open) {
+                Ok(()) => return self.ended("end of source"),
+                Err(CaptureError::Stopped) => return self.ended("stopped"),
                 Err(error) => error,
             };
-            // Its events end now, so the next frame is news even where it shows the same.
-            view.gate = Gate::new(self.camera.gate);
-            let state = if matches!(error, CaptureError::Stalled { .. }) {
-                CameraState::Stalled
-            } else {
-                CameraState::Offline
-            };
-            self.tell(state, &error.to_string());
-            if is_finite(&self.camera.source) {
-                // Opened again it would start over, and show everything twice.
-                self.metrics.sources_failed.count();
-                return warn!(cam = self.camera.id, "{error}; giving it up");
-            }
-            if view.frames > before {
-                backoff.reset();
-            }
-            let wait = backoff.next_wait(rand::random());
-            warn!(
-                cam = self.camera.id,
-                "{error}; opening it again in {wait:.1?}"
-            );
-            self.metrics.camera_restarts.count();
-            if self.stop.wait(wait) {
-                return self.tell(CameraState::Ended, "stopped");
+            match self.failed(&error) {
+                AfterFailure::GiveUp => return,
+                AfterFailure::Reopen(wait) if self.stop.wait(wait) => return self.ended("stopped"),
+                AfterFailure::Reopen(_) => {}
             }
         }
     }
 
-    fn run_once(&self, view: &mut View) -> Result<(), CaptureError> {
-        let agent::Camera {
-            source,
-            period,
-            stall_after,
-            ..
-        } = &self.camera;
-        let mut camera = camera::open(source, *period, *stall_after, &self.stop)?;
+    fn run_once(&mut self, open: Opener) -> Result<(), CaptureError> {
+        let mut camera = open(&self.camera, &self.stop)?;
         let mut superseded = 0;
         loop {
             let frame = match camera.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
                 Err(error) if error.spares_camera() => {
-                    self.unusable(&error);
+                    self.bad_frame(None, &error);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            self.metrics
-                .frames_superseded
-                .add(camera.superseded().saturating_sub(superseded));
+            self.superseded(camera.superseded().saturating_sub(superseded));
             superseded = camera.superseded();
-            self.tell(CameraState::Online, "");
-            match self.offer(frame, view) {
-                Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => return Err(CaptureError::Stopped),
-                Err(error) => self.unusable(&error),
+            if self.frame(frame).is_break() {
+                return Err(CaptureError::Stopped);
             }
         }
     }
 
-    /// Shows one frame to the gate, and an admitted one to the scene.
-    fn offer(&self, frame: Frame, view: &mut View) -> Result<ControlFlow<()>, FrameError> {
-        view.frames += 1;
-        self.metrics.frames.count();
-        let (
-            number,
-            Frame {
-                captured_at,
-                name,
-                image,
-                ..
-            },
-        ) = (view.frames, frame);
-        let (picture, own) = decoded(image)?;
-        let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
-        let now = self.clock.elapsed();
-        let decision = view.gate.decide(&thumbnail, now);
-        self.watcher.see(Record::Frame {
+    /// Takes a frame: shows it to the gate, and an admitted one to the scene. `Break` when the
+    /// scene is gone.
+    pub fn frame(&mut self, frame: Frame) -> ControlFlow<()> {
+        self.set_state(CameraState::Online, "");
+        self.admit(frame).unwrap_or_else(|error| {
+            self.bad_frame(Some(self.seen), &error);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Takes a failure of the source, and returns what to do about it.
+    pub fn failed(&mut self, error: &CaptureError) -> AfterFailure {
+        // Its events end now, so its next frame is admitted even if it shows the same.
+        self.gate = Gate::new(self.camera.gate);
+        let state = if matches!(error, CaptureError::Stalled { .. }) {
+            CameraState::Stalled
+        } else {
+            CameraState::Offline
+        };
+        self.set_state(state, &error.to_string());
+        if self.seen > self.seen_before {
+            self.backoff.reset();
+        }
+        self.seen_before = self.seen;
+        let reopen_in = if is_finite(&self.camera.source) {
+            None
+        } else {
+            let jitter = self.environment.random.unit();
+            Some(self.backoff.next_wait(jitter))
+        };
+        self.observer.observe(&Record::CameraFailed {
             cam: self.camera.id.clone(),
-            frame: number,
+            error: error.to_string(),
+            reopen_in,
+        });
+        reopen_in.map_or(AfterFailure::GiveUp, AfterFailure::Reopen)
+    }
+
+    /// The source has ended, or the capture was stopped; why, in words.
+    pub fn ended(self, reason: &str) {
+        self.set_state(CameraState::Ended, reason);
+    }
+
+    fn admit(&mut self, frame: Frame) -> Result<ControlFlow<()>, FrameError> {
+        self.seen += 1;
+        let Frame {
+            captured_at,
+            name,
+            image,
+            ..
+        } = frame;
+        let (picture, own_jpeg) = spared(|| decoded(image))?;
+        let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
+        let now = self.environment.clock.now();
+        let decision = self.gate.decide(&thumbnail, now);
+        self.observer.observe(&Record::Frame {
+            cam: self.camera.id.clone(),
+            frame: self.seen,
             name: name.clone(),
             decision,
         });
         if let Decision::Skip(_) = decision {
-            self.metrics.frames_skipped.count();
             return Ok(ControlFlow::Continue(()));
         }
-        let jpeg = own_or_encoded(&picture, own)?;
-        view.gate.admitted(thumbnail, now);
+        let jpeg = own_or_encoded(&picture, own_jpeg)?;
+        self.gate.admitted(thumbnail, now);
         let sha256 = vlm::hash::hex(&Sha256::digest(&jpeg));
-        // A box whose clock is before 1970 or after 9999 has other worries; its events say
-        // `unsynced`.
+        // The events of a box whose clock is before 1970 or after 9999 say `unsynced`.
         let time = Timestamp::try_from(captured_at).unwrap_or(Timestamp::UNIX_EPOCH);
-        match self.frames.hand_over(Sighting {
-            number,
+        let admitted = AdmittedFrame {
+            number: self.seen,
             time,
             name,
             picture,
             jpeg,
             sha256,
-        }) {
+        };
+        match self.frames.hand_over(admitted) {
             Handed::Over => {}
-            Handed::Superseding => self.metrics.frames_superseded.count(),
+            Handed::Superseding => self.superseded(1),
             Handed::Nowhere => return Ok(ControlFlow::Break(())),
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    fn unusable(&self, error: &dyn std::error::Error) {
-        self.metrics.frames_bad.count();
-        warn!(cam = self.camera.id, "frame not usable: {error}");
+    fn superseded(&self, count: u64) {
+        if count > 0 {
+            self.observer.observe(&Record::FramesSuperseded {
+                cam: self.camera.id.clone(),
+                count,
+            });
+        }
     }
 
-    /// Tells a change of state; the same again is no change.
-    fn tell(&self, state: CameraState, reason: &str) {
-        self.status.send_if_modified(|status| {
-            let changed = status.state != state || status.reason != reason;
-            if changed {
-                info!(cam = self.camera.id, "{} {reason}", state.as_str());
-                let lost = status.state == CameraState::Online
-                    && matches!(state, CameraState::Stalled | CameraState::Offline);
-                let losses = status.losses + u64::from(lost);
-                *status = CameraStatus {
-                    state,
-                    reason: reason.to_owned(),
-                    since: Timestamp::now(),
-                    losses,
-                };
-            }
-            changed
+    fn bad_frame(&self, frame: Option<u64>, error: &dyn std::error::Error) {
+        self.observer.observe(&Record::FrameBad {
+            cam: self.camera.id.clone(),
+            frame,
+            error: error.to_string(),
         });
+    }
+
+    fn set_state(&self, state: CameraState, reason: &str) {
+        let now = self.environment.clock.wall();
+        self.status
+            .send_if_modified(|status| status.change(state, reason, now));
     }
 }
 
@@ -265,13 +302,6 @@ pub fn is_finite(source: &agent::Source) -> bool {
     }
 }
 
-/// What outlives one opening of the source.
-struct View {
-    gate: Gate,
-    /// Frames seen so far.
-    frames: u64,
-}
-
 /// Why a frame is not usable.
 #[derive(Debug, thiserror::Error)]
 enum FrameError {
@@ -281,6 +311,15 @@ enum FrameError {
     Thumbnail(#[from] ThumbnailError),
     #[error("cannot be encoded as JPEG: {0}")]
     Jpeg(#[from] image::ImageError),
+    #[error("the decoder panicked: {0}; please report it, with the image")]
+    Panicked(String),
+}
+
+/// Runs `decode`. A decoder has to read whatever a camera sends: one that panics costs that frame
+/// and nothing else.
+fn spared<T>(decode: impl FnOnce() -> Result<T, PictureError>) -> Result<T, FrameError> {
+    let decoded = catch_unwind(AssertUnwindSafe(decode));
+    Ok(decoded.map_err(|panic| FrameError::Panicked(panic_message(&*panic)))??)
 }
 
 /// The pixels, and the camera's own JPEG if it is one.
@@ -315,3 +354,12 @@ fn own_or_encoded(picture: &Picture, own: Option<Bytes>) -> Result<Bytes, image:
         }
     }
 }
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a message").to_owned()
+}
+
+#[cfg(test)]
+mod tests;

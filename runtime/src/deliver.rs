@@ -12,6 +12,8 @@ pub mod event;
 pub mod inbox;
 pub mod mqtt;
 pub mod outbox;
+pub mod post;
 pub mod publisher;
+mod retained;
 pub mod span;
 pub mod topics;

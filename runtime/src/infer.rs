@@ -222,25 +222,42 @@ impl Inference {
                 if job.replies.is_closed() {
                     break;
                 }
-                let mut on_piece = |piece: Option<&Piece>| {
-                    if let (Some(piece), Some(pieces)) = (piece, &job.pieces) {
-                        // There is room for it; a receiver that is gone is seen below.
-                        let _ = pieces.try_send(piece.clone());
-                    }
-                    let left = job.replies.is_closed()
-                        || job.pieces.as_ref().is_some_and(mpsc::Sender::is_closed);
-                    if left {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
-                    }
-                };
-                let answer = self.model.answer(request, &mut on_piece);
-                // An asker who lost interest does not stop the thread, and there is room for every
-                // answer.
-                let _ = job.replies.try_send(answer);
+                self.answer(&job, request);
             }
         }
+    }
+
+    /// As [`Inference::run`], as a task: each answer takes `latency`.
+    #[cfg(test)]
+    pub(crate) async fn run_simulated(mut self, mut latency: impl FnMut() -> std::time::Duration) {
+        while let Some(job) = self.jobs.recv().await {
+            for request in &job.requests {
+                if job.replies.is_closed() {
+                    break;
+                }
+                tokio::time::sleep(latency()).await;
+                self.answer(&job, request);
+            }
+        }
+    }
+
+    fn answer(&mut self, job: &Job, request: &Request) {
+        let mut on_piece = |piece: Option<&Piece>| {
+            if let (Some(piece), Some(pieces)) = (piece, &job.pieces) {
+                // There is room for it; a receiver that is gone is seen below.
+                let _ = pieces.try_send(piece.clone());
+            }
+            let left =
+                job.replies.is_closed() || job.pieces.as_ref().is_some_and(mpsc::Sender::is_closed);
+            if left {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let answer = self.model.answer(request, &mut on_piece);
+        // An asker who lost interest does not stop the thread, and there is room for every answer.
+        let _ = job.replies.try_send(answer);
     }
 }
 
@@ -258,20 +275,24 @@ pub(crate) mod tests {
         script: Script,
     }
 
+    /// Which model a script stands for.
+    pub(crate) fn identity() -> Identity {
+        Identity {
+            name: "scripted".into(),
+            sha256: "00".into(),
+            precision: "fp32".into(),
+            backend: "tract".into(),
+            execution_provider: "tract".into(),
+            load: Duration::ZERO,
+        }
+    }
+
     type Script = Box<dyn FnMut(&Request) -> (String, f64) + Send>;
 
     impl Scripted {
         pub(crate) fn new(script: impl FnMut(&Request) -> (String, f64) + Send + 'static) -> Self {
-            let identity = Identity {
-                name: "scripted".into(),
-                sha256: "00".into(),
-                precision: "fp32".into(),
-                backend: "tract".into(),
-                execution_provider: "tract".into(),
-                load: Duration::ZERO,
-            };
             Scripted {
-                identity,
+                identity: identity(),
                 script: Box::new(script),
             }
         }

@@ -44,3 +44,5 @@ pub mod pipeline;
 pub mod pool;
 pub mod scene;
 pub mod serve;
+#[cfg(test)]
+mod simulation;

@@ -1,35 +1,33 @@
-//! What happens in the pipeline, told to whoever watches it live: the demo, a test.
+//! What happens in the agent, shown to observers: the log, the metrics, the demo's summary, a test.
+
+mod counting;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::capture::gate::Decision;
-use crate::decide::router::{Reason, Route};
+use crate::capture::status::CameraState;
+use crate::decide::call::Called;
+use crate::decide::router::Route;
 use crate::deliver::event::{By, Draft, Settled};
 
-/// Told of everything, in order for each camera. Called from the pipeline's tasks and threads: it
-/// must not block.
-pub trait Watcher: Send + Sync {
+/// Is shown everything that happens, in order for each camera. Called from the agent's tasks and
+/// threads: it must not block.
+pub trait Observer: Send + Sync {
     /// Something happened.
-    fn see(&self, record: Record);
+    fn observe(&self, record: &Record);
 }
 
-/// Writes each step of an event into the log.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Log;
+/// Shows each record to several observers, in their order.
+pub struct FanOut(pub Vec<Arc<dyn Observer>>);
 
-impl Watcher for Log {
-    fn see(&self, record: Record) {
-        if let Record::Event { cam, draft, .. } = record {
-            let By { place, model, .. } = &draft.settled.by;
-            info!(
-                cam,
-                rule = draft.rule,
-                "{:?}: {} ({}), {place:?} {model}",
-                draft.step,
-                draft.settled.text,
-                draft.state.as_str()
-            );
+impl Observer for FanOut {
+    fn observe(&self, record: &Record) {
+        for observer in &self.0 {
+            observer.observe(record);
         }
     }
 }
@@ -48,9 +46,52 @@ pub enum Record {
         /// Admit or skip.
         decision: Decision,
     },
+    /// A frame could not be used.
+    FrameBad {
+        /// The camera.
+        cam: String,
+        /// Its number, from 1; `None` for one that could not even be read.
+        frame: Option<u64>,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// Frames were replaced by newer ones before they were asked about.
+    FramesSuperseded {
+        /// The camera.
+        cam: String,
+        /// How many.
+        count: u64,
+    },
+    /// A camera failed or stalled.
+    CameraFailed {
+        /// The camera.
+        cam: String,
+        /// What happened.
+        error: String,
+        /// When it is opened again; `None` when it is given up.
+        reopen_in: Option<Duration>,
+    },
+    /// An admitted frame reached its rules.
+    Asked {
+        /// The camera.
+        cam: String,
+        /// The frame's number.
+        frame: u64,
+    },
     /// The local model answered a rule, and the router decided.
     Answer(Box<LocalAnswer>),
-    /// A pool was asked.
+    /// The local model did not answer a rule.
+    AnswerFailed {
+        /// The camera.
+        cam: String,
+        /// The frame's number.
+        frame: u64,
+        /// The rule.
+        rule: String,
+        /// Why.
+        error: String,
+    },
+    /// A pool call ended.
     Outcome {
         /// The camera.
         cam: String,
@@ -58,12 +99,8 @@ pub enum Record {
         frame: u64,
         /// The rule.
         rule: String,
-        /// The pool's answer, or the reason why there is none.
-        result: Result<Box<Settled>, Reason>,
-        /// Attempts made.
-        attempts: u32,
-        /// Request bytes sent.
-        bytes_up: u64,
+        /// The pool's answer, or why there is none.
+        called: Box<Called<Settled>>,
     },
     /// An event was given its place in the outbox.
     Event {
@@ -71,17 +108,22 @@ pub enum Record {
         cam: String,
         /// Its place.
         seq: u64,
-        /// The step told.
+        /// The step.
         draft: Box<Draft>,
     },
     /// A camera's state changed.
     Camera {
         /// The camera.
         cam: String,
-        /// `online`, `stalled`, `offline` or `ended`.
-        state: &'static str,
+        /// Its state.
+        state: CameraState,
         /// Why, in words.
         reason: String,
+    },
+    /// A camera's scene did not finish before the deadline of a stop.
+    TimedOut {
+        /// The camera.
+        cam: String,
     },
 }
 
@@ -108,4 +150,59 @@ pub struct LocalAnswer {
     pub route: Route,
     /// The event it belongs to.
     pub event: String,
+}
+
+/// Logs what goes wrong, and the state of each camera.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Log;
+
+impl Observer for Log {
+    fn observe(&self, record: &Record) {
+        match record {
+            Record::FrameBad { cam, error, .. } => warn!(cam, "frame not usable: {error}"),
+            Record::CameraFailed {
+                cam,
+                error,
+                reopen_in,
+            } => match reopen_in {
+                Some(wait) => warn!(cam, "{error}; opening it again in {wait:.1?}"),
+                None => warn!(cam, "{error}; giving it up"),
+            },
+            Record::Camera { cam, state, reason } => info!(cam, "{} {reason}", state.as_str()),
+            Record::AnswerFailed {
+                cam, rule, error, ..
+            } => warn!(cam, rule, "no local answer: {error}"),
+            Record::Outcome {
+                cam, rule, called, ..
+            } => {
+                if let Err(error) = &called.result {
+                    info!(cam, rule, "the local answer stands: {error}");
+                }
+            }
+            Record::TimedOut { cam } => warn!(cam, "out of time"),
+            Record::Frame { .. }
+            | Record::FramesSuperseded { .. }
+            | Record::Asked { .. }
+            | Record::Answer(_)
+            | Record::Event { .. } => {}
+        }
+    }
+}
+
+/// Logs each step of an event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EventLog;
+
+impl Observer for EventLog {
+    fn observe(&self, record: &Record) {
+        if let Record::Event { cam, draft, .. } = record {
+            let By { place, model, .. } = &draft.settled.by;
+            let (step, text, state) = (draft.step, &draft.settled.text, draft.state.as_str());
+            info!(
+                cam,
+                rule = draft.rule,
+                "{step:?}: {text} ({state}), {place:?} {model}"
+            );
+        }
+    }
 }

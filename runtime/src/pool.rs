@@ -1,32 +1,38 @@
-//! Bigger models that can be asked: one question in, one outcome out, over HTTPS or MQTT.
+//! Bigger models that can be asked: one question in, one settled answer out, over HTTPS or MQTT.
 //!
 //! ```text
-//! PoolQuestion ──question::body──▶ attempt ─▶ attempt ─▶ … (breaker, backoff, one deadline over all) ──question::said──▶ PoolReply
-//!                                  https | mqtt             retry: which failures, and when
+//! PoolQuestion ─question::body─▶ attempt ─▶ attempt ─▶ … ─▶ Completion ─question::settle─▶ Settled
+//!                                breaker, backoff, one deadline over all      or EscalationError
 //! ```
 
 pub mod breaker;
-mod https;
+pub mod error;
+pub mod https;
 pub mod mqtt;
 pub mod question;
 pub mod reading;
 pub mod retry;
+pub mod transport;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use firmware_config::agent::{Pool, PoolTransport};
-use uuid::Uuid;
 
 use crate::decide::router::Reason;
-use crate::deliver::event::{By, Place, Settled};
+use crate::deliver::event::Settled;
 use crate::deliver::mqtt::{Link, Publication};
+use crate::environment::Environment;
 use crate::environment::backoff::Backoff;
+use crate::environment::clock::Clock;
+use crate::environment::random::Random;
 use crate::serve::openai::Completion;
 use crate::serve::openai::error::ErrorBody;
-use breaker::{Breaker, Limits};
+use breaker::{Breaker, Thresholds};
+pub use error::EscalationError;
 use retry::{Class, Failure};
+use transport::{Attempt, Transport};
 
 /// Correlation Data and idempotency key: a UUIDv7.
 pub type QuestionId = [u8; 16];
@@ -34,7 +40,10 @@ pub type QuestionId = [u8; 16];
 /// The largest reply that is read, in bytes.
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
-/// What is put to a pool. Both transports carry it as the same OpenAI chat-completion request.
+/// First and longest wait between two attempts.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+
+/// A question to a pool. Both transports carry it as the same OpenAI chat-completion request.
 #[derive(Debug, Clone)]
 pub struct PoolQuestion {
     /// Correlation Data and idempotency key: a UUIDv7.
@@ -49,95 +58,13 @@ pub struct PoolQuestion {
     pub max_tokens: usize,
 }
 
-/// What came of asking.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PoolReply {
-    /// The answer, one of the question's when it has any.
-    pub answer: String,
-    /// Who answered: the reply's `model`.
-    pub model: String,
-    /// Probability of the answer when the reply carries one, 0..=1.
-    pub confidence: Option<f64>,
-    /// From the first attempt to the reply.
-    pub latency: Duration,
-    /// Attempts made, 1 or more.
-    pub attempts: u32,
-    /// Request bytes sent, all attempts together.
-    pub bytes_up: u64,
-    /// `usage.completion_tokens` of the reply, if given.
-    pub tokens_out: Option<u64>,
-}
-
-/// Why a pool gave no answer.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum PoolError {
-    /// No broker session.
-    #[error("pool {pool}: link down: {detail}")]
-    LinkDown {
-        /// The pool.
-        pool: String,
-        /// What failed.
-        detail: String,
-    },
-    /// Too many failures in a row; asked again after a while.
-    #[error("pool {pool}: breaker open, next try in {retry_in:?}")]
-    BreakerOpen {
-        /// The pool.
-        pool: String,
-        /// Until a trial call is let through.
-        retry_in: Duration,
-    },
-    /// No answer in time.
-    #[error("pool {pool}: no answer within {deadline:?}")]
-    Deadline {
-        /// The pool.
-        pool: String,
-        /// The configured limit.
-        deadline: Duration,
-        /// Attempts made.
-        attempts: u32,
-    },
-    /// A reply that is none of the answers, or no chat completion.
-    #[error("pool {pool}: {detail}")]
-    InvalidFormat {
-        /// The pool.
-        pool: String,
-        /// What was found and what was expected.
-        detail: String,
-        /// Attempts made.
-        attempts: u32,
-    },
-    /// Refused, or failed after retries.
-    #[error("pool {pool}: {detail} (attempts made: {attempts})")]
-    Failed {
-        /// The pool.
-        pool: String,
-        /// The last failure.
-        detail: String,
-        /// Attempts made.
-        attempts: u32,
-    },
-}
-
-impl From<&PoolError> for Reason {
-    fn from(error: &PoolError) -> Self {
-        match error {
-            PoolError::LinkDown { .. } => Reason::LinkDown,
-            PoolError::BreakerOpen { .. } => Reason::BreakerOpen,
-            PoolError::Deadline { .. } => Reason::Deadline,
-            PoolError::InvalidFormat { .. } => Reason::InvalidFormat,
-            PoolError::Failed { .. } => Reason::Fallback,
-        }
-    }
-}
-
-/// What a question has cost so far. The asker's, so that it is known also when the question is
+/// What a call has used so far. It belongs to the caller, so that it is known also when the call is
 /// given up in the middle of an attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Attempts made.
     pub attempts: u32,
-    /// Those that the pool may charge for: not the ones that never reached it or came back with an
+    /// Attempts that the pool may charge for: not those that never reached it or came back with an
     /// error status.
     pub charged: u32,
     /// Request bytes sent, all attempts together.
@@ -149,20 +76,16 @@ pub struct Spent {
 pub struct Pools {
     pools: Arc<[Member]>,
     replies: Arc<mqtt::Replies>,
+    clock: Clock,
+    random: Random,
 }
 
-/// One pool with what is known of its health.
+/// One pool and what is known of its health.
 #[derive(Debug)]
 struct Member {
     config: Pool,
-    transport: Transport,
+    transport: Box<dyn Transport>,
     breaker: Mutex<Breaker>,
-}
-
-#[derive(Debug)]
-enum Transport {
-    Https(https::Https),
-    Mqtt(mqtt::Mqtt),
 }
 
 /// Why the pools cannot be used as configured.
@@ -192,15 +115,19 @@ impl Pools {
     ///
     /// # Errors
     /// When a pool wants MQTT and there is no `link`, or the HTTPS client does not start.
-    pub fn new(pools: &[Pool], link: Option<Link>, node_id: &str) -> Result<Self, PoolsError> {
-        let client = https::client()?;
+    pub fn new(
+        pools: &[Pool],
+        link: Option<Link>,
+        node_id: &str,
+        environment: &Environment,
+    ) -> Result<Self, PoolsError> {
         let replies = Arc::new(mqtt::Replies::new(node_id));
         let member = |config: &Pool| {
-            let transport = match (&config.transport, &link) {
+            let transport: Box<dyn Transport> = match (&config.transport, &link) {
                 (PoolTransport::Https { url, api_key_file }, _) => {
-                    Transport::Https(https::Https::new(client.clone(), url, api_key_file.clone()))
+                    environment.pools.connect(url, api_key_file.as_deref())?
                 }
-                (PoolTransport::Mqtt, Some(link)) => Transport::Mqtt(mqtt::Mqtt::new(
+                (PoolTransport::Mqtt, Some(link)) => Box::new(mqtt::Mqtt::new(
                     link.clone(),
                     config.id.clone(),
                     Arc::clone(&replies),
@@ -214,12 +141,14 @@ impl Pools {
             Ok(Member {
                 config: config.clone(),
                 transport,
-                breaker: Mutex::new(Breaker::new(Limits::default())),
+                breaker: Mutex::new(Breaker::new(Thresholds::default())),
             })
         };
         Ok(Pools {
             pools: pools.iter().map(member).collect::<Result<_, _>>()?,
             replies: Arc::clone(&replies),
+            clock: environment.clock.clone(),
+            random: environment.random.clone(),
         })
     }
 
@@ -233,23 +162,21 @@ impl Pools {
         self.pools.iter().map(|member| &member.config)
     }
 
-    /// The pool that is asked where none is named: the first that takes the request, with pictures
+    /// The pool that is asked where none is named: the first that takes the request, with images
     /// or without.
-    pub fn capable(&self, pictures: bool) -> Option<&Pool> {
-        self.iter().find(|pool| pool.images || !pictures)
+    pub fn capable(&self, images: bool) -> Option<&Pool> {
+        self.iter().find(|pool| pool.images || !images)
     }
 
-    /// What is in the way of asking the pool right now: no broker session on the way to it, or too
-    /// many failures in a row.
+    /// What is in the way of asking the pool right now: no broker session on the way to it, or an
+    /// open breaker.
     pub fn obstacle(&self, id: &str) -> Option<Reason> {
         let member = self.member(id)?;
-        match &member.transport {
-            Transport::Mqtt(mqtt) if !mqtt.is_up() => Some(Reason::LinkDown),
-            _ => member
-                .breaker()
-                .is_open(Instant::now())
-                .then_some(Reason::BreakerOpen),
+        if !member.transport.is_up() {
+            return Some(Reason::LinkDown);
         }
+        let open = member.breaker().is_open(self.clock.now());
+        open.then_some(Reason::BreakerOpen)
     }
 
     /// Where replies of MQTT pools come in.
@@ -257,30 +184,35 @@ impl Pools {
         &self.replies.topic
     }
 
-    /// Hands over what arrived on [`mqtt::reply_topic`]. False when nobody waits for it: wrong,
-    /// late, or repeated; counted.
+    /// Hands over what arrived on [`mqtt::reply_topic`]. False when no call waits for it: it is
+    /// wrong, late, or a repeat; that is counted.
     pub fn on_reply(&self, publication: Publication) -> bool {
         self.replies.deliver(publication)
     }
 
-    /// Replies that nobody waited for, since the start.
+    /// Replies that no call waited for, since the start.
     pub fn unmatched_replies(&self) -> u64 {
         self.replies.unmatched()
     }
 
-    /// Puts a question to a pool. Dropping the future takes it back.
+    /// Asks a pool a question. Dropping the future takes it back.
     ///
     /// # Errors
     /// When the pool gives no answer, or none of the question's answers, before its deadline.
-    pub async fn ask(&self, id: &str, question: &PoolQuestion) -> Result<PoolReply, PoolError> {
-        let mut spent = Spent::default();
-        let started = Instant::now();
+    pub async fn ask(
+        &self,
+        id: &str,
+        question: &PoolQuestion,
+        spent: &mut Spent,
+    ) -> Result<Settled, EscalationError> {
+        let started = self.clock.now();
         let Some(pool) = self.get(id) else {
-            return Err(spent.failed(id, "is not configured".to_owned()));
+            return Err(not_configured(id));
         };
         let body = question::body(question, pool);
-        let completion = self.complete(id, question.id, body, &mut spent).await?;
-        PoolReply::read(id, &completion, &question.answers, started.elapsed(), spent)
+        let completion = self.complete(id, question.id, body, spent).await?;
+        let latency = self.clock.now() - started;
+        question::settle(id, &completion, &question.answers, latency)
     }
 
     /// Sends a ready request body to a pool, and returns its chat completion. Dropping the future
@@ -294,157 +226,65 @@ impl Pools {
         question: QuestionId,
         body: Bytes,
         spent: &mut Spent,
-    ) -> Result<Completion, PoolError> {
+    ) -> Result<Completion, EscalationError> {
         let Some(member) = self.member(id) else {
-            return Err(spent.failed(id, "is not configured".to_owned()));
+            return Err(not_configured(id));
         };
         let deadline = member.config.deadline;
-        let reply = match tokio::time::timeout(
-            deadline,
-            member.attempts(question, &body, Instant::now(), spent),
-        )
-        .await
-        {
-            Ok(reply) => reply?,
-            Err(_) => {
-                member.breaker().failed(Instant::now());
-                return Err(PoolError::Deadline {
-                    pool: id.to_owned(),
-                    deadline,
-                    attempts: spent.attempts,
-                });
-            }
+        let attempts = self.attempts(member, question, &body, spent);
+        let Ok(reply) = tokio::time::timeout(deadline, attempts).await else {
+            member.breaker().failed(self.clock.now());
+            let detail = format!("no answer within {deadline:?}");
+            return Err(EscalationError::of_pool(id, Reason::Deadline, detail));
         };
-        parse(&reply).map_err(|detail| spent.invalid(id, detail))
+        parse(&reply?).map_err(|detail| EscalationError::of_pool(id, Reason::InvalidFormat, detail))
     }
 
     fn member(&self, id: &str) -> Option<&Member> {
         self.pools.iter().find(|member| member.config.id == id)
     }
-}
 
-impl Settled {
-    /// A pool's answer, as it is published.
-    pub fn from_pool(pool: &str, reply: &PoolReply) -> Settled {
-        Settled {
-            text: reply.answer.clone(),
-            confidence: reply.confidence,
-            confidence_kind: if reply.confidence.is_some() {
-                "pool"
-            } else {
-                "none"
-            },
-            by: By {
-                place: Place::Pool,
-                pool: Some(pool.to_owned()),
-                model: reply.model.clone(),
-                model_sha256: None,
-                backend: None,
-                ep: "remote".into(),
-                total: reply.latency,
-                prefill: None,
-                decode: None,
-                tokens_out: reply.tokens_out,
-            },
-        }
-    }
-}
-
-impl PoolReply {
-    /// Reads the completion that came of asking `pool`.
-    ///
-    /// # Errors
-    /// When it gives none of `answers`.
-    pub fn read(
-        pool: &str,
-        completion: &Completion,
-        answers: &[String],
-        latency: Duration,
-        spent: Spent,
-    ) -> Result<Self, PoolError> {
-        let said =
-            question::said(completion, answers).map_err(|detail| spent.invalid(pool, detail))?;
-        Ok(PoolReply {
-            answer: said.answer,
-            model: if said.model.is_empty() {
-                pool.to_owned()
-            } else {
-                said.model
-            },
-            confidence: said.confidence,
-            latency,
-            attempts: spent.attempts,
-            bytes_up: spent.bytes_up,
-            tokens_out: said.tokens_out,
-        })
-    }
-}
-
-impl Spent {
-    fn sent(&mut self, body: &Bytes) {
-        self.attempts += 1;
-        self.charged += 1;
-        self.bytes_up += body.len() as u64;
-    }
-
-    fn failed(&self, pool: &str, detail: String) -> PoolError {
-        PoolError::Failed {
-            pool: pool.to_owned(),
-            detail,
-            attempts: self.attempts,
-        }
-    }
-
-    fn invalid(&self, pool: &str, detail: String) -> PoolError {
-        PoolError::InvalidFormat {
-            pool: pool.to_owned(),
-            detail,
-            attempts: self.attempts,
-        }
-    }
-}
-
-impl Member {
-    /// Attempts until one brings a reply, the failure is final, or no attempt is left. The deadline
-    /// is the caller's.
+    /// Makes attempts until one brings a reply, a failure is final, or no attempt is left. The
+    /// deadline is the caller's.
     async fn attempts(
         &self,
+        member: &Member,
         question: QuestionId,
         body: &Bytes,
-        started: Instant,
         spent: &mut Spent,
-    ) -> Result<Bytes, PoolError> {
-        let pool = &self.config.id;
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(4));
+    ) -> Result<Bytes, EscalationError> {
+        let Pool {
+            id,
+            attempts,
+            deadline,
+            ..
+        } = &member.config;
+        let started = self.clock.now();
+        let remaining = || deadline.saturating_sub(self.clock.now() - started);
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut last: Option<Failure> = None;
         loop {
-            if let Err(retry_in) = self.breaker().admit(Instant::now()) {
+            if let Err(retry_in) = member.breaker().admit(self.clock.now()) {
                 return Err(match last {
-                    None => PoolError::BreakerOpen {
-                        pool: pool.clone(),
-                        retry_in,
-                    },
-                    Some(failure) => spent.failed(pool, failure.detail),
+                    None => {
+                        let detail = format!("breaker open, next try in {retry_in:?}");
+                        EscalationError::of_pool(id, Reason::BreakerOpen, detail)
+                    }
+                    Some(failure) => gave_up(id, &failure, spent),
                 });
             }
             let charged_before = spent.charged;
             spent.sent(body);
-            let remaining = |now: Instant| self.config.deadline.saturating_sub(now - started);
-            let outcome = match &self.transport {
-                Transport::Https(https) => {
-                    https
-                        .attempt(Uuid::from_bytes(question), body.clone())
-                        .await
-                }
-                Transport::Mqtt(mqtt) => {
-                    let again = (spent.attempts < self.config.attempts).then_some(&mut *spent);
-                    mqtt.attempt(question, body.clone(), remaining(Instant::now()), again)
-                        .await
-                }
+            let more = spent.attempts < *attempts;
+            let attempt = Attempt {
+                question,
+                body,
+                remaining: remaining(),
+                resend: more.then_some(&mut *spent),
             };
-            let failure = match outcome {
+            let failure = match member.transport.attempt(attempt).await {
                 Ok(reply) => {
-                    self.breaker().succeeded();
+                    member.breaker().succeeded();
                     return Ok(reply);
                 }
                 Err(failure) => failure,
@@ -454,36 +294,49 @@ impl Member {
             }
             match failure.class {
                 Class::LinkDown => {
-                    return Err(PoolError::LinkDown {
-                        pool: pool.clone(),
-                        detail: failure.detail,
-                    });
+                    let detail = format!("link down: {}", failure.detail);
+                    return Err(EscalationError::of_pool(id, Reason::LinkDown, detail));
                 }
-                // The pool said so, and is well; or it was never asked, which says nothing about
-                // it.
-                Class::Refused if failure.reached => self.breaker().succeeded(),
+                // The pool refused, so it is well.
+                Class::Refused if failure.reached => member.breaker().succeeded(),
+                // It never saw the request, which says nothing about it.
                 Class::Refused => {}
-                Class::Unwell { .. } => self.breaker().failed(Instant::now()),
+                Class::Unwell { .. } => member.breaker().failed(self.clock.now()),
             }
-            let wait = backoff.next_wait(rand::random());
-            match retry::next_wait(
-                failure.class,
-                spent.attempts,
-                self.config.attempts,
-                remaining(Instant::now()),
-                wait,
-            ) {
+            let backoff = backoff.next_wait(self.random.unit());
+            let made = spent.attempts;
+            match retry::next_wait(failure.class, made, *attempts, remaining(), backoff) {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(spent.failed(pool, failure.detail)),
+                None => return Err(gave_up(id, &failure, spent)),
             }
             last = Some(failure);
         }
     }
+}
 
+impl Spent {
+    /// Counts one copy of a request.
+    pub(crate) fn sent(&mut self, body: &Bytes) {
+        self.attempts += 1;
+        self.charged += 1;
+        self.bytes_up += body.len() as u64;
+    }
+}
+
+impl Member {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         // Never held across an await or a panic; its state is plain data.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_configured(pool: &str) -> EscalationError {
+    EscalationError::of_pool(pool, Reason::NoCapableModel, "is not configured")
+}
+
+fn gave_up(pool: &str, last: &Failure, spent: &Spent) -> EscalationError {
+    let detail = format!("{} (attempts made: {})", last.detail, spent.attempts);
+    EscalationError::of_pool(pool, Reason::Fallback, detail)
 }
 
 /// A reply's body as a chat completion.
@@ -501,3 +354,6 @@ fn parse(reply: &[u8]) -> Result<Completion, String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,558 +1,251 @@
 //! One camera's scene: admitted frames in; local answers, routes, pool calls and events out.
 //!
-//! ```text
-//! frame ─▶ every rule asked in one job ─▶ answer ─▶ route ──▶ span ─▶ events
-//!                                                     └▶ pool call ─▶ outcome ─▶ span ─▶ update
-//! ```
-//! One task for each camera owns its spans, so there is nothing to lock. Pool calls run inside the
-//! task, next to the following frames.
+//! [`SceneCore`] decides; the task here carries its effects out and hands it what came of them. One
+//! task for each camera owns its spans, so there is nothing to lock. Pool calls run inside the
+//! task, beside the following frames.
 
+pub mod core;
+mod request;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use firmware_config::agent::{self, RouteMode};
+use firmware_config::agent;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
-use uuid::Uuid;
-use vlm::{Answer, Content, Picture, Request, Role, Split, Turn, VlmError};
+use tokio::sync::{mpsc, oneshot, watch};
+use vlm::{Answer, VlmError};
 
-use crate::capture::admitted::Sighting;
+use crate::capture::admitted::AdmittedFrame;
 use crate::capture::handoff;
-use crate::capture::{CameraState, CameraStatus};
-use crate::decide::call::{Call, Called, NoAnswer};
-use crate::decide::policy::InForce;
-use crate::decide::router::{Reason, Route, Target, Terms, route};
-use crate::deliver::event::{By, Escalation, FrameInfo, Outcome, Place, Settled, State, Step};
-use crate::deliver::publisher::{Kind, Post};
-use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
-use crate::deliver::topics::Topics;
-use crate::environment::clock::Clock;
+use crate::capture::status::CameraStatus;
+use crate::decide::call::{Called, Escalations};
+use crate::decide::router::Reason;
+use crate::deliver::event::Settled;
+use crate::deliver::post::Post;
+use crate::deliver::publisher::Posted;
+use crate::environment::random::Random;
 use crate::infer::{Answers, Handle};
-use crate::metrics::Metrics;
-use crate::observe::{LocalAnswer, Record, Watcher};
-use crate::pool::{PoolQuestion, PoolReply, Pools, question};
+use crate::observe::Observer;
+use crate::pool::{EscalationError, PoolQuestion, question};
+use core::{CallId, Effect, Input, SceneCore};
 
-/// What all scenes share.
+/// What all scenes of an agent share.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct SceneContext {
     /// `[node] id`.
     pub node: String,
-    /// The model.
+    /// The local model.
     pub model: Handle,
-    /// The pools.
-    pub pools: Pools,
-    /// Kill switch and budgets.
-    pub in_force: InForce,
+    /// Pools, policy and the clock.
+    pub escalations: Escalations,
     /// To the publisher.
-    pub posts: mpsc::Sender<Post>,
-    /// The time.
-    pub clock: Arc<Clock>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Who watches live.
-    pub watcher: Arc<dyn Watcher>,
+    pub posts: mpsc::Sender<Posted>,
+    /// Everything that happens is shown to it.
+    pub observer: Arc<dyn Observer>,
 }
 
-impl Surroundings {
-    async fn post(&self, post: Post) {
-        // The publisher takes posts until the last scene is gone.
-        let _ = self.posts.send(post).await;
-    }
-
-    async fn tell(&self, topic: String, payload: Bytes, kind: Kind) {
-        self.post(Post::Standing {
-            topic,
-            payload,
-            kind,
-        })
-        .await;
+impl SceneContext {
+    /// Posts one thing; waits for room. What it returns resolves with the event's place once the
+    /// outbox has it.
+    pub async fn post(&self, post: Post) -> oneshot::Receiver<u64> {
+        let (stored, seq) = oneshot::channel();
+        // The publisher takes posts until the last scene is gone, unless it ended by a fault.
+        let _ = self.posts.send(Posted { post, stored }).await;
+        seq
     }
 }
 
-/// One camera with its rules.
+/// One camera with its rules, at work.
 pub struct Scene {
-    cam: String,
-    topics: Topics,
-    rules: Vec<RuleSpans>,
-    around: Surroundings,
-    calls: FuturesUnordered<BoxFuture<'static, (Asked, Called)>>,
-    looking: Option<Looking>,
-    /// The camera's state, as last told.
-    status: CameraStatus,
-}
-
-struct RuleSpans {
-    rule: agent::Rule,
-    spans: Spans,
-}
-
-/// A frame whose rules are being answered, in their order.
-struct Looking {
-    sighting: Sighting,
-    answers: Answers,
-    next_rule: usize,
-}
-
-/// What a pool was asked, and on whose behalf.
-struct Asked {
-    rule: usize,
-    event: String,
-    observation: Observation,
+    core: SceneCore,
+    context: SceneContext,
+    answers: Option<Answers>,
+    calls: FuturesUnordered<BoxFuture<'static, (CallId, Called<Settled>)>>,
+    /// Ends the call of this id when sent to.
+    recalls: BTreeMap<CallId, oneshot::Sender<()>>,
+    /// Places of posted events, in the order of posting.
+    stored: FuturesOrdered<oneshot::Receiver<u64>>,
 }
 
 impl Scene {
-    /// A scene that has seen nothing.
-    pub fn new(camera: &agent::Camera, around: Surroundings) -> Self {
-        let rules = camera.rules.iter().map(|rule| {
-            let subject = Subject {
-                rule: rule.id.clone(),
-                question: rule.question.clone(),
-                alert: rule.alert.clone(),
-                must_escalate: rule.route == RouteMode::MustEscalate,
-            };
-            RuleSpans {
-                rule: rule.clone(),
-                spans: Spans::new(subject),
-            }
-        });
+    /// A scene that has seen nothing. `ids` makes the ids of its events and questions.
+    pub fn new(camera: &agent::Camera, context: SceneContext, ids: Random) -> Self {
+        let pools = &context.escalations.pools;
+        let pool_for = |rule: &agent::Rule| match &rule.pool {
+            Some(id) => pools.get(id),
+            None => pools.capable(true),
+        };
+        let core = SceneCore::new(
+            &context.node,
+            camera,
+            pool_for,
+            context.model.identity().clone(),
+            CameraStatus::opening(context.escalations.clock.wall()),
+            ids,
+        );
         Scene {
-            cam: camera.id.clone(),
-            topics: Topics::new(&around.node),
-            rules: rules.collect(),
-            around,
+            core,
+            context,
+            answers: None,
             calls: FuturesUnordered::new(),
-            looking: None,
-            status: CameraStatus::opening(),
+            recalls: BTreeMap::new(),
+            stored: FuturesOrdered::new(),
         }
     }
 
-    /// Looks at frames until their sender is gone; finishes what was begun, until `deadline` if one
-    /// is set; ends its events.
+    /// Runs until there are no more frames and everything begun has ended; `stop` sets a deadline
+    /// for that.
     pub async fn run(
         mut self,
-        mut frames: handoff::Receiver<Sighting>,
+        mut frames: handoff::Receiver<AdmittedFrame>,
         mut status: watch::Receiver<CameraStatus>,
-        mut deadline: watch::Receiver<Option<Instant>>,
+        mut stop: watch::Receiver<Option<Duration>>,
     ) {
-        let mut more = true;
-        while more || self.looking.is_some() || !self.calls.is_empty() {
+        let clock = self.context.escalations.clock.clone();
+        let (mut frames_open, mut stop_seen) = (true, false);
+        while !self.core.is_finished() {
+            let wake = self.core.next_wake();
+            // In a fixed order, so that a simulation repeats itself: what ends something comes
+            // before what begins something.
             tokio::select! {
-                sighting = frames.recv(), if more && self.looking.is_none() => match sighting {
-                    Some(sighting) => {
-                        // What the camera did before this frame comes before what is seen on it.
-                        self.camera_changed(&mut status).await;
-                        self.look(sighting);
+                biased;
+                Ok(deadline) = stopped(&mut stop), if !stop_seen => {
+                    stop_seen = true;
+                    self.feed(Input::Stop { deadline }).await;
+                }
+                () = clock.sleep_until(wake.unwrap_or_default()), if wake.is_some() => {
+                    self.feed(Input::Tick).await;
+                }
+                Ok(()) = status.changed() => self.camera(&mut status).await,
+                Some((call, called)) = self.calls.next() => {
+                    self.recalls.remove(&call);
+                    self.feed(Input::CallEnded(call, called)).await;
+                }
+                Some(Ok(seq)) = self.stored.next() => self.feed(Input::Stored(seq)).await,
+                answer = next_answer(&mut self.answers), if self.answers.is_some() => {
+                    // What the camera did meanwhile comes before what was seen on its frame.
+                    self.camera(&mut status).await;
+                    self.answered(answer).await;
+                }
+                frame = frames.recv(), if frames_open && self.answers.is_none() => {
+                    self.camera(&mut status).await;
+                    match frame {
+                        Some(frame) => self.feed(Input::Frame(frame)).await,
+                        None => {
+                            frames_open = false;
+                            self.feed(Input::FramesEnded).await;
+                        }
                     }
-                    None => more = false,
-                },
-                answer = next_answer(&mut self.looking), if self.looking.is_some() => {
-                    self.answered(answer, &deadline).await;
-                    // The frame may have been on its way when the camera went.
-                    self.camera_changed(&mut status).await;
-                    if self.is_away() {
-                        self.lose_sight().await;
-                    }
-                }
-                Some((asked, called)) = self.calls.next() => self.called(asked, called).await,
-                Ok(()) = status.changed() => self.camera_changed(&mut status).await,
-                () = passed(&mut deadline), if more || self.looking.is_some() => {
-                    // Calls under way end by themselves now, each with its outcome.
-                    warn!(cam = self.cam, "out of time");
-                    (more, self.looking) = (false, None);
                 }
             }
         }
-        // Its last words come together with its last frame, in either order.
-        self.camera_changed(&mut status).await;
-        self.end_events().await;
-    }
-
-    fn look(&mut self, sighting: Sighting) {
-        self.around.metrics.frames_answered.count();
-        // Without rules, which is told at the start, the frame is looked at by nobody.
-        if !self.rules.is_empty() {
-            let requests = self
-                .rules
-                .iter()
-                .map(|RuleSpans { rule, .. }| request(rule, &sighting.picture))
-                .collect();
-            self.looking = Some(Looking {
-                sighting,
-                answers: self.around.model.ask_each(requests),
-                next_rule: 0,
-            });
+        while let Some(Ok(seq)) = self.stored.next().await {
+            self.feed(Input::Stored(seq)).await;
         }
     }
 
-    async fn answered(
-        &mut self,
-        answer: Option<Result<Answer, VlmError>>,
-        deadline: &watch::Receiver<Option<Instant>>,
-    ) {
-        let Some(mut looking) = self.looking.take() else {
-            return;
-        };
-        let rule = looking.next_rule;
-        looking.next_rule += 1;
-        let more = answer.is_some() && looking.next_rule < self.rules.len();
-        self.settle(rule, answer, &looking.sighting, deadline).await;
-        self.looking = more.then_some(looking);
-    }
-
-    async fn settle(
-        &mut self,
-        index: usize,
-        answer: Option<Result<Answer, VlmError>>,
-        sighting: &Sighting,
-        deadline: &watch::Receiver<Option<Instant>>,
-    ) {
-        let metrics = Arc::clone(&self.around.metrics);
-        let answer = match answer {
-            Some(Ok(answer)) => self.settled(&answer),
-            Some(Err(error)) => {
-                metrics.answers_failed.count();
-                return warn!(
-                    cam = self.cam,
-                    rule = self.rules[index].rule.id,
-                    "no local answer: {error}"
-                );
-            }
-            None => return metrics.answers_failed.count(),
-        };
-        metrics.answers.count();
-        let rule = self.rules[index].rule.clone();
-        let terms = Terms {
-            mode: rule.route,
-            threshold: rule.threshold,
-        };
-        let wish = route(
-            answer.confidence.unwrap_or(0.0),
-            terms,
-            self.around.in_force.kill_switch(),
-        );
-        let (route, call) = match wish.target {
-            Target::Local => (wish, None),
-            Target::Escalate => match self.prepare_call(&rule, sighting) {
-                Ok(call) => (wish, Some(call)),
-                Err(obstacle) => (wish.kept_local(obstacle.reason), None),
-            },
-        };
-        match route.target {
-            Target::Local => metrics.answers_local.count(),
-            Target::Escalate => metrics.answers_escalated.count(),
-        }
-        let observation = Observation {
-            number: sighting.number,
-            answer: answer.clone(),
-            frame: frame_info(sighting),
-            escalation: self.escalation(&rule, &route),
-        };
-        let (drafts, event) = self.rules[index]
-            .spans
-            .observe(observation.clone(), || Uuid::now_v7().to_string());
-        if let Some(call) = call {
-            let (asked, mut deadline) = (
-                Asked {
-                    rule: index,
-                    event: event.clone(),
-                    observation,
-                },
-                deadline.clone(),
-            );
-            let recalled = async move {
-                passed(&mut deadline).await;
-                NoAnswer {
-                    reason: Reason::Deadline,
-                    detail: "the agent stops".to_owned(),
-                }
-            };
-            self.calls
-                .push(call.make(recalled).map(|called| (asked, called)).boxed());
-        }
-        self.around
-            .watcher
-            .see(Record::Answer(Box::new(LocalAnswer {
-                cam: self.cam.clone(),
-                frame: sighting.number,
-                name: sighting.name.clone(),
-                jpeg: sighting.jpeg.clone(),
-                rule: rule.id,
-                question: rule.question,
-                answers: rule.answers,
-                answer,
-                route,
-                event,
-            })));
-        if drafts.iter().any(|draft| draft.step == Step::New) {
-            self.around
-                .tell(
-                    self.topics.snapshot(&self.cam),
-                    sighting.jpeg.clone(),
-                    Kind::Snapshot,
-                )
-                .await;
-        }
-        for draft in drafts {
-            self.around
-                .post(Post::Event {
-                    cam: self.cam.clone(),
-                    draft: Box::new(draft),
-                })
-                .await;
-        }
-    }
-
-    /// Everything an escalation needs, or what is in its way.
-    fn prepare_call(&self, rule: &agent::Rule, sighting: &Sighting) -> Result<Call, NoAnswer> {
-        let around = &self.around;
-        let id = Uuid::now_v7().into_bytes();
-        Call::prepare(
-            (&around.pools, &around.in_force),
-            self.pool_of(rule),
-            true,
-            id,
-            |pool| {
-                let question = PoolQuestion {
-                    id,
-                    question: rule.question.clone(),
-                    answers: rule.answers.clone(),
-                    jpeg: Some(sighting.jpeg.clone()),
-                    max_tokens: rule.max_new_tokens,
-                };
-                question::body(&question, pool)
-            },
-        )
-    }
-
-    fn pool_of(&self, rule: &agent::Rule) -> Option<&agent::Pool> {
-        match &rule.pool {
-            Some(id) => self.around.pools.get(id),
-            None => self.around.pools.capable(true),
-        }
-    }
-
-    fn escalation(&self, rule: &agent::Rule, route: &Route) -> Escalation {
-        let outcome = match route.target {
-            Target::Escalate => Outcome::Pending,
-            // Behind the deciding reason stands a wish that was not granted.
-            Target::Local if route.reasons.len() > 1 => Outcome::Denied,
-            Target::Local => Outcome::None,
-        };
-        let deadline = self.pool_of(rule).map(|pool| pool.deadline);
-        Escalation {
-            outcome,
-            reasons: route.reasons.clone(),
-            threshold: rule.threshold,
-            attempts: 0,
-            bytes_up: 0,
-            cost_usd: None,
-            deadline,
-        }
-    }
-
-    async fn called(&mut self, asked: Asked, called: Called) {
-        let Asked {
-            rule: index,
-            event,
-            observation,
-        } = asked;
-        let Called {
-            pool,
-            result,
-            spent,
-            cost_usd,
-            latency,
-        } = called;
-        let RuleSpans { rule, spans } = &mut self.rules[index];
-        let metrics = &self.around.metrics;
-        metrics.bytes_up.add(spent.bytes_up);
-        let read = |completion| {
-            PoolReply::read(&pool, &completion, &rule.answers, latency, spent).map_err(|error| {
-                NoAnswer {
-                    reason: Reason::from(&error),
-                    detail: error.to_string(),
-                }
-            })
-        };
-        let result = match result.and_then(read) {
-            Ok(reply) => {
-                metrics.pool_answered.count();
-                Ok(Settled::from_pool(&pool, &reply))
-            }
-            Err(NoAnswer { reason, detail }) => {
-                metrics.pool_failed.count();
-                info!(
-                    cam = self.cam,
-                    rule = rule.id,
-                    "the local answer stands: {detail}"
-                );
-                Err(reason)
-            }
-        };
-        self.around.watcher.see(Record::Outcome {
-            cam: self.cam.clone(),
-            frame: observation.number,
-            rule: rule.id.clone(),
-            result: result.clone().map(Box::new),
-            attempts: spent.attempts,
-            bytes_up: spent.bytes_up,
-        });
-        let outcome = PoolOutcome {
-            asked: observation,
-            result,
-            attempts: spent.attempts,
-            bytes_up: spent.bytes_up,
-            cost_usd,
-        };
-        if let Some(draft) = spans.pool_outcome(&event, outcome) {
-            self.around
-                .post(Post::Event {
-                    cam: self.cam.clone(),
-                    draft: Box::new(draft),
-                })
-                .await;
-        }
-    }
-
-    async fn camera_changed(&mut self, status: &mut watch::Receiver<CameraStatus>) {
+    /// Hands the camera's status to the core, if it changed.
+    async fn camera(&mut self, status: &mut watch::Receiver<CameraStatus>) {
         let status = status.borrow_and_update().clone();
-        if self.status == status {
-            return;
-        }
-        let CameraStatus {
-            state,
-            reason,
-            since,
-            losses,
-        } = &status;
-        let json = serde_json::json!({ "state": state.as_str(), "reason": reason, "since": format!("{since:.3}") });
-        self.around
-            .tell(
-                self.topics.camera_status(&self.cam),
-                json.to_string().into(),
-                Kind::Json,
-            )
-            .await;
-        self.around.watcher.see(Record::Camera {
-            cam: self.cam.clone(),
-            state: state.as_str(),
-            reason: reason.clone(),
-        });
-        // It may have gone and come back since it was last looked at.
-        let lost = *losses > self.status.losses;
-        self.status = status;
-        if lost || self.is_away() {
-            self.lose_sight().await;
+        self.feed(Input::Camera(status)).await;
+    }
+
+    async fn answered(&mut self, answer: Option<Result<Answer, VlmError>>) {
+        let input = match answer {
+            Some(answer) => Input::Answer {
+                answer: answer.map_err(|error| error.to_string()),
+                kill_switch: self.context.escalations.policy.kill_switch(),
+            },
+            None => {
+                // The thread is unwinding: the agent sees that before it sees this scene end.
+                self.context.model.ended().await;
+                Input::ModelGone
+            }
+        };
+        self.feed(input).await;
+        if !self.core.is_asking() {
+            self.answers = None;
         }
     }
 
-    fn is_away(&self) -> bool {
-        matches!(
-            self.status.state,
-            CameraState::Stalled | CameraState::Offline
-        )
-    }
-
-    /// A camera that shows nothing proves nothing: its events end, and their states are not known
-    /// any more.
-    async fn lose_sight(&mut self) {
-        if self.end_events().await {
-            for RuleSpans { rule, .. } in &self.rules {
-                self.around
-                    .tell(
-                        self.topics.rule_state(&self.cam, &rule.id),
-                        State::Unknown.as_str().into(),
-                        Kind::Word,
-                    )
-                    .await;
+    /// Hands one input to the core, and carries out what it wants done.
+    async fn feed(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let now = self.context.escalations.clock.now();
+            for effect in self.core.on(input, now) {
+                inputs.extend(self.carry_out(effect).await);
             }
         }
     }
 
-    /// Ends all open events; whether there were any.
-    async fn end_events(&mut self) -> bool {
-        let ends: Vec<_> = self
-            .rules
-            .iter_mut()
-            .filter_map(|RuleSpans { spans, .. }| spans.end())
-            .collect();
-        let any = !ends.is_empty();
-        for draft in ends {
-            self.around
-                .post(Post::Event {
-                    cam: self.cam.clone(),
-                    draft: Box::new(draft),
-                })
-                .await;
+    /// Carries one effect out; returns what came of it at once.
+    async fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Ask(requests) => self.answers = Some(self.context.model.ask_each(requests)),
+            Effect::StopAsking => self.answers = None,
+            Effect::Call {
+                call,
+                pool,
+                question,
+            } => return Some(self.call(call, pool.as_deref(), question)),
+            Effect::Recall(call) => {
+                // A call that has just ended needs no recall.
+                _ = self.recalls.remove(&call).map(|recall| recall.send(()));
+            }
+            Effect::Post(post) => {
+                let is_event = matches!(post, Post::Event { .. });
+                let seq = self.context.post(post).await;
+                if is_event {
+                    self.stored.push_back(seq);
+                }
+            }
+            Effect::Record(record) => self.context.observer.observe(&record),
         }
-        any
+        None
     }
 
-    fn settled(&self, answer: &Answer) -> Settled {
-        let identity = self.around.model.identity();
-        Settled {
-            text: answer.text.trim().to_owned(),
-            confidence: Some(answer.confidence.p),
-            confidence_kind: answer.confidence.source.as_str(),
-            by: By {
-                place: Place::Local,
-                pool: None,
-                model: identity.name.clone(),
-                model_sha256: Some(identity.sha256.clone()),
-                backend: Some(identity.backend.clone()),
-                ep: identity.execution_provider.clone(),
-                total: answer.timings.total,
-                prefill: Some(answer.timings.prefill),
-                decode: Some(answer.timings.decode),
-                tokens_out: Some(answer.tokens.len() as u64),
-            },
+    /// Starts a call, if nothing is in its way.
+    fn call(&mut self, call: CallId, pool: Option<&str>, asked: PoolQuestion) -> Input {
+        let escalations = &self.context.escalations;
+        let pool = pool.and_then(|id| escalations.pools.get(id));
+        let prepared =
+            escalations.prepare(pool, true, asked.id, |pool| question::body(&asked, pool));
+        match prepared {
+            Err(error) => Input::CallDenied(call, error),
+            Ok(prepared) => {
+                let (recall, recalled) = oneshot::channel();
+                self.recalls.insert(call, recall);
+                let recalled = async move {
+                    if recalled.await.is_err() {
+                        // The sender is kept until the call has ended.
+                        std::future::pending::<()>().await;
+                    }
+                    EscalationError::new(Reason::Deadline, "the agent stops")
+                };
+                let ended = prepared
+                    .make(recalled)
+                    .map(move |called| (call, called.settle(&asked.answers)));
+                self.calls.push(ended.boxed());
+                Input::CallMade(call)
+            }
         }
     }
 }
 
-/// Resolves when `deadline` is set and has passed.
-async fn passed(deadline: &mut watch::Receiver<Option<Instant>>) {
-    match deadline.wait_for(Option::is_some).await.map(|at| *at) {
-        Ok(Some(at)) => sleep_until(at).await,
-        // Nobody will set one any more.
-        Ok(None) | Err(_) => std::future::pending().await,
-    }
+/// Resolves with the deadline once the agent stops; fails when that can no longer happen.
+async fn stopped(
+    stop: &mut watch::Receiver<Option<Duration>>,
+) -> Result<Duration, watch::error::RecvError> {
+    let stopped = stop.wait_for(Option::is_some).await?;
+    Ok(stopped.unwrap_or_default())
 }
 
-async fn next_answer(looking: &mut Option<Looking>) -> Option<Result<Answer, VlmError>> {
-    looking.as_mut()?.answers.next().await
-}
-
-fn request(rule: &agent::Rule, picture: &Picture) -> Request {
-    Request {
-        // Picture first: the prefix up to it is the same for every rule, and computed once.
-        turns: vec![Turn {
-            role: Role::User,
-            content: vec![
-                Content::Picture(picture.clone()),
-                Content::Text(rule.question.clone()),
-            ],
-        }],
-        candidates: rule.answers.clone(),
-        split: if rule.split { Split::On } else { Split::Off },
-        max_new_tokens: rule.max_new_tokens,
-        top_logprobs: 0,
-        trace: false,
-    }
-}
-
-fn frame_info(sighting: &Sighting) -> FrameInfo {
-    FrameInfo {
-        time: sighting.time,
-        w: sighting.picture.width(),
-        h: sighting.picture.height(),
-        sha256: sighting.sha256.clone(),
-        jpeg_bytes: sighting.jpeg.len(),
-    }
+async fn next_answer(answers: &mut Option<Answers>) -> Option<Result<Answer, VlmError>> {
+    answers.as_mut()?.next().await
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use firmware_config::agent::AgentConfig;
 use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication};
-use runtime::observe::Log;
+use runtime::environment::Environment;
+use runtime::observe::EventLog;
 use runtime::pipeline::{self, RunError};
 use tests::broker::Broker;
 use tests::config::{camera, config, folder_camera};
@@ -132,7 +133,7 @@ async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
         assert!(left > 0, "as planned");
         ("yes".into(), 0.95)
     });
-    let error = pipeline::run_with(model, config, Arc::new(Log), std::future::pending())
+    let error = pipeline::run_with(model, config, Arc::new(EventLog), std::future::pending())
         .await
         .unwrap_err();
     assert!(
@@ -172,7 +173,7 @@ async fn a_camera_that_fails_does_not_touch_the_others() {
     let totals = pipeline::run_with(
         Scripted::flapping(0.95),
         config,
-        Arc::new(Log),
+        Arc::new(EventLog),
         std::future::pending(),
     )
     .await
@@ -222,7 +223,7 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let agent = tokio::spawn(async {
         let stopped = async { _ = stopped.await };
-        pipeline::run_with(Scripted::flapping(0.5), config, Arc::new(Log), stopped)
+        pipeline::run_with(Scripted::flapping(0.5), config, Arc::new(EventLog), stopped)
             .await
             .unwrap()
     });
@@ -237,13 +238,16 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
         }
     };
     state("off").await;
-    let (link, task, _deliveries) = Link::open(LinkOptions::new(
-        AgentConfig::parse(&text, "egret.toml")
-            .unwrap()
-            .mqtt
-            .unwrap(),
-        "operator",
-    ));
+    let (link, task, _deliveries) = Link::open(
+        LinkOptions::new(
+            AgentConfig::parse(&text, "egret.toml")
+                .unwrap()
+                .mqtt
+                .unwrap(),
+            "operator",
+        ),
+        &Environment::system(),
+    );
     tokio::spawn(task.run(std::future::pending()));
     link.status()
         .wait_for(|status| status.state == LinkState::Up)

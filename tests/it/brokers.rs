@@ -10,6 +10,7 @@ use std::time::Duration;
 use firmware_config::agent::Mqtt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use runtime::deliver::mqtt::{Link, LinkError, LinkOptions, LinkState, Publication, Qos};
+use runtime::environment::Environment;
 use tempfile::TempDir;
 use tests::broker::Broker;
 use tests::config::mqtt;
@@ -72,7 +73,7 @@ async fn talks_to_itself(mqtt: Mqtt) {
         subscriptions: vec![(topic.clone(), Qos::AtLeastOnce)],
         ..LinkOptions::new(mqtt, "box")
     };
-    let (link, task, mut deliveries) = Link::open(options);
+    let (link, task, mut deliveries) = Link::open(options, &Environment::system());
     tokio::spawn(task.run(std::future::pending()));
     up(&link).await;
     // More than one read of a socket or one frame of a websocket.
@@ -130,7 +131,8 @@ async fn a_certificate_nobody_vouches_for_is_refused() {
         ca_file: Some(others.file("ca.pem")),
         ..mqtt(&url)
     };
-    let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt, "box"));
+    let (link, task, _deliveries) =
+        Link::open(LinkOptions::new(mqtt, "box"), &Environment::system());
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "certificate").await;
 }
@@ -185,8 +187,10 @@ async fn user_and_password_come_from_files() {
         ..mqtt(&broker.url())
     };
     talks_to_itself(with(&file("right", "s3cret\n"))).await;
-    let (link, task, _deliveries) =
-        Link::open(LinkOptions::new(with(&file("wrong", "guess\n")), "box"));
+    let (link, task, _deliveries) = Link::open(
+        LinkOptions::new(with(&file("wrong", "guess\n")), "box"),
+        &Environment::system(),
+    );
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "NotAuthorized").await;
 }
@@ -208,7 +212,10 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
             stream.write_all(&[0xe0, 2, 0x8e, 0]).unwrap();
         }
     });
-    let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(&url), "egret-gate-01"));
+    let (link, task, _deliveries) = Link::open(
+        LinkOptions::new(mqtt(&url), "egret-gate-01"),
+        &Environment::system(),
+    );
     tokio::spawn(task.run(std::future::pending()));
     down(&link, "another client connected with our id").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -224,8 +231,10 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
 async fn connections_that_end_again_and_again_are_explained() {
     let broker = Broker::start();
     let open = || {
-        let (link, task, deliveries) =
-            Link::open(LinkOptions::new(mqtt(&broker.url()), "egret-gate-01"));
+        let (link, task, deliveries) = Link::open(
+            LinkOptions::new(mqtt(&broker.url()), "egret-gate-01"),
+            &Environment::system(),
+        );
         tokio::spawn(task.run(std::future::pending()));
         (link, deliveries)
     };
@@ -240,7 +249,10 @@ async fn connections_that_end_again_and_again_are_explained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_over_a_limit_that_the_broker_kept_to_itself_holds_up_no_other() {
     let broker = Broker::with("message_size_limit 1000\n");
-    let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(&broker.url()), "box"));
+    let (link, task, _deliveries) = Link::open(
+        LinkOptions::new(mqtt(&broker.url()), "box"),
+        &Environment::system(),
+    );
     tokio::spawn(task.run(std::future::pending()));
     up(&link).await;
     let publish = |bytes: usize| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use firmware_config::agent::AgentConfig;
 use firmware_config::manifest::Precision;
 use runtime::metrics::Totals;
-use runtime::observe::{Log, Record, Watcher};
+use runtime::observe::{EventLog, Observer, Record};
 use runtime::pipeline;
 use serde_json::Value;
 use tests::broker::Broker;
@@ -35,7 +35,7 @@ fn config(broker: &str, frames: &Path, more: &str) -> String {
     )
 }
 
-fn start(text: &str, model: Scripted, watcher: Arc<dyn Watcher>) -> JoinHandle<Totals> {
+fn start(text: &str, model: Scripted, watcher: Arc<dyn Observer>) -> JoinHandle<Totals> {
     let config = AgentConfig::parse(text, "egret.toml").unwrap();
     tokio::spawn(async {
         pipeline::run_with(model, config, watcher, std::future::pending())
@@ -62,7 +62,7 @@ async fn a_broker_killed_again_and_again_leaves_no_hole() {
     let agent = start(
         &config(&broker.url(), frames.path(), ""),
         Scripted::flapping(0.95),
-        Arc::new(Log),
+        Arc::new(EventLog),
     );
     for events in [10, 60, 61, 150] {
         ledger
@@ -160,7 +160,7 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
     let parsed = AgentConfig::parse(&config(&url, frames.path(), pool), "egret.toml").unwrap();
     let agent = tokio::spawn(async {
         let stopped = async { _ = stopped.await };
-        pipeline::run_with(Scripted::flapping(0.5), parsed, Arc::new(Log), stopped)
+        pipeline::run_with(Scripted::flapping(0.5), parsed, Arc::new(EventLog), stopped)
             .await
             .unwrap()
     });
@@ -269,10 +269,10 @@ async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
 #[derive(Default)]
 struct Made(AtomicU64);
 
-impl Watcher for Made {
-    fn see(&self, record: Record) {
+impl Observer for Made {
+    fn observe(&self, record: &Record) {
         if let Record::Event { seq, .. } = record {
-            self.0.store(seq, Ordering::Relaxed);
+            self.0.store(*seq, Ordering::Relaxed);
         }
     }
 }

@@ -13,10 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use firmware_config::agent::{KillSwitch, Policy};
 use firmware_config::manifest::Precision;
 use reqwest::{Client, Response};
-use runtime::decide::policy::InForce;
+use runtime::decide::call::Escalations;
+use runtime::environment::Environment;
 use runtime::infer::Answerer;
 use runtime::pipeline;
-use runtime::pool::Pools;
 use runtime::serve::gateway::{self, Parts};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -448,8 +448,7 @@ async fn a_client_that_leaves_frees_the_model() {
     let parts = Parts {
         local,
         name: "edge".into(),
-        pools: Pools::new(&[], None, "here").unwrap(),
-        in_force: InForce::new(&policy),
+        escalations: Escalations::new(&[], &policy, None, "here", &Environment::system()).unwrap(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!(

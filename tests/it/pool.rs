@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use runtime::decide::router::Reason;
-use runtime::pool::{PoolError, PoolQuestion, PoolReply, Pools};
+use runtime::deliver::event::Settled;
+use runtime::environment::Environment;
+use runtime::pool::{EscalationError, PoolQuestion, Pools, Spent};
 use tests::pool_server::{Act, PoolServer};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -37,14 +39,41 @@ fn question() -> PoolQuestion {
 }
 
 fn pools(pool: Pool) -> Pools {
-    Pools::new(&[pool], None, "gate-01").unwrap()
+    Pools::new(&[pool], None, "gate-01", &Environment::system()).unwrap()
 }
 
-/// Asks once, and tells the outcome with the number of requests that the server saw.
-async fn outcome(acts: impl IntoIterator<Item = Act>) -> (Result<PoolReply, PoolError>, usize) {
+/// What came of one question.
+#[derive(Debug)]
+struct Asked {
+    result: Result<Settled, EscalationError>,
+    spent: Spent,
+}
+
+impl Asked {
+    /// The code, the number of attempts, and the text of a failure.
+    fn failure(&self) -> (&'static str, u32, String) {
+        match &self.result {
+            Ok(answer) => panic!("answered: {answer:?}"),
+            Err(error) => (
+                error.reason.as_str(),
+                self.spent.attempts,
+                error.to_string(),
+            ),
+        }
+    }
+}
+
+async fn ask(pools: &Pools) -> Asked {
+    let mut spent = Spent::default();
+    let result = pools.ask("big", &question(), &mut spent).await;
+    Asked { result, spent }
+}
+
+/// Asks once, and returns the outcome with the number of requests that the server saw.
+async fn outcome(acts: impl IntoIterator<Item = Act>) -> (Asked, usize) {
     let server = PoolServer::start(acts).await;
-    let outcome = pools(pool(server.url())).ask("big", &question()).await;
-    (outcome, server.seen().len())
+    let asked = ask(&pools(pool(server.url()))).await;
+    (asked, server.seen().len())
 }
 
 #[tokio::test]
@@ -61,18 +90,19 @@ async fn an_answer_comes_back_with_what_it_took() {
         transport,
         ..pool(String::new())
     });
-    let reply = pools.ask("big", &question()).await.unwrap();
+    let Asked { result, spent } = ask(&pools).await;
+    let answer = result.unwrap();
     assert_eq!(
         (
-            reply.answer.as_str(),
-            reply.model.as_str(),
-            reply.attempts,
-            reply.tokens_out
+            answer.text.as_str(),
+            answer.by.model.as_str(),
+            answer.by.tokens_out
         ),
-        ("yes", "scripted-7b", 1, Some(2))
+        ("yes", "scripted-7b", Some(2))
     );
+    assert_eq!(spent.attempts, 1);
     let body = runtime::pool::question::body(&question(), pools.get("big").unwrap());
-    assert_eq!(reply.bytes_up, body.len() as u64);
+    assert_eq!(spent.bytes_up, body.len() as u64);
     let [seen] = &server.seen()[..] else {
         panic!("one request")
     };
@@ -97,10 +127,12 @@ async fn what_may_pass_is_tried_again() {
         Act::Status(408, None),
         Act::HalfABody,
     ] {
-        let (outcome, requests) = outcome([act.clone(), Act::Say("yes")]).await;
-        let reply = outcome.unwrap_or_else(|error| panic!("{act:?}: {error}"));
+        let (asked, requests) = outcome([act.clone(), Act::Say("yes")]).await;
+        let answer = asked
+            .result
+            .unwrap_or_else(|error| panic!("{act:?}: {error}"));
         assert_eq!(
-            (reply.answer.as_str(), reply.attempts, requests),
+            (answer.text.as_str(), asked.spent.attempts, requests),
             ("yes", 2, 2),
             "{act:?}"
         );
@@ -110,23 +142,21 @@ async fn what_may_pass_is_tried_again() {
 #[tokio::test]
 async fn what_will_not_pass_is_not_tried_again() {
     for status in [400, 401, 403, 404, 413, 422] {
-        let (outcome, requests) = outcome([Act::Status(status, None)]).await;
-        assert!(
-            matches!(&outcome, Err(PoolError::Failed { attempts: 1, .. })),
-            "{status}: {outcome:?}"
+        let (asked, requests) = outcome([Act::Status(status, None)]).await;
+        let (code, attempts, text) = asked.failure();
+        assert_eq!(
+            (code, attempts, requests),
+            ("FALLBACK", 1, 1),
+            "{status}: {text}"
         );
-        assert_eq!(requests, 1, "{status}");
     }
 }
 
 #[tokio::test]
 async fn a_wait_beyond_the_deadline_is_not_begun() {
-    let (outcome, requests) = outcome([Act::Status(429, Some("60"))]).await;
-    assert!(
-        matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })),
-        "{outcome:?}"
-    );
-    assert_eq!(requests, 1);
+    let (asked, requests) = outcome([Act::Status(429, Some("60"))]).await;
+    let (code, attempts, text) = asked.failure();
+    assert_eq!((code, attempts, requests), ("FALLBACK", 1, 1), "{text}");
 }
 
 #[tokio::test]
@@ -144,17 +174,14 @@ async fn what_is_no_answer_is_an_invalid_format() {
         ),
         (Act::Body(r#"{"choices": []}"#), "no choices"),
     ] {
-        let (outcome, requests) = outcome([act]).await;
-        let Err(PoolError::InvalidFormat {
-            detail,
-            attempts: 1,
-            ..
-        }) = &outcome
-        else {
-            panic!("{part}: {outcome:?}")
-        };
-        assert!(detail.contains(part), "{detail}");
-        assert_eq!(requests, 1);
+        let (asked, requests) = outcome([act]).await;
+        let (code, attempts, text) = asked.failure();
+        assert_eq!(
+            (code, attempts, requests),
+            ("INVALID_FORMAT", 1, 1),
+            "{text}"
+        );
+        assert!(text.contains(part), "{text}");
     }
 }
 
@@ -165,72 +192,52 @@ async fn a_server_that_hangs_costs_one_deadline() {
         deadline: Duration::from_millis(200),
         ..pool(server.url())
     });
-    let outcome = pools.ask("big", &question()).await;
-    assert!(
-        matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })),
-        "{outcome:?}"
-    );
+    let (code, attempts, text) = ask(&pools).await.failure();
+    assert_eq!((code, attempts), ("DEADLINE", 1), "{text}");
 }
 
 #[tokio::test]
 async fn the_breaker_opens_for_a_pool_that_is_down_and_not_for_one_that_says_no() {
     let down = PoolServer::start([Act::Status(503, Some("0"))]).await;
     let pools_down = pools(pool(down.url()));
-    assert!(matches!(
-        pools_down.ask("big", &question()).await,
-        Err(PoolError::Failed { attempts: 3, .. })
-    ));
+    let (code, attempts, text) = ask(&pools_down).await.failure();
+    assert_eq!((code, attempts), ("FALLBACK", 3), "{text}");
     assert_eq!(pools_down.obstacle("big"), Some(Reason::BreakerOpen));
-    assert!(matches!(
-        pools_down.ask("big", &question()).await,
-        Err(PoolError::BreakerOpen { .. })
-    ));
+    let (code, attempts, text) = ask(&pools_down).await.failure();
+    assert_eq!((code, attempts), ("BREAKER_OPEN", 0), "{text}");
     assert_eq!(down.seen().len(), 3, "an open breaker sends nothing");
 
     let strict = PoolServer::start([Act::Status(400, None)]).await;
     let pools_strict = pools(pool(strict.url()));
     for _ in 0..4 {
-        assert!(pools_strict.ask("big", &question()).await.is_err());
+        assert!(ask(&pools_strict).await.result.is_err());
     }
     assert_eq!(pools_strict.obstacle("big"), None);
 }
 
 #[tokio::test]
-async fn a_port_nobody_listens_on_is_a_failure_after_retries() {
+async fn a_port_without_a_listener_is_a_failure_after_retries() {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
-    let outcome = pools(pool(format!("http://127.0.0.1:{port}/v1")))
-        .ask("big", &question())
-        .await;
-    let Err(PoolError::Failed {
-        detail,
-        attempts: 3,
-        ..
-    }) = &outcome
-    else {
-        panic!("{outcome:?}")
-    };
-    assert!(detail.contains("cannot connect"), "{detail}");
+    let pools = pools(pool(format!("http://127.0.0.1:{port}/v1")));
+    let (code, attempts, text) = ask(&pools).await.failure();
+    assert_eq!((code, attempts), ("FALLBACK", 3), "{text}");
+    assert!(text.contains("cannot connect"), "{text}");
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
     let elsewhere = PoolServer::start([Act::Say("yes")]).await;
-    let (outcome, _) = outcome([Act::Redirect(format!(
-        "{}/chat/completions",
-        elsewhere.url()
-    ))])
-    .await;
-    assert!(
-        matches!(outcome, Err(PoolError::Failed { attempts: 1, .. })),
-        "{outcome:?}"
-    );
+    let redirect = Act::Redirect(format!("{}/chat/completions", elsewhere.url()));
+    let (asked, _) = outcome([redirect]).await;
+    let (code, attempts, text) = asked.failure();
+    assert_eq!((code, attempts), ("FALLBACK", 1), "{text}");
     assert!(
         elsewhere.seen().is_empty(),
-        "the picture went to a host that nobody configured"
+        "the image went to a host that is not configured"
     );
 }
 
@@ -241,15 +248,12 @@ async fn a_key_that_cannot_be_read_sends_nothing() {
         url: server.url(),
         api_key_file: Some("/nonexistent/key".into()),
     };
-    let outcome = pools(Pool {
+    let pools = pools(Pool {
         transport,
         ..pool(String::new())
-    })
-    .ask("big", &question())
-    .await;
-    let Err(PoolError::Failed { detail, .. }) = &outcome else {
-        panic!("{outcome:?}")
-    };
-    assert!(detail.contains("/nonexistent/key"), "{detail}");
+    });
+    let (code, _, text) = ask(&pools).await.failure();
+    assert_eq!(code, "FALLBACK");
+    assert!(text.contains("/nonexistent/key"), "{text}");
     assert!(server.seen().is_empty());
 }

@@ -159,7 +159,10 @@ fn foreign_libraries_are_each_named_in_one_place() {
             "reqwest::",
             &["runtime/src/pool/https", "exporter/src/hub/", "tests/"],
         ),
-        ("hyper_util::", &["runtime/src/serve/gateway/connections.rs"]),
+        (
+            "hyper_util::",
+            &["runtime/src/serve/gateway/connections.rs"],
+        ),
     ];
     for (word, allowed) in places {
         for (name, text) in CRATES

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use firmware_config::agent::AgentConfig;
 use runtime::deliver::mqtt::{Publication, Qos};
-use runtime::observe::Log;
+use runtime::observe::EventLog;
 use runtime::pipeline;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -83,7 +83,7 @@ async fn published() -> (Vec<Publication>, Vec<Publication>) {
     pipeline::run_with(
         Scripted::flapping(0.95),
         config,
-        Arc::new(Log),
+        Arc::new(EventLog),
         std::future::pending(),
     )
     .await

@@ -8,7 +8,8 @@ use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use firmware_config::manifest::Precision;
 use runtime::decide::router::Reason;
 use runtime::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
-use runtime::pool::{PoolError, PoolQuestion, Pools, mqtt};
+use runtime::environment::Environment;
+use runtime::pool::{PoolQuestion, Pools, Spent, mqtt};
 use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::bundles::bundle;
@@ -38,7 +39,7 @@ async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link,
         subscriptions: vec![(subscription.to_owned(), Qos::AtLeastOnce)],
         ..LinkOptions::new(config::mqtt(&broker.url()), client_id)
     };
-    let (link, task, deliveries) = Link::open(options);
+    let (link, task, deliveries) = Link::open(options, &Environment::system());
     tokio::spawn(task.run(std::future::pending()));
     link.status()
         .wait_for(|status| status.state == LinkState::Up)
@@ -60,7 +61,7 @@ async fn node(broker: &Broker, deadline: Duration, attempts: u32) -> Pools {
         attempts,
         usd_per_call: None,
     };
-    let pools = Pools::new(&[pool], Some(link), "gate-01").unwrap();
+    let pools = Pools::new(&[pool], Some(link), "gate-01", &Environment::system()).unwrap();
     let receiver = pools.clone();
     tokio::spawn(async move {
         while let Some(delivery) = deliveries.recv().await {
@@ -107,13 +108,14 @@ async fn a_worker_answers_a_nodes_questions() {
     let mut worker = worker(&broker);
     let pools = node(&broker, LONG, 1).await;
     for id in 1..4 {
-        let reply = pools.ask("big", &question(id)).await.unwrap();
-        assert!(["yes", "no"].contains(&reply.answer.as_str()), "{reply:?}");
+        let mut spent = Spent::default();
+        let reply = pools.ask("big", &question(id), &mut spent).await.unwrap();
+        assert!(["yes", "no"].contains(&reply.text.as_str()), "{reply:?}");
         assert!(
             reply.confidence.is_some_and(|p| (0.5..=1.0).contains(&p)),
             "{reply:?}"
         );
-        assert_eq!(reply.attempts, 1);
+        assert_eq!(spent.attempts, 1);
     }
     assert_eq!(worker.stop(), 0);
 }
@@ -156,7 +158,7 @@ async fn a_request_without_an_address_for_its_reply_stops_nobody() {
     assert!(
         node(&broker, LONG, 1)
             .await
-            .ask("big", &question(1))
+            .ask("big", &question(1), &mut Spent::default())
             .await
             .is_ok()
     );
@@ -191,8 +193,9 @@ async fn only_the_reply_with_the_right_correlation_counts() {
         }
     };
     let asked = question(7);
-    let (reply, ()) = tokio::join!(pools.ask("big", &asked), by_hand);
-    assert_eq!(reply.unwrap().model, "by-hand");
+    let mut spent = Spent::default();
+    let (reply, ()) = tokio::join!(pools.ask("big", &asked, &mut spent), by_hand);
+    assert_eq!(reply.unwrap().by.model, "by-hand");
     assert!(
         pools.unmatched_replies() >= 2,
         "the wrong ones were dropped and counted"
@@ -204,11 +207,8 @@ async fn a_reply_after_the_deadline_is_dropped_and_counted() {
     let broker = Broker::start();
     let (link, mut requests) = connect(&broker, "by-hand", &mqtt::shared_subscription("big")).await;
     let pools = node(&broker, Duration::from_millis(300), 1).await;
-    let outcome = pools.ask("big", &question(1)).await;
-    assert!(
-        matches!(outcome, Err(PoolError::Deadline { attempts: 1, .. })),
-        "{outcome:?}"
-    );
+    let outcome = pools.ask("big", &question(1), &mut Spent::default()).await;
+    assert_eq!(outcome.unwrap_err().reason, Reason::Deadline);
     let request = requests.recv().await.unwrap().publication;
     link.publish(reply_to(&request, yes())).await.unwrap();
     // The next reply comes behind it on the same connection, so the late one has been seen by then.
@@ -218,7 +218,8 @@ async fn a_reply_after_the_deadline_is_dropped_and_counted() {
         let request = requests.recv().await.unwrap().publication;
         link.publish(reply_to(&request, yes())).await.unwrap();
     };
-    let (next, ()) = tokio::join!(pools_next.ask("big", &asked), by_hand);
+    let mut spent = Spent::default();
+    let (next, ()) = tokio::join!(pools_next.ask("big", &asked, &mut spent), by_hand);
     assert!(next.is_ok(), "{next:?}");
     assert_eq!(pools.unmatched_replies(), 1);
 }
@@ -228,13 +229,16 @@ async fn a_reply_after_the_deadline_is_dropped_and_counted() {
 #[tokio::test]
 async fn a_killed_workers_request_goes_to_another() {
     let broker = Broker::start();
-    let (link, task, mut requests) = Link::open(LinkOptions {
-        subscriptions: vec![(mqtt::shared_subscription("big"), Qos::AtLeastOnce)],
-        session_expiry: Duration::ZERO,
-        receive_max: 1,
-        manual_acks: true,
-        ..LinkOptions::new(config::mqtt(&broker.url()), "doomed")
-    });
+    let (link, task, mut requests) = Link::open(
+        LinkOptions {
+            subscriptions: vec![(mqtt::shared_subscription("big"), Qos::AtLeastOnce)],
+            session_expiry: Duration::ZERO,
+            receive_max: 1,
+            manual_acks: true,
+            ..LinkOptions::new(config::mqtt(&broker.url()), "doomed")
+        },
+        &Environment::system(),
+    );
     let doomed = tokio::spawn(task.run(std::future::pending()));
     link.status()
         .wait_for(|status| status.state == LinkState::Up)
@@ -250,10 +254,11 @@ async fn a_killed_workers_request_goes_to_another() {
         let request = others.recv().await.unwrap().publication;
         link.publish(reply_to(&request, yes())).await.unwrap();
     };
-    let (reply, ()) = tokio::join!(pools.ask("big", &question), killing);
+    let mut spent = Spent::default();
+    let (reply, ()) = tokio::join!(pools.ask("big", &question, &mut spent), killing);
     let reply = reply.unwrap();
     assert_eq!(
-        (reply.model.as_str(), reply.answer.as_str()),
+        (reply.by.model.as_str(), reply.text.as_str()),
         ("by-hand", "yes")
     );
 }
@@ -266,11 +271,8 @@ async fn without_a_broker_the_link_is_down_and_the_breaker_stays_closed() {
     // As often as would open the breaker of a pool that is to blame. The connection may take a
     // moment to be seen as gone.
     for id in 1..=4 {
-        let outcome = pools.ask("big", &question(id)).await;
-        assert!(
-            matches!(outcome, Err(PoolError::LinkDown { .. })),
-            "{outcome:?}"
-        );
+        let outcome = pools.ask("big", &question(id), &mut Spent::default()).await;
+        assert_eq!(outcome.unwrap_err().reason, Reason::LinkDown);
     }
     assert_eq!(pools.obstacle("big"), Some(Reason::LinkDown));
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::environment::Environment;
 use serde_json::Value;
 
 use crate::config::mqtt;
@@ -50,7 +51,7 @@ impl Ledger {
             manual_acks: true,
             ..LinkOptions::new(mqtt(url), "ledger")
         };
-        let (link, task, mut deliveries) = Link::open(options);
+        let (link, task, mut deliveries) = Link::open(options, &Environment::system());
         tokio::spawn(task.run(std::future::pending()));
         link.status()
             .wait_for(|status| status.state == LinkState::Up)
@@ -106,7 +107,10 @@ impl Ledger {
     /// # Panics
     /// When there is no broker.
     pub async fn mark(&self, url: &str) {
-        let (link, task, _deliveries) = Link::open(LinkOptions::new(mqtt(url), "marker"));
+        let (link, task, _deliveries) = Link::open(
+            LinkOptions::new(mqtt(url), "marker"),
+            &Environment::system(),
+        );
         tokio::spawn(task.run(std::future::pending()));
         link.status()
             .wait_for(|status| status.state == LinkState::Up)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use runtime::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::environment::Environment;
 
 use crate::config::mqtt;
 
@@ -31,7 +32,7 @@ impl Subscriber {
             receive_max: ROOM,
             ..LinkOptions::new(mqtt(url), client_id)
         };
-        let (link, task, deliveries) = Link::open(options);
+        let (link, task, deliveries) = Link::open(options, &Environment::system());
         tokio::spawn(task.run(std::future::pending()));
         link.status()
             .wait_for(|status| status.state == LinkState::Up)

@@ -13,7 +13,7 @@ use vlm::bundle::Bundle;
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::preflight;
 use crate::decide::policy::kill_switch_name;
-use crate::observe::Log;
+use crate::observe::EventLog;
 use crate::pipeline::{self, RunError};
 
 /// Arguments of `egret run`.
@@ -112,7 +112,7 @@ async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
             _ = terminate.recv() => {}
         }
     };
-    let totals = pipeline::run(config, Arc::new(Log), signalled).await?;
+    let totals = pipeline::run(config, Arc::new(EventLog), signalled).await?;
     info!(
         "{} frames, {} skipped, {} answers, {} escalated, {} events published, {} dropped, {} undelivered",
         totals.frames,

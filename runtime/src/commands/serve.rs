@@ -10,8 +10,9 @@ use tracing::warn;
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::preflight;
 use crate::commands::server::{self, ModelArgs};
-use crate::decide::policy::InForce;
+use crate::decide::call::Escalations;
 use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkTask, Qos};
+use crate::environment::Environment;
 use crate::pool::{self, Pools};
 use crate::serve::gateway::{self, Parts};
 
@@ -61,11 +62,16 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             )
         })?;
         let address = listener.local_addr().or_exit(Exit::Io)?;
-        let link = config.as_ref().and_then(link);
-        let (pools, in_force) = escalation(
+        let environment = Environment::system();
+        let link = config
+            .as_ref()
+            .and_then(|config| link(config, &environment));
+        let escalations = escalations(
             config.as_ref(),
             link.as_ref().map(|(link, ..)| link.clone()),
+            &environment,
         )?;
+        let pools = escalations.pools.clone();
         println!(
             "egret serve: {} on http://{address}/v1",
             server::describe(&name, &local)
@@ -74,8 +80,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         let parts = Parts {
             local: local.clone(),
             name,
-            pools: pools.clone(),
-            in_force,
+            escalations,
         };
         let gateway = gateway::serve(parts, listener, until(stopping.clone()));
         let broker = async {
@@ -96,19 +101,21 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 /// The connection that MQTT pools are asked over, where a broker is configured.
-fn link(config: &AgentConfig) -> Option<(Link, LinkTask, Deliveries)> {
+fn link(config: &AgentConfig, environment: &Environment) -> Option<(Link, LinkTask, Deliveries)> {
     let node = &config.node.id;
     let options = LinkOptions::new(config.mqtt.clone()?, format!("egret-{node}-gateway"));
-    Some(Link::open(LinkOptions {
+    let options = LinkOptions {
         subscriptions: vec![(pool::mqtt::reply_topic(node), Qos::AtLeastOnce)],
         ..options
-    }))
+    };
+    Some(Link::open(options, environment))
 }
 
-fn escalation(
+fn escalations(
     config: Option<&AgentConfig>,
     link: Option<Link>,
-) -> Result<(Pools, InForce), Failure> {
+    environment: &Environment,
+) -> Result<Escalations, Failure> {
     let alone = Policy {
         kill_switch: KillSwitch::Off,
         calls_per_minute: None,
@@ -124,10 +131,7 @@ fn escalation(
         ),
         None => (&[][..], "gateway", &alone),
     };
-    Ok((
-        Pools::new(pools, link, node).or_exit(Exit::Usage)?,
-        InForce::new(policy),
-    ))
+    Escalations::new(pools, policy, link, node, environment).or_exit(Exit::Usage)
 }
 
 /// Hands replies to whoever waits for them, until the connection is closed.

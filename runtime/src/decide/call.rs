@@ -1,45 +1,61 @@
-//! One escalation, whoever wants it: what is in its way, what it may cost, and how it ends early.
+//! One escalation, for a camera or a gateway client: what is in its way, what it may cost, and how
+//! it ends early.
 //!
 //! ```text
-//! prepare: a capable pool? ─▶ a way to it? ─▶ budgets and a place in flight ─▶ Call
-//! make:    attempts … ─▶ completion                    recalled (kill switch, shutdown) ─▶ none, and why
+//! prepare: a capable pool? ─▶ a way to it? ─▶ in-flight slot and budgets ─▶ Call
+//! make:    attempts … ─▶ completion           recalled (kill switch, shutdown) ─▶ error, and why
 //! ```
 //!
-//! Everything is looked at before the first byte leaves the box, and the worst case is reserved;
-//! what was not used is given back.
+//! Everything is checked before the first byte leaves the box, and the worst case is reserved; what
+//! was not used is given back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use firmware_config::agent::Pool;
+use firmware_config::agent::{Policy, Pool};
 
 use crate::decide::budget::{Cost, micro_usd};
-use crate::decide::policy::{InForce, Permit};
+use crate::decide::policy::{Permit, PolicyState};
 use crate::decide::router::Reason;
-use crate::pool::{Pools, QuestionId, Spent};
+use crate::deliver::event::Settled;
+use crate::deliver::mqtt::Link;
+use crate::environment::Environment;
+use crate::environment::clock::Clock;
+use crate::pool::question::settle;
+use crate::pool::{EscalationError, Pools, PoolsError, QuestionId, Spent};
 use crate::serve::openai::Completion;
+
+/// What every call of one box shares; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Escalations {
+    /// The configured pools.
+    pub pools: Pools,
+    /// Kill switch, in-flight limit and budgets.
+    pub policy: PolicyState,
+    /// Measures latencies.
+    pub clock: Clock,
+}
 
 /// A pool call, permitted and not made.
 #[derive(Debug)]
 pub struct Call {
-    pools: Pools,
-    in_force: InForce,
+    shared: Escalations,
     pool: String,
     id: QuestionId,
     body: Bytes,
     permit: Permit,
-    /// Price of one attempt that is charged for.
+    /// Price of one attempt that is charged for, in US dollars.
     usd: Option<f64>,
 }
 
-/// A pool call that ended.
-#[derive(Debug)]
-pub struct Called {
+/// A pool call that ended, with what the pool gave: its [`Completion`], or the answer in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Called<T> {
     /// The pool that was asked.
     pub pool: String,
-    /// Its completion, or why there is none.
-    pub result: Result<Completion, NoAnswer>,
-    /// What it took.
+    /// What it gave.
+    pub result: Result<T, EscalationError>,
+    /// What the call used.
     pub spent: Spent,
     /// What it cost, where the pool has a price.
     pub cost_usd: Option<f64>,
@@ -47,75 +63,68 @@ pub struct Called {
     pub latency: Duration,
 }
 
-/// Why a pool gave no answer: the code for programs, and words for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoAnswer {
-    /// The code.
-    pub reason: Reason,
-    /// What happened.
-    pub detail: String,
-}
-
-impl NoAnswer {
-    fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        NoAnswer {
-            reason,
-            detail: detail.into(),
-        }
+impl Escalations {
+    /// The configured pools and policy; MQTT pools are asked over `link`.
+    ///
+    /// # Errors
+    /// As [`Pools::new`].
+    pub fn new(
+        pools: &[Pool],
+        policy: &Policy,
+        link: Option<Link>,
+        node_id: &str,
+        environment: &Environment,
+    ) -> Result<Self, PoolsError> {
+        Ok(Escalations {
+            pools: Pools::new(pools, link, node_id, environment)?,
+            policy: PolicyState::new(policy, environment.clock.clone()),
+            clock: environment.clock.clone(),
+        })
     }
-}
 
-impl Call {
-    /// Prepares to put what `body` makes to `pool`, with `pictures` in it or without.
+    /// Prepares to send `pool` the request that `body` makes, with images in it or without.
     ///
     /// # Errors
     /// What is in the way.
     pub fn prepare(
-        (pools, in_force): (&Pools, &InForce),
+        &self,
         pool: Option<&Pool>,
-        pictures: bool,
+        images: bool,
         id: QuestionId,
         body: impl FnOnce(&Pool) -> Bytes,
-    ) -> Result<Call, NoAnswer> {
+    ) -> Result<Call, EscalationError> {
         let Some(pool) = pool else {
-            return Err(NoAnswer::new(
+            return Err(EscalationError::new(
                 Reason::NoCapableModel,
                 "no pool is configured that takes this request",
             ));
         };
-        if pictures && !pool.images {
-            return Err(NoAnswer::new(
-                Reason::NoCapableModel,
-                format!("pool {} takes no pictures", pool.id),
-            ));
+        let denied = |reason, why: &str| EscalationError::of_pool(&pool.id, reason, why);
+        if images && !pool.images {
+            return Err(denied(Reason::NoCapableModel, "takes no images"));
         }
-        if let Some(obstacle) = pools.obstacle(&pool.id) {
-            let why = if obstacle == Reason::LinkDown {
-                "there is no broker session"
-            } else {
-                "it failed too often and rests"
-            };
-            return Err(NoAnswer::new(obstacle, format!("pool {}: {why}", pool.id)));
+        if let Some(obstacle) = self.pools.obstacle(&pool.id) {
+            return Err(match obstacle {
+                Reason::LinkDown => denied(obstacle, "there is no broker session"),
+                _ => denied(obstacle, "it failed too often; its breaker is open"),
+            });
         }
-        let place = in_force
-            .place()
-            .map_err(|reason| NoAnswer::new(reason, "as many calls are under way as may be"))?;
+        let slot = self
+            .policy
+            .slot()
+            .map_err(|reason| denied(reason, "the limit of calls in flight is reached"))?;
         let body = body(pool);
         let usd = pool.usd_per_call;
-        let worst = cost(
-            Spent {
-                attempts: pool.attempts,
-                charged: pool.attempts,
-                bytes_up: body.len() as u64 * u64::from(pool.attempts),
-            },
-            usd,
-        );
-        let permit = place
-            .permit(worst)
-            .map_err(|reason| NoAnswer::new(reason, "the policy's limit is reached"))?;
+        let worst = Spent {
+            attempts: pool.attempts,
+            charged: pool.attempts,
+            bytes_up: body.len() as u64 * u64::from(pool.attempts),
+        };
+        let permit = slot
+            .permit(cost(worst, usd))
+            .map_err(|reason| denied(reason, "a budget of the policy is used up"))?;
         Ok(Call {
-            pools: pools.clone(),
-            in_force: in_force.clone(),
+            shared: self.clone(),
             pool: pool.id.clone(),
             id,
             body,
@@ -123,27 +132,30 @@ impl Call {
             usd,
         })
     }
+}
 
-    /// Makes the call. It is given up when the kill switch forbids it, or when `recalled` says so.
-    pub async fn make(self, recalled: impl Future<Output = NoAnswer>) -> Called {
+impl Call {
+    /// Makes the call. It is given up when the kill switch forbids it, or when `recalled` resolves.
+    pub async fn make(self, recalled: impl Future<Output = EscalationError>) -> Called<Completion> {
         let Call {
-            pools,
-            in_force,
+            shared,
             pool,
             id,
             body,
             permit,
             usd,
         } = self;
-        let started = Instant::now();
+        let started = shared.clock.now();
         let mut spent = Spent::default();
         let result = tokio::select! {
             biased;
-            () = in_force.forbidden() => Err(NoAnswer::new(Reason::KillSwitch, "the kill switch was set to local-only")),
-            no_answer = recalled => Err(no_answer),
-            result = pools.complete(&pool, id, body, &mut spent) => {
-                result.map_err(|error| NoAnswer::new(Reason::from(&error), error.to_string()))
-            }
+            () = shared.policy.forbidden() => Err(EscalationError::of_pool(
+                &pool,
+                Reason::KillSwitch,
+                "the kill switch was set to local-only",
+            )),
+            error = recalled => Err(error),
+            result = shared.pools.complete(&pool, id, body, &mut spent) => result,
         };
         match spent.attempts {
             0 => permit.cancel(),
@@ -154,7 +166,41 @@ impl Call {
             result,
             spent,
             cost_usd: usd.map(|usd| usd * f64::from(spent.charged)),
-            latency: started.elapsed(),
+            latency: shared.clock.now() - started,
+        }
+    }
+}
+
+impl<T> Called<T> {
+    /// A call that was not made: nothing was sent.
+    pub fn denied(pool: Option<&str>, error: EscalationError) -> Self {
+        Called {
+            pool: pool.unwrap_or_default().to_owned(),
+            result: Err(error),
+            spent: Spent::default(),
+            cost_usd: None,
+            latency: Duration::ZERO,
+        }
+    }
+}
+
+impl Called<Completion> {
+    /// Reads the pool's answer, one of `answers` or free text.
+    pub fn settle(self, answers: &[String]) -> Called<Settled> {
+        let Called {
+            pool,
+            result,
+            spent,
+            cost_usd,
+            latency,
+        } = self;
+        let result = result.and_then(|completion| settle(&pool, &completion, answers, latency));
+        Called {
+            pool,
+            result,
+            spent,
+            cost_usd,
+            latency,
         }
     }
 }
@@ -165,3 +211,6 @@ fn cost(spent: Spent, usd: Option<f64>) -> Cost {
         micro_usd: micro_usd(usd.unwrap_or(0.0)).saturating_mul(spent.charged.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

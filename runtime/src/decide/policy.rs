@@ -1,121 +1,141 @@
-//! The policy in force: what every escalation passes, whether a camera or a client of the gateway
-//! wants it.
+//! The policy in force: what every escalation passes, whether it is for a camera or for a client of
+//! the gateway.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use firmware_config::agent::{KillSwitch, Policy};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::decide::budget::{Cost, Ledger, Reservation};
 use crate::decide::router::Reason;
+use crate::environment::clock::Clock;
 
 /// The kill switch, the in-flight limit and the budgets of one box; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct InForce {
-    kill_switch: watch::Sender<KillSwitch>,
+pub struct PolicyState {
+    kill_switch: Arc<Switch>,
     in_flight: Arc<Semaphore>,
     ledger: Arc<Mutex<Ledger>>,
-    started: Instant,
+    clock: Clock,
 }
 
-impl InForce {
+impl PolicyState {
     /// The configured policy, with unspent budgets.
-    pub fn new(policy: &Policy) -> Self {
-        InForce {
-            kill_switch: watch::Sender::new(policy.kill_switch),
+    pub fn new(policy: &Policy, clock: Clock) -> Self {
+        PolicyState {
+            kill_switch: Arc::new(Switch {
+                position: Mutex::new(policy.kill_switch),
+                changed: Notify::new(),
+            }),
             in_flight: Arc::new(Semaphore::new(policy.in_flight_max)),
             ledger: Arc::new(Mutex::new(Ledger::new(policy))),
-            started: Instant::now(),
+            clock,
         }
     }
 
     /// The kill switch, as it is now.
     pub fn kill_switch(&self) -> KillSwitch {
-        *self.kill_switch.borrow()
+        *self.kill_switch.position()
     }
 
     /// Resolves when the kill switch is on `local-only`.
     pub async fn forbidden(&self) {
-        // Its sender is `self`, which is there.
-        let _ = self
-            .kill_switch
-            .subscribe()
-            .wait_for(|switch| *switch == KillSwitch::LocalOnly)
-            .await;
+        let changed = self.kill_switch.changed.notified();
+        let mut changed = pin!(changed);
+        loop {
+            // Registered before the look, so that no change in between is missed.
+            changed.as_mut().enable();
+            if self.kill_switch() == KillSwitch::LocalOnly {
+                return;
+            }
+            changed.as_mut().await;
+            changed.set(self.kill_switch.changed.notified());
+        }
     }
 
     /// Sets the kill switch, from the next decision on; `local-only` also ends the calls under way.
     pub fn set_kill_switch(&self, to: KillSwitch) {
-        self.kill_switch.send_replace(to);
+        *self.kill_switch.position() = to;
+        self.kill_switch.changed.notify_waiters();
     }
 
-    /// Takes an in-flight place, before anything is prepared for it.
+    /// Takes an in-flight slot, before anything is prepared for the call.
     ///
     /// # Errors
     /// When all are taken.
-    pub fn place(&self) -> Result<Place, Reason> {
-        let place = Arc::clone(&self.in_flight)
+    pub fn slot(&self) -> Result<Slot, Reason> {
+        let slot = Arc::clone(&self.in_flight)
             .try_acquire_owned()
             .map_err(|_| Reason::Busy)?;
-        Ok(Place {
-            in_force: self.clone(),
-            place,
+        Ok(Slot {
+            policy: self.clone(),
+            slot,
         })
     }
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
         // The ledger's arithmetic does not panic half-way, so a poisoned lock still holds a whole
         // one.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An in-flight place, given back when dropped.
+/// The kill switch. Those who wait for a change are woken in the order in which they came.
 #[derive(Debug)]
-pub struct Place {
-    in_force: InForce,
-    place: OwnedSemaphorePermit,
+struct Switch {
+    position: Mutex<KillSwitch>,
+    changed: Notify,
 }
 
-impl Place {
+impl Switch {
+    fn position(&self) -> MutexGuard<'_, KillSwitch> {
+        // A position is set whole or not at all.
+        self.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An in-flight slot, given back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    policy: PolicyState,
+    slot: OwnedSemaphorePermit,
+}
+
+impl Slot {
     /// Takes one call of at most `cost` from the budgets.
     ///
     /// # Errors
-    /// What is used up.
+    /// The budget that is used up.
     pub fn permit(self, cost: Cost) -> Result<Permit, Reason> {
-        let Place { in_force, place } = self;
-        let reservation = in_force.ledger().reserve(in_force.now(), cost)?;
+        let Slot { policy, slot } = self;
+        let reservation = policy.ledger().reserve(policy.clock.now(), cost)?;
         Ok(Permit {
-            in_force,
+            policy,
             reservation,
-            _place: place,
+            _slot: slot,
         })
     }
 }
 
-/// Leave to ask a pool once. Dropped unsettled (the caller gave up), the call counts with its worst
+/// Permission for one call. Dropped unsettled (the caller gave up), the call counts with its worst
 /// case.
 #[derive(Debug)]
 pub struct Permit {
-    in_force: InForce,
+    policy: PolicyState,
     reservation: Reservation,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Permit {
-    /// Gives back what the call did not use, and its in-flight place.
+    /// Gives back what the call did not use, and its in-flight slot.
     pub fn settle(self, used: Cost) {
-        self.in_force.ledger().settle(self.reservation, used);
+        self.policy.ledger().settle(self.reservation, used);
     }
 
     /// Gives back everything: nothing was sent.
     pub fn cancel(self) {
-        self.in_force.ledger().cancel(self.reservation);
+        self.policy.ledger().cancel(self.reservation);
     }
 }
 
@@ -140,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_come_back_and_calls_do_not() {
+    fn slots_come_back_and_calls_do_not() {
         let policy = Policy {
             kill_switch: KillSwitch::Off,
             calls_per_minute: Some(2),
@@ -148,16 +168,16 @@ mod tests {
             bytes_per_minute: None,
             usd_per_day: None,
         };
-        let in_force = InForce::new(&policy);
+        let policy = PolicyState::new(&policy, Clock::system());
         let cost = Cost {
             bytes: 1,
             micro_usd: 0,
         };
-        let permit = || in_force.place()?.permit(cost);
+        let permit = || policy.slot()?.permit(cost);
         let first = permit().expect("free");
-        assert_eq!(permit().expect_err("one place"), Reason::Busy);
+        assert_eq!(permit().expect_err("one slot"), Reason::Busy);
         first.settle(cost);
-        permit().expect("the place is back").cancel();
+        permit().expect("the slot is back").cancel();
         drop(permit().expect("what was cancelled does not count"));
         assert_eq!(permit().expect_err("two calls"), Reason::BudgetCalls);
     }

@@ -3,26 +3,21 @@
 use std::sync::Arc;
 
 use firmware_config::agent::KillSwitch;
-use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::decide::policy::{InForce, kill_switch_name, parse_kill_switch};
-use crate::deliver::mqtt::{Deliveries, Publication};
-use crate::deliver::publisher::{Kind, Post};
-use crate::deliver::topics::Topics;
+use super::mqtt::{Deliveries, Publication};
+use super::post::{Kind, Post};
+use super::topics::Topics;
+use crate::decide::policy::{kill_switch_name, parse_kill_switch};
 use crate::metrics::Metrics;
-use crate::pool::Pools;
+use crate::scene::SceneContext;
 
-/// Hands deliveries to whom they concern.
+/// Hands deliveries to the parts that wait for them.
 pub struct Inbox {
     /// The topics of this box.
     pub topics: Topics,
-    /// Wait for replies.
-    pub pools: Pools,
-    /// Holds the kill switch.
-    pub in_force: InForce,
-    /// To the publisher.
-    pub posts: mpsc::Sender<Post>,
+    /// Pools, kill switch, and the way to the publisher.
+    pub context: SceneContext,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -30,45 +25,47 @@ pub struct Inbox {
 impl Inbox {
     /// Reads deliveries until the connection is closed for good.
     pub async fn run(self, mut deliveries: Deliveries) {
-        self.tell_kill_switch().await;
+        self.publish_kill_switch().await;
+        let pools = &self.context.escalations.pools;
         while let Some(delivery) = deliveries.recv().await {
             let publication = delivery.publication;
             if publication.topic == self.topics.kill_switch_set() {
-                match kill_switch_command(&publication) {
-                    Ok(switch) => {
-                        info!("kill switch: {}", kill_switch_name(switch));
-                        self.in_force.set_kill_switch(switch);
-                        self.tell_kill_switch().await;
-                    }
-                    Err(why) => {
-                        self.metrics.commands_refused.count();
-                        warn!("command on {} refused: {why}", publication.topic);
-                    }
-                }
-            } else if !self.pools.on_reply(publication) {
+                self.command(&publication).await;
+            } else if !pools.on_reply(publication) {
                 // A reply after its deadline, or one sent twice.
-                debug!("a delivery nobody waits for");
+                debug!("a delivery that no call waits for");
             }
             self.metrics
                 .deliveries_dropped
                 .raise_to(deliveries.dropped());
             self.metrics
                 .replies_unmatched
-                .raise_to(self.pools.unmatched_replies());
+                .raise_to(pools.unmatched_replies());
         }
     }
 
-    async fn tell_kill_switch(&self) {
-        let payload = kill_switch_name(self.in_force.kill_switch()).into();
-        // Without a publisher there is nobody to tell.
-        let _ = self
-            .posts
-            .send(Post::Standing {
-                topic: self.topics.kill_switch_state(),
-                payload,
-                kind: Kind::Word,
-            })
-            .await;
+    async fn command(&self, publication: &Publication) {
+        match kill_switch_command(publication) {
+            Ok(switch) => {
+                info!("kill switch: {}", kill_switch_name(switch));
+                self.context.escalations.policy.set_kill_switch(switch);
+                self.publish_kill_switch().await;
+            }
+            Err(why) => {
+                self.metrics.commands_refused.count();
+                warn!("command on {} refused: {why}", publication.topic);
+            }
+        }
+    }
+
+    async fn publish_kill_switch(&self) {
+        let switch = self.context.escalations.policy.kill_switch();
+        let state = Post::Retained {
+            topic: self.topics.kill_switch_state(),
+            payload: kill_switch_name(switch).into(),
+            kind: Kind::Word,
+        };
+        self.context.post(state).await;
     }
 }
 

@@ -15,8 +15,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use firmware_config::agent::Mqtt;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::environment::Environment;
 pub use task::LinkTask;
 
 /// Publications handed to the connection and not acknowledged yet, at most; the next one waits in
@@ -179,46 +182,88 @@ pub struct Link {
 
 /// A publication on its way to the connection.
 #[derive(Debug)]
-struct Command {
-    publication: Publication,
-    reply: oneshot::Sender<Result<(), LinkError>>,
+pub(crate) struct Command {
+    pub(crate) publication: Publication,
+    pub(crate) reply: oneshot::Sender<Result<(), LinkError>>,
+}
+
+/// Connects to brokers.
+pub trait Brokers: Send + Sync {
+    /// Makes a connection that is not dialled yet.
+    fn connect(&self, options: LinkOptions, environment: &Environment) -> Connection;
+}
+
+/// A connection that is made when [`Connection::run`] is called.
+pub struct Connection {
+    /// Sends publications.
+    pub link: Link,
+    /// What arrives.
+    pub deliveries: Deliveries,
+    /// Keeps the connection, until the future it is given resolves.
+    pub run: Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>,
+}
+
+/// Connects over TCP, TLS and WebSocket.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MqttBrokers;
+
+impl Brokers for MqttBrokers {
+    fn connect(&self, options: LinkOptions, environment: &Environment) -> Connection {
+        let (link, task, deliveries) = Link::open(options, environment);
+        Connection {
+            link,
+            deliveries,
+            run: Box::new(|shutdown| task.run(shutdown).boxed()),
+        }
+    }
+}
+
+/// The far side of a [`Link`]: whatever stands for the broker.
+#[derive(Debug)]
+pub(crate) struct FarSide {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) status: watch::Sender<LinkStatus>,
+    pub(crate) deliveries: mpsc::Sender<Delivery>,
+    acks_sender: mpsc::Sender<(u64, u16)>,
+    acks: mpsc::Receiver<(u64, u16)>,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Link {
     /// Makes a connection's three ends: the handle, the task that must be run, and what arrives.
-    pub fn open(options: LinkOptions) -> (Link, LinkTask, Deliveries) {
-        let (commands_tx, commands) = mpsc::channel(WINDOW);
-        let (status_tx, status) = watch::channel(LinkStatus {
+    pub fn open(options: LinkOptions, environment: &Environment) -> (Link, LinkTask, Deliveries) {
+        let (link, far_side, deliveries) = Link::ends(options.receive_max);
+        let (clock, random) = (environment.clock.clone(), environment.random.clone());
+        let task = LinkTask::new(options, far_side, clock, random);
+        (link, task, deliveries)
+    }
+
+    pub(crate) fn ends(receive_max: u16) -> (Link, FarSide, Deliveries) {
+        let (commands_sender, commands) = mpsc::channel(WINDOW);
+        let (status, status_seen) = watch::channel(LinkStatus {
             state: LinkState::Down("not connected yet".into()),
             connections: 0,
         });
         // As many as the broker may send without an acknowledgement, and more, because not every
         // broker keeps to Receive Maximum: with manual acks a delivery dropped here would be
         // acknowledged out of order by those behind it.
-        let room = usize::from(options.receive_max).max(DELIVERIES_MIN);
-        let (deliveries_tx, deliveries) = mpsc::channel(room);
-        let (acks_tx, acks) = mpsc::channel(room);
+        let room = usize::from(receive_max).max(DELIVERIES_MIN);
+        let (deliveries, queue) = mpsc::channel(room);
+        let (acks_sender, acks) = mpsc::channel(room);
         let dropped = Arc::new(AtomicU64::new(0));
-        let task = LinkTask::new(
-            options,
+        let link = Link {
+            commands: commands_sender,
+            status: status_seen,
+        };
+        let far_side = FarSide {
             commands,
-            status_tx,
-            deliveries_tx,
-            acks_tx,
+            status,
+            deliveries,
+            acks_sender,
             acks,
-            Arc::clone(&dropped),
-        );
-        (
-            Link {
-                commands: commands_tx,
-                status,
-            },
-            task,
-            Deliveries {
-                queue: deliveries,
-                dropped,
-            },
-        )
+            dropped: Arc::clone(&dropped),
+        };
+        (link, far_side, Deliveries { queue, dropped })
     }
 
     /// Sends one publication; resolves with its PUBACK (QoS 1) or when it is written (QoS 0).

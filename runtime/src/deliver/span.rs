@@ -5,8 +5,10 @@
 //! What a pool says changes what the span's event *settles on*, never when it ends: a pool that
 //! corrects every frame would otherwise end the event on every frame.
 
+use crate::decide::call::Called;
 use crate::decide::router::Reason;
 use crate::deliver::event::{Draft, Escalation, FrameInfo, Outcome, Settled, State, Step};
+use crate::pool::EscalationError;
 
 /// Ended events that still wait for a pool's outcome; the oldest is forgotten past it. As many as
 /// `in-flight` allows.
@@ -34,7 +36,7 @@ pub struct Spans {
     ended: Vec<Event>,
 }
 
-/// One event as far as it has been told.
+/// One event as far as it has been published.
 #[derive(Debug, Clone)]
 struct Event {
     draft: Draft,
@@ -42,8 +44,8 @@ struct Event {
     opened_by: String,
     /// Pool calls on its behalf without an outcome yet.
     waiting: u32,
-    /// Number of the frame that was told of last.
-    told_of: u64,
+    /// Number of the frame that was published last.
+    published_frame: u64,
 }
 
 /// A local answer on its way into a span.
@@ -59,19 +61,13 @@ pub struct Observation {
     pub escalation: Escalation,
 }
 
-/// What came of asking a pool.
+/// A pool call that ended.
 #[derive(Debug, Clone)]
 pub struct PoolOutcome {
-    /// The local answer that the pool was to judge.
+    /// The local answer that the pool was asked to check.
     pub asked: Observation,
-    /// The pool's answer, or the reason why there is none.
-    pub result: Result<Settled, Reason>,
-    /// Attempts made.
-    pub attempts: u32,
-    /// Request bytes sent.
-    pub bytes_up: u64,
-    /// What it cost, where the pool has a price.
-    pub cost_usd: Option<f64>,
+    /// The pool's answer, or why there is none.
+    pub called: Called<Settled>,
 }
 
 impl Spans {
@@ -84,7 +80,7 @@ impl Spans {
         }
     }
 
-    /// Takes a local answer. Gives what is to be published, in order, and the id of the event it
+    /// Takes a local answer. Returns what is to be published, in order, and the id of the event it
     /// belongs to.
     ///
     /// `fresh_id` names the event if it is a new one.
@@ -99,25 +95,22 @@ impl Spans {
         {
             event.waiting += waits;
             let id = event.draft.id.clone();
-            // Equal answers say nothing by themselves, but an escalation that was not even made is
-            // an outcome.
-            let told = if observation.escalation.outcome == Outcome::Denied {
-                event.not_answered(observation)
-            } else {
-                None
-            };
-            return (told.into_iter().collect(), id);
+            // An equal answer publishes nothing by itself, but an escalation that was denied is an
+            // outcome.
+            let denied = observation.escalation.outcome == Outcome::Denied;
+            let update = denied.then(|| event.not_answered(observation)).flatten();
+            return (update.into_iter().collect(), id);
         }
-        let mut told: Vec<Draft> = self.end().into_iter().collect();
+        let mut drafts: Vec<Draft> = self.end().into_iter().collect();
         let event = self.opened(observation, fresh_id(), waits);
         let id = event.draft.id.clone();
-        told.push(event.draft.clone());
+        drafts.push(event.draft.clone());
         self.open = Some(event);
-        (told, id)
+        (drafts, id)
     }
 
-    /// Takes what came of asking a pool on behalf of event `id`. Gives the `update`, unless it
-    /// changes nothing.
+    /// Takes the outcome of a pool call for event `id`. Returns the `update`, unless it changes
+    /// nothing.
     ///
     /// Outcomes come in any order; what settles an event is the one about its newest frame.
     pub fn pool_outcome(&mut self, id: &str, outcome: PoolOutcome) -> Option<Draft> {
@@ -125,14 +118,14 @@ impl Spans {
             event.waiting = event.waiting.saturating_sub(1);
             return event.learn(&self.subject, outcome);
         }
-        let place = self.ended.iter().position(|event| event.draft.id == id)?;
-        let event = &mut self.ended[place];
+        let index = self.ended.iter().position(|event| event.draft.id == id)?;
+        let event = &mut self.ended[index];
         event.waiting = event.waiting.saturating_sub(1);
-        let told = event.learn(&self.subject, outcome);
+        let update = event.learn(&self.subject, outcome);
         if event.waiting == 0 {
-            self.ended.remove(place);
+            self.ended.remove(index);
         }
-        told.map(|draft| Draft {
+        update.map(|draft| Draft {
             late: true,
             ..draft
         })
@@ -141,7 +134,7 @@ impl Spans {
     /// Ends the open event, if any: its camera stalled, or the box stops.
     pub fn end(&mut self) -> Option<Draft> {
         let event = self.open.take()?;
-        let told = Draft {
+        let end = Draft {
             step: Step::End,
             ..event.draft.clone()
         };
@@ -151,7 +144,7 @@ impl Spans {
             }
             self.ended.push(event);
         }
-        Some(told)
+        Some(end)
     }
 
     fn opened(&self, observation: Observation, id: String, waiting: u32) -> Event {
@@ -186,32 +179,24 @@ impl Spans {
             draft,
             opened_by,
             waiting,
-            told_of: number,
+            published_frame: number,
         }
     }
 }
 
 impl Event {
     fn learn(&mut self, subject: &Subject, outcome: PoolOutcome) -> Option<Draft> {
-        let PoolOutcome {
-            mut asked,
-            result,
-            attempts,
-            bytes_up,
-            cost_usd,
-        } = outcome;
+        let PoolOutcome { mut asked, called } = outcome;
         let escalation = &mut asked.escalation;
-        (
-            escalation.attempts,
-            escalation.bytes_up,
-            escalation.cost_usd,
-        ) = (attempts, bytes_up, cost_usd);
-        match result {
+        escalation.attempts = called.spent.attempts;
+        escalation.bytes_up = called.spent.bytes_up;
+        escalation.cost_usd = called.cost_usd;
+        match called.result {
             Ok(answer) => {
                 escalation.outcome = Outcome::Answered;
                 self.answered(subject, answer, asked)
             }
-            Err(reason) => {
+            Err(EscalationError { reason, .. }) => {
                 escalation.outcome = if reason == Reason::Deadline {
                     Outcome::Expired
                 } else {
@@ -231,11 +216,11 @@ impl Event {
     ) -> Option<Draft> {
         let draft = &mut self.draft;
         let answered = draft.escalation.outcome == Outcome::Answered;
-        // An answer counts against whatever was told without one.
-        if answered && asked.number < self.told_of {
+        // An older answer still counts against a newer frame that was published without one.
+        if answered && asked.number < self.published_frame {
             return None;
         }
-        self.told_of = asked.number;
+        self.published_frame = asked.number;
         if answered && draft.settled.text == answer.text {
             return None;
         }
@@ -248,17 +233,17 @@ impl Event {
         Some(self.update())
     }
 
-    /// An escalation without an answer: told when that is news, and never against an answer that is
-    /// already there.
+    /// An escalation without an answer: published when that is news, and never against an answer
+    /// that is already there.
     fn not_answered(&mut self, asked: Observation) -> Option<Draft> {
         let now = self.draft.escalation.outcome;
         if now == Outcome::Answered
             || now == asked.escalation.outcome
-            || asked.number < self.told_of
+            || asked.number < self.published_frame
         {
             return None;
         }
-        self.told_of = asked.number;
+        self.published_frame = asked.number;
         self.draft.escalation = asked.escalation;
         self.draft.frame = asked.frame;
         self.draft.settled = asked.answer;

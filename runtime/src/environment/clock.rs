@@ -1,10 +1,11 @@
-//! What time it is, and whether to believe it. The only reader of clocks for events.
+//! What time it is, and whether to believe it. The only reader of clocks.
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::deliver::event::Moment;
 
@@ -16,51 +17,96 @@ const JUMP: Duration = Duration::from_secs(2);
 /// How long events carry the mark of a jump.
 const JUMP_SHOWN: Duration = Duration::from_secs(60);
 
-/// Wall clock, monotonic clock, and the name of this boot.
+/// Monotonic clock, wall clock, and the name of this boot; cheap to clone.
+///
+/// Points in time are durations since the clock was started: they can be compared, written down and
+/// made up by a test. The monotonic clock is tokio's, so that on a paused runtime it stands still
+/// together with every timer.
+#[derive(Debug, Clone)]
+pub struct Clock(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Clock {
+struct Shared {
     boot_id: String,
     started: Instant,
-    /// Since boot, when `started` was read.
+    /// Time since boot when the clock was started.
     uptime: Duration,
+    wall: Wall,
     trust: Mutex<Trust>,
 }
 
+/// Where the wall clock's time comes from.
+#[derive(Debug)]
+enum Wall {
+    System,
+    /// It showed this when the clock was started, and runs with the monotonic clock.
+    Started(Timestamp),
+}
+
 impl Clock {
-    /// Reads the box's clocks; without `/proc` the monotonic time counts from now.
-    pub fn start() -> Self {
+    /// The clocks of this box; without `/proc` the time since boot counts from now.
+    pub fn system() -> Self {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let uptime = fs::read_to_string("/proc/uptime")
             .ok()
             .and_then(|text| text.split(' ').next()?.parse().ok());
-        Clock {
-            boot_id: boot_id.trim().chars().take(8).collect(),
+        Clock::new(
+            boot_id.trim().chars().take(8).collect(),
+            Duration::from_secs_f64(uptime.unwrap_or(0.0)),
+            Wall::System,
+        )
+    }
+
+    /// A clock of a box that started at `wall`, for simulations and tests.
+    pub fn simulated(wall: Timestamp) -> Self {
+        Clock::new("00000000".into(), Duration::ZERO, Wall::Started(wall))
+    }
+
+    fn new(boot_id: String, uptime: Duration, wall: Wall) -> Self {
+        Clock(Arc::new(Shared {
+            boot_id,
             started: Instant::now(),
-            uptime: Duration::from_secs_f64(uptime.unwrap_or(0.0)),
-            trust: Mutex::new(Trust::default()),
+            uptime,
+            wall,
+            trust: Mutex::default(),
+        }))
+    }
+
+    /// Time since the clock was started; never runs backwards.
+    pub fn now(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// The wall clock's time.
+    pub fn wall(&self) -> Timestamp {
+        match self.0.wall {
+            Wall::System => Timestamp::now(),
+            Wall::Started(at) => at.saturating_add(self.now()).unwrap_or(Timestamp::MAX),
         }
     }
 
-    /// Since the clock was started; never runs backwards.
-    pub fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+    /// Seconds since 1970, as OpenAI's `created` has them.
+    pub fn unix_secs(&self) -> u64 {
+        u64::try_from(self.wall().as_second()).unwrap_or(0)
     }
 
-    /// Now, by every clock there is.
+    /// The time now, by every clock there is.
     pub fn moment(&self) -> Moment {
-        let time = Timestamp::now();
-        let mono = self.uptime + self.elapsed();
-        let clock = self
-            .trust
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .judge(time.as_millisecond(), mono);
+        let time = self.wall();
+        let mono = self.0.uptime + self.now();
+        let mut trust = self.0.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = trust.judge(time.as_millisecond(), mono);
         Moment {
             time,
             mono,
-            boot_id: self.boot_id.clone(),
+            boot_id: self.0.boot_id.clone(),
             clock,
         }
+    }
+
+    /// Resolves when [`Clock::now`] has reached `at`.
+    pub async fn sleep_until(&self, at: Duration) {
+        tokio::time::sleep_until(self.0.started + at).await;
     }
 }
 
@@ -98,6 +144,15 @@ impl Trust {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_simulated_clock_runs_with_the_timers() {
+        let clock = Clock::simulated("2027-01-01T00:00:00Z".parse().expect("a time"));
+        clock.sleep_until(Duration::from_secs(3600)).await;
+        assert_eq!(clock.now(), Duration::from_secs(3600));
+        assert_eq!(clock.wall().to_string(), "2027-01-01T01:00:00Z");
+        assert_eq!(clock.moment().clock, "synced");
+    }
 
     #[test]
     fn a_clock_that_is_set_is_marked_for_a_minute() {

@@ -1,22 +1,22 @@
 //! Circuit breaker: closed (traffic flows), open (nothing is sent), half-open (one trial). Pure;
-//! time is passed in.
+//! time is an argument.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct Thresholds {
     /// Failures in a row that open it, 1 or more.
     pub failures: u32,
     /// How long it stays open, and how long a trial may take before the next one is let through.
     pub cooldown: Duration,
 }
 
-impl Default for Limits {
+impl Default for Thresholds {
     /// Three failures, then one trial every 30 seconds: an outage of a minute costs four failed
     /// attempts.
     fn default() -> Self {
-        Limits {
+        Thresholds {
             failures: 3,
             cooldown: Duration::from_secs(30),
         }
@@ -26,32 +26,32 @@ impl Default for Limits {
 /// Keeps a pool that is down from being asked.
 #[derive(Debug, Clone)]
 pub struct Breaker {
-    limits: Limits,
+    thresholds: Thresholds,
     state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Closed { failures: u32 },
-    Open { until: Instant },
-    // A trial nobody reports on (its caller went away) must not keep the breaker shut for ever.
-    HalfOpen { next_trial: Instant },
+    Open { until: Duration },
+    // A trial without a result (its caller went away) must not keep the breaker open for ever.
+    HalfOpen { next_trial: Duration },
 }
 
 impl Breaker {
     /// A closed breaker.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(thresholds: Thresholds) -> Self {
         Breaker {
-            limits,
+            thresholds,
             state: State::Closed { failures: 0 },
         }
     }
 
-    /// Lets one attempt through, or tells how long until the next trial.
+    /// Lets one attempt through, or returns how long until the next trial.
     ///
     /// # Errors
     /// The time until the next attempt is let through.
-    pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+    pub fn admit(&mut self, now: Duration) -> Result<(), Duration> {
         match self.state {
             State::Closed { .. } => Ok(()),
             State::Open { until: at } | State::HalfOpen { next_trial: at } if now < at => {
@@ -59,7 +59,7 @@ impl Breaker {
             }
             State::Open { .. } | State::HalfOpen { .. } => {
                 self.state = State::HalfOpen {
-                    next_trial: now + self.limits.cooldown,
+                    next_trial: now + self.thresholds.cooldown,
                 };
                 Ok(())
             }
@@ -67,7 +67,7 @@ impl Breaker {
     }
 
     /// Whether an attempt would be refused at `now`.
-    pub fn is_open(&self, now: Instant) -> bool {
+    pub fn is_open(&self, now: Duration) -> bool {
         match self.state {
             State::Closed { .. } => false,
             State::Open { until: at } | State::HalfOpen { next_trial: at } => now < at,
@@ -80,14 +80,16 @@ impl Breaker {
     }
 
     /// An attempt showed that the pool is not well: no connection, no answer in time, 5xx, 429.
-    pub fn failed(&mut self, now: Instant) {
+    pub fn failed(&mut self, now: Duration) {
         let open = State::Open {
-            until: now + self.limits.cooldown,
+            until: now + self.thresholds.cooldown,
         };
         self.state = match self.state {
-            State::Closed { failures } if failures + 1 < self.limits.failures => State::Closed {
-                failures: failures + 1,
-            },
+            State::Closed { failures } if failures + 1 < self.thresholds.failures => {
+                State::Closed {
+                    failures: failures + 1,
+                }
+            }
             State::Closed { .. } | State::HalfOpen { .. } => open,
             // An attempt let through before it opened: it does not make the outage longer.
             State::Open { until } => State::Open { until },
@@ -101,16 +103,16 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const THRESHOLDS: Thresholds = Thresholds {
         failures: 3,
         cooldown: Duration::from_secs(30),
     };
 
     #[test]
     fn opens_after_failures_in_a_row_and_closes_after_a_trial() {
-        let start = Instant::now();
+        let start = Duration::from_secs(1_000);
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut breaker = Breaker::new(LIMITS);
+        let mut breaker = Breaker::new(THRESHOLDS);
         breaker.failed(at(0));
         breaker.failed(at(0));
         breaker.succeeded();
@@ -135,15 +137,15 @@ mod tests {
 
     #[test]
     fn a_trial_that_is_never_reported_gives_way_to_the_next() {
-        let start = Instant::now();
-        let mut breaker = Breaker::new(Limits {
+        let start = Duration::from_secs(1_000);
+        let mut breaker = Breaker::new(Thresholds {
             failures: 1,
-            ..LIMITS
+            ..THRESHOLDS
         });
         breaker.failed(start);
-        assert_eq!(breaker.admit(start + LIMITS.cooldown), Ok(()));
-        assert!(breaker.is_open(start + LIMITS.cooldown));
-        assert_eq!(breaker.admit(start + 2 * LIMITS.cooldown), Ok(()));
+        assert_eq!(breaker.admit(start + THRESHOLDS.cooldown), Ok(()));
+        assert!(breaker.is_open(start + THRESHOLDS.cooldown));
+        assert_eq!(breaker.admit(start + 2 * THRESHOLDS.cooldown), Ok(()));
     }
 
     proptest! {
@@ -151,9 +153,9 @@ mod tests {
         /// and a trial per cooldown.
         #[test]
         fn an_outage_costs_few_attempts(gaps in proptest::collection::vec(0_u64..5_000, 1..400)) {
-            let start = Instant::now();
+            let start = Duration::from_secs(1_000);
             let mut now = start;
-            let mut breaker = Breaker::new(LIMITS);
+            let mut breaker = Breaker::new(THRESHOLDS);
             let mut attempts = 0;
             for gap in gaps {
                 now += Duration::from_millis(gap);
@@ -162,14 +164,14 @@ mod tests {
                     breaker.failed(now);
                 }
             }
-            let trials = (now - start).as_secs() / LIMITS.cooldown.as_secs();
-            prop_assert!(attempts <= u64::from(LIMITS.failures) + trials, "{} attempts", attempts);
+            let trials = (now - start).as_secs() / THRESHOLDS.cooldown.as_secs();
+            prop_assert!(attempts <= u64::from(THRESHOLDS.failures) + trials, "{} attempts", attempts);
         }
 
         #[test]
         fn refuses_exactly_when_it_says_it_is_open(steps in proptest::collection::vec((0_u8..3, 0_u64..60), 0..100)) {
-            let mut now = Instant::now();
-            let mut breaker = Breaker::new(LIMITS);
+            let mut now = Duration::ZERO;
+            let mut breaker = Breaker::new(THRESHOLDS);
             for (step, seconds) in steps {
                 now += Duration::from_secs(seconds);
                 let open = breaker.is_open(now);

@@ -5,26 +5,47 @@ use std::sync::Once;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use uuid::Uuid;
 
 use super::question::start_of;
 use super::retry::{Class, Failure};
+use super::transport::{Attempt, Connector, Transport};
 use super::{PoolsError, REPLY_BYTES_MAX};
 use crate::serve::openai::error::ErrorBody;
 
+/// Connects over HTTP and HTTPS.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HttpsConnector;
+
+impl Connector for HttpsConnector {
+    fn connect(
+        &self,
+        url: &str,
+        api_key_file: Option<&Path>,
+    ) -> Result<Box<dyn Transport>, PoolsError> {
+        Ok(Box::new(Https {
+            client: client()?,
+            url: format!("{}/chat/completions", url.trim_end_matches('/')),
+            api_key_file: api_key_file.map(Path::to_owned),
+        }))
+    }
+}
+
 /// A pool behind a URL.
 #[derive(Debug)]
-pub(super) struct Https {
+struct Https {
     client: reqwest::Client,
     url: String,
     api_key_file: Option<PathBuf>,
 }
 
-/// The connections that all HTTPS pools share.
-pub(super) fn client() -> Result<reqwest::Client, PoolsError> {
+fn client() -> Result<reqwest::Client, PoolsError> {
     static RING: Once = Once::new();
     RING.call_once(|| {
-        // Already installed by somebody else is just as good.
+        // One that is installed already is just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
     reqwest::Client::builder()
@@ -38,17 +59,16 @@ pub(super) fn client() -> Result<reqwest::Client, PoolsError> {
         })
 }
 
-impl Https {
-    pub(super) fn new(client: reqwest::Client, base: &str, api_key_file: Option<PathBuf>) -> Self {
-        Https {
-            client,
-            url: format!("{}/chat/completions", base.trim_end_matches('/')),
-            api_key_file,
-        }
+impl Transport for Https {
+    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+        self.post(Uuid::from_bytes(attempt.question), attempt.body.clone())
+            .boxed()
     }
+}
 
+impl Https {
     /// Posts `body` and returns the reply's body.
-    pub(super) async fn attempt(&self, id: uuid::Uuid, body: Bytes) -> Result<Bytes, Failure> {
+    async fn post(&self, id: Uuid, body: Bytes) -> Result<Bytes, Failure> {
         let mut request = self
             .client
             .post(&self.url)
@@ -57,11 +77,8 @@ impl Https {
         if let Some(file) = &self.api_key_file {
             request = request.header(AUTHORIZATION, bearer(file).await?);
         }
-        let mut response = request
-            .body(body)
-            .send()
-            .await
-            .map_err(|error| unsent(&error))?;
+        let sent = request.body(body).send().await;
+        let mut response = sent.map_err(|error| unsent(&error))?;
         let status = response.status().as_u16();
         let retry_after = response
             .headers()

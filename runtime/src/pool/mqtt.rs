@@ -7,12 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::https::message;
 use super::retry::{Class, Failure};
-use super::{QuestionId, REPLY_BYTES_MAX, Spent};
+use super::transport::{Attempt, Transport};
+use super::{QuestionId, REPLY_BYTES_MAX};
 use crate::deliver::mqtt::{Link, LinkError, LinkState, Publication, Qos};
 
 /// Where requests to a pool go.
@@ -41,6 +45,16 @@ pub(super) struct Mqtt {
     replies: Arc<Replies>,
 }
 
+impl Transport for Mqtt {
+    fn is_up(&self) -> bool {
+        self.link.state() == LinkState::Up
+    }
+
+    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+        self.request(attempt).boxed()
+    }
+}
+
 impl Mqtt {
     pub(super) fn new(link: Link, pool: String, replies: Arc<Replies>) -> Self {
         Mqtt {
@@ -50,37 +64,33 @@ impl Mqtt {
         }
     }
 
-    /// Whether there is a broker session to ask over.
-    pub(super) fn is_up(&self) -> bool {
-        self.link.state() == LinkState::Up
-    }
-
-    /// Publishes `body` and waits for its reply; the broker forgets the request after `remaining`.
+    /// Publishes the request and waits for its reply; the broker forgets the request at the
+    /// deadline.
     ///
-    /// Where `again` allows it, a request without a reply by half of that time is published once
-    /// more: a worker may have died over it, and not every broker gives its unacknowledged requests
-    /// to another. The first reply to either counts.
-    pub(super) async fn attempt(
-        &self,
-        id: QuestionId,
-        body: Bytes,
-        remaining: Duration,
-        again: Option<&mut Spent>,
-    ) -> Result<Bytes, Failure> {
+    /// Where a second copy may be sent, a request without a reply by half of the remaining time is
+    /// published once more: a worker may have died over it, and not every broker gives its
+    /// unacknowledged requests to another. The first reply to either counts.
+    async fn request(&self, attempt: Attempt<'_>) -> Result<Bytes, Failure> {
+        let Attempt {
+            question: id,
+            body,
+            remaining,
+            resend,
+        } = attempt;
         // Before publishing: the reply may be here before the PUBACK is.
         let mut waiter = self.replies.expect(id);
         self.publish(id, body.clone(), remaining).await?;
-        let reply = match again {
+        let reply = match resend {
             None => waiter.reply().await,
-            Some(spent) => match tokio::time::timeout(remaining / 2, waiter.reply()).await {
+            Some(spent) => match timeout(remaining / 2, waiter.reply()).await {
                 Ok(reply) => reply,
                 Err(_) => {
-                    // The broker has the first request, and the session keeps its reply for us: it
-                    // may come though this one is not sent.
+                    // The broker has the first request, and the session keeps its reply: it may
+                    // come even if this copy is not sent.
                     match self.publish(id, body.clone(), remaining / 2).await {
-                        Ok(()) => spent.sent(&body),
+                        Ok(()) => spent.sent(body),
                         Err(failure) => {
-                            debug!(pool = self.pool, "not sent once more: {}", failure.detail)
+                            debug!(pool = self.pool, "not sent once more: {}", failure.detail);
                         }
                     }
                     waiter.reply().await
@@ -126,7 +136,7 @@ impl Mqtt {
 }
 
 fn status(reply: &Publication) -> Option<u16> {
-    // A status nobody can read is still no success.
+    // A status that cannot be read is still no success.
     property(reply, STATUS).map(|status| status.parse().unwrap_or(500))
 }
 
@@ -138,7 +148,7 @@ fn property<'a>(reply: &'a Publication, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.as_str())
 }
 
-/// Who waits for which reply.
+/// The calls that wait for a reply.
 #[derive(Debug)]
 pub(super) struct Replies {
     pub(super) topic: String,
@@ -157,7 +167,7 @@ impl Replies {
         }
     }
 
-    /// Registers a waiter, who is forgotten when dropped.
+    /// Registers a waiter, which is removed when dropped.
     fn expect(self: &Arc<Self>, id: QuestionId) -> Waiter {
         let (sender, receiver) = oneshot::channel();
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
@@ -170,7 +180,7 @@ impl Replies {
         }
     }
 
-    /// Hands a reply to whoever waits for it. Wrong, late, repeated and retained replies are
+    /// Hands a reply to its waiter. Wrong, late, repeated and retained replies are
     /// dropped and counted.
     pub(super) fn deliver(&self, reply: Publication) -> bool {
         let id = reply

@@ -1,13 +1,17 @@
 //! A question to the request body that carries it, and the reply's body to an answer. Pure; both
 //! transports share it.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool};
 use serde_json::{Value, json};
 
-use super::{PoolQuestion, reading};
+use super::{EscalationError, PoolQuestion, reading};
+use crate::decide::router::Reason;
+use crate::deliver::event::{By, Place, Settled};
 use crate::serve::openai::Completion;
 
 /// The chat-completion request that puts `question` to `pool`: picture first, then text.
@@ -61,24 +65,47 @@ fn schema(answers: &[String]) -> Value {
 /// Longest free text that is taken from a pool, in bytes: it goes into every step of its event.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
-/// What a reply says to a question.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Said {
-    /// One of the answers, or free text.
-    pub answer: String,
-    /// Who answered; empty when the reply does not say.
-    pub model: String,
-    /// Probability of the answer, 0..=1, when the reply carries one.
-    pub confidence: Option<f64>,
-    /// Tokens written, when the reply says.
-    pub tokens_out: Option<u64>,
-}
-
-/// Reads a reply.
+/// The answer that `pool` gave with `completion`, `latency` after it was asked.
 ///
 /// # Errors
-/// In words, when it holds no content or none of the answers.
-pub fn said(completion: &Completion, answers: &[String]) -> Result<Said, String> {
+/// When the completion has no content, or none of `answers`.
+pub fn settle(
+    pool: &str,
+    completion: &Completion,
+    answers: &[String],
+    latency: Duration,
+) -> Result<Settled, EscalationError> {
+    let answer = answer(completion, answers)
+        .map_err(|detail| EscalationError::of_pool(pool, Reason::InvalidFormat, detail))?;
+    let confidence = confidence(completion);
+    let model = match completion.model.as_str() {
+        "" => pool,
+        model => model,
+    };
+    Ok(Settled {
+        text: answer.to_owned(),
+        confidence,
+        confidence_kind: if confidence.is_some() { "pool" } else { "none" },
+        by: By {
+            place: Place::Pool,
+            pool: Some(pool.to_owned()),
+            model: model.to_owned(),
+            model_sha256: None,
+            backend: None,
+            ep: "remote".into(),
+            total: latency,
+            prefill: None,
+            decode: None,
+            tokens_out: completion.usage.map(|usage| usage.completion_tokens),
+        },
+    })
+}
+
+/// The answer in a completion: one of `answers`, or free text where there are none.
+///
+/// # Errors
+/// In words, when the completion has no content or none of the answers.
+pub fn answer<'a>(completion: &'a Completion, answers: &'a [String]) -> Result<&'a str, String> {
     let content = content(completion)?;
     if answers.is_empty() && content.len() > ANSWER_BYTES_MAX {
         return Err(format!(
@@ -86,21 +113,13 @@ pub fn said(completion: &Completion, answers: &[String]) -> Result<Said, String>
             content.len()
         ));
     }
-    let Some(answer) = reading::read(content, answers) else {
-        return Err(match answers {
-            [] => "the reply's content is empty".to_owned(),
-            answers => format!(
-                "expected one of {}, got {:?}",
-                answers.join(", "),
-                start_of(content)
-            ),
-        });
-    };
-    Ok(Said {
-        answer: answer.to_owned(),
-        model: completion.model.clone(),
-        confidence: confidence(completion),
-        tokens_out: completion.usage.map(|usage| usage.completion_tokens),
+    reading::read(content, answers).ok_or_else(|| match answers {
+        [] => "the reply's content is empty".to_owned(),
+        answers => format!(
+            "expected one of {}, got {:?}",
+            answers.join(", "),
+            start_of(content)
+        ),
     })
 }
 
@@ -143,8 +162,6 @@ pub(crate) fn start_of(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use std::time::Duration;
 
     use firmware_config::agent::PoolTransport;
 
@@ -199,25 +216,18 @@ pub(crate) mod tests {
     #[test]
     fn replies_of_sparse_servers_are_read() {
         let sparse = reply(json!({"choices": [{"message": {"content": "Yes."}}]}));
-        let said = said(&sparse, &question(&["yes", "no"]).answers).unwrap();
+        let answers = question(&["yes", "no"]).answers;
+        let settled = settle("big", &sparse, &answers, Duration::from_millis(7)).unwrap();
         assert_eq!(
-            said,
-            Said {
-                answer: "yes".into(),
-                model: String::new(),
-                confidence: None,
-                tokens_out: None
-            }
+            (settled.text.as_str(), settled.by.model.as_str()),
+            ("yes", "big"),
+            "a reply without a model is the pool's"
         );
+        assert_eq!((settled.confidence, settled.by.tokens_out), (None, None));
         let parts = reply(
             json!({"choices": [{"message": {"content": [{"type": "text", "text": "{\"answer\":"}, {"text": "\"no\"}"}]}}]}),
         );
-        assert_eq!(
-            super::said(&parts, &question(&["yes", "no"]).answers)
-                .unwrap()
-                .answer,
-            "no"
-        );
+        assert_eq!(answer(&parts, &answers), Ok("no"));
     }
 
     #[test]
@@ -229,7 +239,7 @@ pub(crate) mod tests {
             json!({"choices": [{"message": {"content": null, "refusal": "I will not"}}]}),
             json!({"choices": [{"message": {"content": "perhaps"}}]}),
         ]
-        .map(|value| said(&reply(value), &answers).unwrap_err())
+        .map(|value| answer(&reply(value), &answers).unwrap_err())
         .into();
         insta::assert_snapshot!(errors.join("\n"), @r#"
         the reply has no choices
@@ -241,16 +251,12 @@ pub(crate) mod tests {
 
     #[test]
     fn free_text_has_a_limit() {
-        let long = |bytes: usize| {
-            said(
-                &reply(json!({"choices": [{"message": {"content": "x".repeat(bytes)}}]})),
-                &[],
-            )
-        };
-        assert!(long(ANSWER_BYTES_MAX).is_ok());
+        let free_text =
+            |bytes: usize| reply(json!({"choices": [{"message": {"content": "x".repeat(bytes)}}]}));
+        assert!(answer(&free_text(ANSWER_BYTES_MAX), &[]).is_ok());
         assert_eq!(
-            long(ANSWER_BYTES_MAX + 1).unwrap_err(),
-            "the answer has 16385 bytes, at most 16384 are taken"
+            answer(&free_text(ANSWER_BYTES_MAX + 1), &[]),
+            Err("the answer has 16385 bytes, at most 16384 are taken".to_owned())
         );
     }
 

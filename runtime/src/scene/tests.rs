@@ -1,278 +1,388 @@
-//! A scene with a scripted model, real pools that nobody answers for, and its posts read like a
-//! subscriber would.
+//! A scene's core, fed input by input, and its effects read like a subscriber would.
 
-use std::net::TcpListener;
+use std::time::Duration;
 
-use firmware_config::agent::AgentConfig;
+use bytes::Bytes;
+use firmware_config::agent::{AgentConfig, KillSwitch};
 use jiff::Timestamp;
+use vlm::Picture;
+use vlm::answer::{Answer, Confidence, ConfidenceSource, FinishReason, Timings};
 
-use super::*;
-use crate::deliver::event::Draft;
-use crate::deliver::mqtt::{Link, LinkOptions};
-use crate::infer::tests::Scripted;
-use crate::observe::Log;
+use super::core::{CallId, Effect, Input, SceneCore};
+use crate::capture::admitted::AdmittedFrame;
+use crate::capture::status::{CameraState, CameraStatus};
+use crate::decide::call::Called;
+use crate::decide::router::Reason;
+use crate::deliver::event::{By, Place, Settled};
+use crate::deliver::post::{Kind, Post};
+use crate::environment::random::Random;
+use crate::observe::Record;
+use crate::pool::{EscalationError, Spent};
 
-const CAMERA: &str = r#"
+const CONFIG: &str = r#"
 [node]
 id = "gate-01"
 [model]
 bundle = "/nowhere"
+[mqtt]
+url = "mqtt://127.0.0.1:1883"
 [[camera]]
 id = "yard"
-source = "dir:///frames"
-rate = "1/s"
+source = "rtsp://192.0.2.7/1"
 [[camera.rule]]
 id = "person"
 question = "Is there a person?"
 answers = ["yes", "no"]
 alert = ["yes"]
+[[pool]]
+id = "big"
+mqtt = true
+model = "m"
 "#;
 
-/// A rule's camera, its surroundings with what is posted, and the thread of its model.
 struct Rig {
-    scene: Scene,
-    posted: mpsc::Receiver<Post>,
-    frames: (handoff::Sender<Sighting>, handoff::Receiver<Sighting>),
-    status: (watch::Sender<CameraStatus>, watch::Receiver<CameraStatus>),
-    deadline: (
-        watch::Sender<Option<Instant>>,
-        watch::Receiver<Option<Instant>>,
-    ),
-    in_force: InForce,
+    core: SceneCore,
+    now: Duration,
+    frames: u64,
 }
 
 impl Rig {
-    /// A scene whose model says `yes` with the probability `p`, and the rest of its configuration.
-    fn new(p: f64, rest: &str) -> Rig {
-        let config =
-            AgentConfig::parse(&format!("{CAMERA}{rest}"), "egret.toml").expect("a configuration");
-        let link = config
-            .mqtt
-            .clone()
-            .map(|mqtt| Link::open(LinkOptions::new(mqtt, "scene")).0);
-        let pools = Pools::new(&config.pools, link, &config.node.id).expect("pools");
-        let (model, inference) = crate::infer::channel(Scripted::new(move |_| ("yes".into(), p)));
-        std::thread::spawn(move || inference.run());
-        let (posts, posted) = mpsc::channel(64);
-        let in_force = InForce::new(&config.policy);
-        let around = Surroundings {
-            node: config.node.id.clone(),
-            model,
-            pools,
-            in_force: in_force.clone(),
-            posts,
-            clock: Arc::new(Clock::start()),
-            metrics: Arc::default(),
-            watcher: Arc::new(Log),
-        };
+    fn new(rest: &str) -> Rig {
+        let text = format!("{CONFIG}{rest}");
+        let config = AgentConfig::parse(&text, "egret.toml").expect("a configuration");
         let online = CameraStatus {
             state: CameraState::Online,
-            ..CameraStatus::opening()
+            ..CameraStatus::opening(Timestamp::UNIX_EPOCH)
         };
+        let core = SceneCore::new(
+            "gate-01",
+            &config.cameras[0],
+            |_| config.pools.first(),
+            crate::infer::tests::identity(),
+            online,
+            Random::seeded(1),
+        );
         Rig {
-            scene: Scene::new(&config.cameras[0], around),
-            posted,
-            frames: handoff::latest(),
-            status: watch::channel(online),
-            deadline: watch::channel(None),
-            in_force,
+            core,
+            now: Duration::ZERO,
+            frames: 0,
         }
     }
 
-    /// Runs the scene on one frame to its end, while `meanwhile` may do things to it; then
-    /// everything that was posted, a line each.
-    async fn told(self, meanwhile: impl AsyncFnOnce(&Outside)) -> String {
-        let Rig {
-            scene,
-            mut posted,
-            frames: (sender, frames),
-            status,
-            deadline,
-            in_force,
-        } = self;
-        let running = tokio::spawn(scene.run(frames, status.1, deadline.1));
-        sender.hand_over(sighting());
-        let outside = Outside {
-            status: status.0,
-            deadline: deadline.0,
-            in_force,
-        };
-        meanwhile(&outside).await;
-        drop(sender);
-        running.await.expect("the scene ends");
-        let mut lines = Vec::new();
-        while let Some(post) = posted.recv().await {
-            lines.extend(line(post));
-        }
-        lines.join("\n")
+    fn on(&mut self, input: Input) -> Vec<Effect> {
+        self.core.on(input, self.now)
+    }
+
+    /// Everything that comes of one frame and its local answer, as lines; and the call, if one is
+    /// wanted.
+    fn look(&mut self, answer: &str, p: f64, kill_switch: KillSwitch) -> (String, Option<CallId>) {
+        self.frames += 1;
+        let mut effects = self.on(Input::Frame(frame(self.frames)));
+        let answer = Ok(local(answer, p));
+        effects.extend(self.on(Input::Answer {
+            answer,
+            kill_switch,
+        }));
+        let call = effects.iter().find_map(|effect| match effect {
+            Effect::Call { call, .. } => Some(*call),
+            _ => None,
+        });
+        (lines(&effects), call)
     }
 }
 
-/// What the rest of the agent may do to a scene.
-struct Outside {
-    status: watch::Sender<CameraStatus>,
-    deadline: watch::Sender<Option<Instant>>,
-    in_force: InForce,
-}
-
-fn sighting() -> Sighting {
-    let picture = Picture::from_rgb(1, 1, vec![0; 3]).expect("one pixel");
-    Sighting {
-        number: 1,
+fn frame(number: u64) -> AdmittedFrame {
+    AdmittedFrame {
+        number,
         time: Timestamp::UNIX_EPOCH,
         name: None,
-        picture,
+        picture: Picture::from_rgb(1, 1, vec![0; 3]).expect("one pixel"),
         jpeg: Bytes::from_static(b"\xff\xd8"),
-        sha256: "f1".into(),
+        sha256: format!("f{number}"),
     }
 }
 
-/// Events, and states that are not known any more.
-fn line(post: Post) -> Option<String> {
-    match post {
-        Post::Event { draft, .. } => {
-            let Draft {
-                step,
-                settled,
-                state,
-                escalation,
-                ..
-            } = *draft;
-            let reasons: Vec<_> = escalation
+fn local(text: &str, p: f64) -> Answer {
+    Answer {
+        text: text.into(),
+        finish_reason: FinishReason::Stop,
+        tokens: Vec::new(),
+        candidates: Vec::new(),
+        confidence: Confidence {
+            p,
+            source: ConfidenceSource::Candidates,
+        },
+        prompt_tokens: 81,
+        timings: Timings::default(),
+        trace: None,
+    }
+}
+
+fn called(result: Result<&str, Reason>) -> Called<Settled> {
+    let settled = |text: &str| Settled {
+        text: text.into(),
+        confidence: None,
+        confidence_kind: "none",
+        by: By {
+            place: Place::Pool,
+            pool: Some("big".into()),
+            model: "m".into(),
+            model_sha256: None,
+            backend: None,
+            ep: "remote".into(),
+            total: Duration::from_secs(1),
+            prefill: None,
+            decode: None,
+            tokens_out: None,
+        },
+    };
+    Called {
+        pool: "big".into(),
+        result: result
+            .map(settled)
+            .map_err(|reason| EscalationError::new(reason, "why")),
+        spent: Spent::default(),
+        cost_usd: None,
+        latency: Duration::from_secs(1),
+    }
+}
+
+/// Events, states of one word, and what is asked of the outside; other effects are left out.
+fn lines(effects: &[Effect]) -> String {
+    let lines = effects.iter().filter_map(|effect| match effect {
+        Effect::Ask(requests) => Some(format!("ask {}", requests.len())),
+        Effect::StopAsking => Some("stop asking".into()),
+        Effect::Call { pool, .. } => Some(format!("call {pool:?}")),
+        Effect::Recall(_) => Some("recall".into()),
+        Effect::Post(Post::Event { draft, .. }) => {
+            let reasons: Vec<_> = draft
+                .escalation
                 .reasons
                 .iter()
-                .map(|reason| reason.as_str())
+                .map(|r| r.as_str())
                 .collect();
             Some(format!(
-                "{step:?} {} {} {:?} {}",
-                settled.text,
-                state.as_str(),
-                escalation.outcome,
-                reasons.join("+")
+                "{:?} {} {} {:?} {}{}",
+                draft.step,
+                draft.settled.text,
+                draft.state.as_str(),
+                draft.escalation.outcome,
+                reasons.join("+"),
+                if draft.late { " late" } else { "" },
             ))
         }
-        Post::Standing {
+        Effect::Post(Post::Retained {
             topic,
             payload,
             kind: Kind::Word,
-        } => Some(format!("{topic} {}", String::from_utf8_lossy(&payload))),
-        Post::Standing { .. } => None,
-    }
+        }) => Some(format!("{topic} {}", String::from_utf8_lossy(payload))),
+        Effect::Post(Post::Retained { .. }) => None,
+        Effect::Record(Record::AnswerFailed { error, .. }) => Some(format!("failed: {error}")),
+        Effect::Record(Record::TimedOut { .. }) => Some("timed out".into()),
+        Effect::Record(Record::Event { seq, .. }) => Some(format!("stored {seq}")),
+        Effect::Record(_) => None,
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-/// A pool that takes connections and says nothing.
-fn silent_pool() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}/v1", listener.local_addr().expect("bound"));
-    let pool = format!(
-        "[[pool]]\nid = \"big\"\nurl = \"{url}\"\nmodel = \"m\"\ndeadline = \"60s\"\nusd-per-call = 0.01\n"
+#[test]
+fn a_sure_answer_is_kept_and_ends_with_the_frames() {
+    let mut rig = Rig::new("");
+    let (seen, call) = rig.look("yes", 0.95, KillSwitch::Off);
+    assert_eq!(
+        (seen.as_str(), call),
+        ("ask 1\nNew yes ON None CONFIDENT", None)
     );
-    (listener, pool)
+    let ended = rig.on(Input::FramesEnded);
+    assert_eq!(lines(&ended), "End yes ON None CONFIDENT");
+    assert!(rig.core.is_finished());
 }
 
-#[tokio::test]
-async fn what_is_in_the_way_of_an_escalation_is_its_first_reason() {
-    let (_listener, pool) = silent_pool();
-    let broker = "[mqtt]\nurl = \"mqtt://127.0.0.1:1\"\n";
-    for (reason, rest) in [
-        ("NO_CAPABLE_MODEL", String::new()),
-        ("NO_CAPABLE_MODEL", format!("{pool}images = false\n")),
-        (
-            "LINK_DOWN",
-            format!("{broker}[[pool]]\nid = \"big\"\nmqtt = true\nmodel = \"m\"\n"),
-        ),
-        (
-            "BUDGET_CALLS",
-            format!("{pool}[policy]\ncalls-per-minute = 0\n"),
-        ),
-        (
-            "BUDGET_BYTES",
-            format!("{pool}[policy]\nbytes-per-minute = \"1B\"\n"),
-        ),
-        (
-            "BUDGET_USD",
-            format!("{pool}[policy]\nusd-per-day = 0.001\n"),
-        ),
-        (
-            "KILL_SWITCH",
-            format!("{pool}[policy]\nkill-switch = \"local-only\"\n"),
-        ),
+#[test]
+fn an_unsure_answer_waits_for_its_call_to_be_made() {
+    let mut rig = Rig::new("");
+    let (seen, call) = rig.look("yes", 0.6, KillSwitch::Off);
+    assert_eq!(seen, "ask 1\ncall Some(\"big\")", "no event yet");
+    let call = call.expect("a call");
+    let made = rig.on(Input::CallMade(call));
+    assert_eq!(lines(&made), "New yes ON Pending LOW_CONFIDENCE");
+    let ended = rig.on(Input::CallEnded(call, called(Ok("no"))));
+    assert_eq!(lines(&ended), "Update no OFF Answered LOW_CONFIDENCE");
+    let again = rig.on(Input::CallEnded(call, called(Ok("yes"))));
+    assert_eq!(lines(&again), "", "a call ends once");
+}
+
+#[test]
+fn what_denies_a_call_is_its_first_reason() {
+    for reason in [
+        Reason::NoCapableModel,
+        Reason::LinkDown,
+        Reason::BreakerOpen,
+        Reason::Busy,
+        Reason::BudgetCalls,
+        Reason::BudgetBytes,
+        Reason::BudgetUsd,
     ] {
-        let told = Rig::new(0.6, &rest).told(async |_| ()).await;
-        let escalation = format!("Denied {reason}+LOW_CONFIDENCE");
-        assert_eq!(
-            told,
-            format!("New yes ON {escalation}\nEnd yes ON {escalation}"),
-            "{rest}"
-        );
+        let mut rig = Rig::new("");
+        let call = rig.look("yes", 0.6, KillSwitch::Off).1.expect("a call");
+        let denied = rig.on(Input::CallDenied(call, EscalationError::new(reason, "why")));
+        let expected = format!("New yes ON Denied {}+LOW_CONFIDENCE", reason.as_str());
+        assert_eq!(lines(&denied), expected);
     }
 }
 
-#[tokio::test]
-async fn the_default_pool_is_the_first_that_takes_pictures() {
-    let (listener, pool) = silent_pool();
-    let blind = pool.replace("\"big\"", "\"blind\"") + "images = false\n";
-    let told = Rig::new(0.6, &format!("{blind}{pool}"))
-        .told(async |outside| stop_once_asked(outside, listener).await)
-        .await;
+#[test]
+fn the_kill_switch_is_the_one_of_the_moment() {
+    let mut rig = Rig::new("");
+    let (seen, call) = rig.look("yes", 0.6, KillSwitch::LocalOnly);
+    let expected = "ask 1\nNew yes ON Denied KILL_SWITCH+LOW_CONFIDENCE";
+    assert_eq!((seen.as_str(), call), (expected, None));
+    let (seen, call) = rig.look("yes", 0.99, KillSwitch::PoolOnly);
+    assert_eq!(seen, "ask 1\ncall Some(\"big\")");
+    assert!(call.is_some());
+}
+
+#[test]
+fn a_camera_that_goes_away_ends_its_events_and_knows_nothing() {
+    let away = |state, losses| CameraStatus {
+        state,
+        reason: "gone".into(),
+        since: Timestamp::UNIX_EPOCH,
+        losses,
+    };
+    let topic = "egret/gate-01/cam/yard/rule/person/state";
+    let ends = format!("End yes ON None CONFIDENT\n{topic} unknown");
+
+    let mut rig = Rig::new("");
+    rig.look("yes", 0.95, KillSwitch::Off);
+    let stalled = rig.on(Input::Camera(away(CameraState::Stalled, 1)));
+    assert_eq!(lines(&stalled), ends);
+    let offline = rig.on(Input::Camera(away(CameraState::Offline, 1)));
+    assert_eq!(lines(&offline), "", "there is nothing left to end");
+
+    let mut rig = Rig::new("");
+    rig.look("yes", 0.95, KillSwitch::Off);
+    let back = rig.on(Input::Camera(away(CameraState::Online, 1)));
+    assert_eq!(lines(&back), ends, "it went away and came back unseen");
+
+    let mut rig = Rig::new("");
+    rig.on(Input::Frame(frame(1)));
+    rig.on(Input::Camera(away(CameraState::Stalled, 1)));
+    let answer = Ok(local("yes", 0.95));
+    let kill_switch = KillSwitch::Off;
+    let answered = rig.on(Input::Answer {
+        answer,
+        kill_switch,
+    });
+    let expected = format!("New yes ON None CONFIDENT\n{ends}");
+    assert_eq!(lines(&answered), expected, "its last frame was on its way");
+}
+
+#[test]
+fn a_stop_gives_what_was_begun_until_its_deadline() {
+    let mut rig = Rig::new("");
+    let call = rig.look("yes", 0.6, KillSwitch::Off).1.expect("a call");
+    rig.on(Input::CallMade(call));
+    rig.on(Input::Frame(frame(2)));
+    let deadline = Duration::from_secs(2);
+    assert_eq!(rig.core.next_wake(), None);
+    assert_eq!(lines(&rig.on(Input::Stop { deadline })), "");
+    assert_eq!(rig.core.next_wake(), Some(deadline));
+
+    rig.now = deadline;
+    assert_eq!(
+        lines(&rig.on(Input::Tick)),
+        "stop asking\nrecall\ntimed out"
+    );
     assert!(
-        told.starts_with("New yes ON Pending LOW_CONFIDENCE"),
-        "{told}"
+        !rig.core.is_finished(),
+        "the recalled call has an outcome to come"
     );
-}
-
-/// Lets the scene's time run out as soon as the pool has been connected to.
-async fn stop_once_asked(outside: &Outside, listener: TcpListener) {
-    let _connection = tokio::task::spawn_blocking(move || listener.accept()).await;
-    outside.deadline.send_replace(Some(Instant::now()));
-}
-
-#[tokio::test]
-async fn a_sure_answer_is_kept_without_a_pool_in_sight() {
-    let told = Rig::new(0.95, "").told(async |_| ()).await;
-    assert_eq!(told, "New yes ON None CONFIDENT\nEnd yes ON None CONFIDENT");
-}
-
-#[tokio::test]
-async fn a_call_cut_short_by_the_end_of_the_agent_has_an_outcome() {
-    let (listener, pool) = silent_pool();
-    let told = Rig::new(0.6, &pool)
-        .told(async |outside| stop_once_asked(outside, listener).await)
-        .await;
-    let expired = "yes ON Expired DEADLINE+LOW_CONFIDENCE";
+    assert_eq!(lines(&rig.on(Input::Frame(frame(3)))), "", "no more frames");
+    let ended = rig.on(Input::CallEnded(call, called(Err(Reason::Deadline))));
     assert_eq!(
-        told,
-        format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {expired}\nEnd {expired}")
+        lines(&ended),
+        "Update yes ON Expired DEADLINE+LOW_CONFIDENCE\nEnd yes ON Expired DEADLINE+LOW_CONFIDENCE"
+    );
+    assert!(rig.core.is_finished());
+    assert_eq!(
+        (rig.core.next_wake(), lines(&rig.on(Input::Tick))),
+        (None, String::new())
     );
 }
 
-#[tokio::test]
-async fn the_kill_switch_ends_a_call_under_way() {
-    let (listener, pool) = silent_pool();
-    let told = Rig::new(0.6, &pool).told(async |outside| {
-        // Its connection is there, so the question is on its way.
-        let _ = tokio::task::spawn_blocking(move || listener.accept()).await;
-        outside
-            .in_force
-            .set_kill_switch(agent::KillSwitch::LocalOnly);
+#[test]
+fn calls_under_way_are_waited_for_at_the_end_of_a_source() {
+    let mut rig = Rig::new("");
+    let call = rig.look("yes", 0.6, KillSwitch::Off).1.expect("a call");
+    rig.on(Input::CallMade(call));
+    assert_eq!(lines(&rig.on(Input::FramesEnded)), "");
+    let ended = rig.on(Input::CallEnded(call, called(Ok("yes"))));
+    assert_eq!(
+        lines(&ended),
+        "Update yes ON Answered LOW_CONFIDENCE\nEnd yes ON Answered LOW_CONFIDENCE"
+    );
+}
+
+#[test]
+fn events_are_shown_with_the_places_they_were_given_in_order() {
+    let mut rig = Rig::new("");
+    rig.look("yes", 0.95, KillSwitch::Off);
+    rig.look("no", 0.95, KillSwitch::Off);
+    let shown: Vec<_> = [7, 9, 11]
+        .map(|seq| lines(&rig.on(Input::Stored(seq))))
+        .into();
+    assert_eq!(
+        shown,
+        ["stored 7", "stored 9", "stored 11"],
+        "new, end, new"
+    );
+    assert_eq!(
+        lines(&rig.on(Input::Stored(12))),
+        "",
+        "nothing else was posted"
+    );
+}
+
+#[test]
+fn a_model_that_fails_or_is_gone_costs_answers_only() {
+    let second_rule = "[[camera]]\nid = \"gate\"\nsource = \"rtsp://192.0.2.7/2\"\n";
+    let mut rig = Rig::new(second_rule);
+    rig.on(Input::Frame(frame(1)));
+    let failed = rig.on(Input::Answer {
+        answer: Err("out of memory".into()),
+        kill_switch: KillSwitch::Off,
     });
-    let denied = "yes ON Denied KILL_SWITCH+LOW_CONFIDENCE";
+    assert_eq!(lines(&failed), "failed: out of memory");
+    rig.on(Input::Frame(frame(2)));
+    assert!(rig.core.is_asking());
     assert_eq!(
-        told.await,
-        format!("New yes ON Pending LOW_CONFIDENCE\nUpdate {denied}\nEnd {denied}")
+        lines(&rig.on(Input::ModelGone)),
+        "failed: the model was stopped"
     );
+    assert!(!rig.core.is_asking());
 }
 
-#[tokio::test]
-async fn nothing_stays_open_behind_a_camera_that_went() {
-    let told = Rig::new(0.95, "").told(async |outside| {
-        // Before the frame's answer is there: the model's thread was not even asked.
-        outside
-            .status
-            .send_modify(|status| (status.state, status.losses) = (CameraState::Stalled, 1));
-    });
-    assert_eq!(
-        told.await,
-        "New yes ON None CONFIDENT\nEnd yes ON None CONFIDENT\negret/gate-01/cam/yard/rule/person/state unknown"
+#[test]
+fn a_must_escalate_rule_is_unknown_until_a_pool_answers() {
+    let mut rig = Rig::new("");
+    let rule = "[[camera]]\nid = \"dock\"\nsource = \"rtsp://192.0.2.7/3\"\n[[camera.rule]]\nid = \"leak\"\nquestion = \"Is there a leak?\"\nanswers = [\"yes\", \"no\"]\nalert = [\"yes\"]\nroute = \"must-escalate\"\n";
+    let text = format!("{CONFIG}{rule}");
+    let config = AgentConfig::parse(&text, "egret.toml").expect("a configuration");
+    rig.core = SceneCore::new(
+        "gate-01",
+        &config.cameras[1],
+        |_| config.pools.first(),
+        crate::infer::tests::identity(),
+        CameraStatus {
+            state: CameraState::Online,
+            ..CameraStatus::opening(Timestamp::UNIX_EPOCH)
+        },
+        Random::seeded(1),
     );
+    let call = rig.look("yes", 0.99, KillSwitch::Off).1.expect("a call");
+    let made = rig.on(Input::CallMade(call));
+    assert_eq!(lines(&made), "New yes unknown Pending MUST_ESCALATE");
+    let ended = rig.on(Input::CallEnded(call, called(Ok("yes"))));
+    assert_eq!(lines(&ended), "Update yes ON Answered MUST_ESCALATE");
 }

@@ -31,9 +31,8 @@ use axum::routing::{get, post};
 use futures_util::StreamExt;
 use tokio::net::TcpListener;
 
-use crate::decide::policy::InForce;
+use crate::decide::call::Escalations;
 use crate::infer;
-use crate::pool::Pools;
 use crate::serve::chat::{self, BODY_BYTES_MAX};
 use crate::serve::openai::reply::Architecture;
 use crate::serve::openai::{ApiError, ModelEntry, ModelList};
@@ -53,10 +52,8 @@ pub struct Parts {
     pub local: infer::Handle,
     /// What it is called in replies.
     pub name: String,
-    /// Everyone else who can be asked.
-    pub pools: Pools,
-    /// Kill switch and budgets, shared with the cameras.
-    pub in_force: InForce,
+    /// Pools and policy, shared with the cameras.
+    pub escalations: Escalations,
 }
 
 /// What all requests share.
@@ -126,6 +123,7 @@ async fn answer(gateway: &Arc<Gateway>, request: Request) -> Result<Response, Ap
     place.hold(body.len() + asked.picture_bytes())?;
     let pools: Vec<String> = gateway
         .parts
+        .escalations
         .pools
         .iter()
         .map(|pool| pool.id.clone())
@@ -191,6 +189,7 @@ async fn models(State(gateway): State<Arc<Gateway>>) -> axum::Json<ModelList> {
     data.extend(
         gateway
             .parts
+            .escalations
             .pools
             .iter()
             .map(|pool| entry(pool.id.clone(), "pool", pool.images, pool.usd_per_call)),

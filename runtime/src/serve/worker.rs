@@ -23,6 +23,7 @@ use crate::commands::server::{self, ModelArgs};
 use crate::deliver::mqtt::{
     Deliveries, Delivery, Link, LinkError, LinkOptions, LinkState, Publication, Qos,
 };
+use crate::environment::Environment;
 use crate::infer::Handle;
 use crate::pool::mqtt::{STATUS, shared_subscription};
 use crate::serve::chat::completion::{self, Head};
@@ -108,7 +109,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         }
     }
     let address = format!("{}:{}", mqtt.url.host, mqtt.url.port);
-    let (link, task, deliveries) = Link::open(LinkOptions {
+    let environment = Environment::system();
+    let options = LinkOptions {
         // With the session go its unacknowledged requests, which the broker then gives to other
         // workers.
         session_expiry: Duration::ZERO,
@@ -119,7 +121,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         packet_bytes_max: BODY_BYTES_MAX as u32 + PACKET_OVERHEAD,
         manual_acks: true,
         ..LinkOptions::new(mqtt, format!("egret-worker-{}", Uuid::now_v7().simple()))
-    });
+    };
+    let (link, task, deliveries) = Link::open(options, &environment);
     let started = format!(
         "egret worker: {} answers pool {} on {address}",
         server::describe(&model.identity().name, &model),

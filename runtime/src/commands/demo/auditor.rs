@@ -19,9 +19,10 @@ use super::children::Sidecar;
 use super::config::{NODE, POOL};
 use super::summary::Pair;
 use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, Qos};
+use crate::environment::Environment;
 use crate::observe::LocalAnswer;
 use crate::pool::mqtt::reply_topic;
-use crate::pool::{PoolQuestion, Pools};
+use crate::pool::{PoolQuestion, Pools, Spent};
 
 /// Questions to the pool at one time, after the replay.
 const ASKED_AT_ONCE: usize = 4;
@@ -57,12 +58,13 @@ impl Auditor {
             session_expiry: Duration::ZERO,
             ..LinkOptions::new(mqtt, format!("egret-{node}"))
         };
-        let (link, task, deliveries) = Link::open(options);
+        let environment = Environment::system();
+        let (link, task, deliveries) = Link::open(options, &environment);
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(task.run(async {
             let _ = stopped.await;
         }));
-        let pools = Pools::new(&config.pools, Some(link), &node)?;
+        let pools = Pools::new(&config.pools, Some(link), &node, &environment)?;
         let (count, received) = watch::channel(0);
         tokio::spawn(listen(deliveries, pools.clone(), count));
         Ok(Auditor {
@@ -90,7 +92,12 @@ impl Auditor {
                 max_tokens: 1,
             };
             let patience = Duration::from_millis(500);
-            match timeout(patience, self.pools.ask(POOL, &question)).await {
+            match timeout(
+                patience,
+                self.pools.ask(POOL, &question, &mut Spent::default()),
+            )
+            .await
+            {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) if started.elapsed() > limit => return Err(error.into()),
                 Err(_) if started.elapsed() > limit => {
@@ -132,10 +139,10 @@ impl Auditor {
                 // Without an answer the comparison is not complete, and the summary says so.
                 pair.pool_afterwards = self
                     .pools
-                    .ask(POOL, &question)
+                    .ask(POOL, &question, &mut Spent::default())
                     .await
                     .ok()
-                    .map(|reply| reply.answer);
+                    .map(|answer| answer.text);
             })
             .await;
     }

@@ -10,7 +10,7 @@ use super::view::View;
 use crate::capture::gate::Decision;
 use crate::commands::labels::Label;
 use crate::deliver::event::Step;
-use crate::observe::{LocalAnswer, Record, Watcher};
+use crate::observe::{LocalAnswer, Observer, Record};
 
 /// (camera, frame number, rule).
 type Key = (String, u64, String);
@@ -119,8 +119,8 @@ impl Ledger {
     }
 }
 
-impl Watcher for Ledger {
-    fn see(&self, record: Record) {
+impl Observer for Ledger {
+    fn observe(&self, record: &Record) {
         match record {
             Record::Frame {
                 cam,
@@ -128,32 +128,33 @@ impl Watcher for Ledger {
                 decision: Decision::Admit(_),
                 ..
             } => {
-                self.books().admitted.insert((cam, frame), Instant::now());
+                self.books()
+                    .admitted
+                    .insert((cam.clone(), *frame), Instant::now());
             }
-            Record::Answer(answer) => self.answered(*answer),
+            Record::Answer(answer) => self.answered((**answer).clone()),
             Record::Outcome {
                 cam,
                 frame,
                 rule,
-                result,
-                attempts,
-                bytes_up,
+                called,
             } => {
                 let mut books = self.books();
-                books.bytes_up += bytes_up;
-                let Some(entry) = books.entries.get_mut(&(cam, frame, rule)) else {
+                books.bytes_up += called.spent.bytes_up;
+                let Some(entry) = books.entries.get_mut(&(cam.clone(), *frame, rule.clone()))
+                else {
                     return;
                 };
-                self.view.outcome(&entry.asked, &result);
-                entry.pair.pool_calls += attempts;
-                match result {
+                self.view.outcome(&entry.asked, &called.result);
+                entry.pair.pool_calls += called.spent.attempts;
+                match &called.result {
                     Ok(pool) => {
                         entry.pair.escalated = Some(Escalated {
-                            answer: pool.text,
+                            answer: pool.text.clone(),
                             latency: entry.admitted.elapsed(),
                         })
                     }
-                    Err(reason) => entry.pair.reason = reason.as_str().to_owned(),
+                    Err(error) => entry.pair.reason = error.reason.as_str().to_owned(),
                 }
             }
             Record::Event { draft, .. } => {
@@ -161,7 +162,7 @@ impl Watcher for Ledger {
                 books.events += 1;
                 books.updates += u64::from(draft.step == Step::Update);
             }
-            Record::Frame { .. } | Record::Camera { .. } => {}
+            _ => {}
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What a person sees while the demo runs: one line for each answer, one for each word of the pool.
 
 use super::Out;
-use crate::decide::router::{Reason, Target};
+use crate::decide::router::Target;
 use crate::deliver::event::Settled;
 use crate::observe::LocalAnswer;
+use crate::pool::EscalationError;
 
 /// Prints lines, with emphasis where there is a terminal.
 #[derive(Debug, Clone)]
@@ -47,7 +48,7 @@ impl View {
     }
 
     /// What came of an escalation.
-    pub(super) fn outcome(&self, asked: &LocalAnswer, result: &Result<Box<Settled>, Reason>) {
+    pub(super) fn outcome(&self, asked: &LocalAnswer, result: &Result<Settled, EscalationError>) {
         let heard = match result {
             Ok(pool) => {
                 let change = if pool.text == asked.answer.text {
@@ -62,7 +63,7 @@ impl View {
                     pool.by.total.as_millis()
                 )
             }
-            Err(reason) => format!("no answer ({}): the box's stands", reason.as_str()),
+            Err(error) => format!("no answer ({}): the box's stands", error.reason.as_str()),
         };
         let head = format!(
             "{:<8} {:<11} {:<28}",

@@ -1,5 +1,4 @@
 use super::*;
-use crate::pool::PoolReply;
 
 pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
     Settled {
@@ -142,15 +141,6 @@ fn new_while_a_pool_is_asked() {
 
 #[test]
 fn update_with_the_pools_answer_after_the_end() {
-    let reply = PoolReply {
-        answer: "no".into(),
-        model: "example-72b".into(),
-        confidence: None,
-        latency: Duration::from_millis(1840),
-        attempts: 1,
-        bytes_up: 41_300,
-        tokens_out: Some(2),
-    };
     let mut draft = Draft {
         step: Step::Update,
         state: State::Off,
@@ -158,7 +148,23 @@ fn update_with_the_pools_answer_after_the_end() {
         first: Some(local("yes", 0.62)),
         ..draft()
     };
-    draft.settled = Settled::from_pool("vlm-large", &reply);
+    draft.settled = Settled {
+        text: "no".into(),
+        confidence: None,
+        confidence_kind: "none",
+        by: By {
+            place: Place::Pool,
+            pool: Some("vlm-large".into()),
+            model: "example-72b".into(),
+            model_sha256: None,
+            backend: None,
+            ep: "remote".into(),
+            total: Duration::from_millis(1840),
+            prefill: None,
+            decode: None,
+            tokens_out: Some(2),
+        },
+    };
     draft.escalation = Escalation {
         outcome: Outcome::Answered,
         attempts: 1,

@@ -8,8 +8,7 @@
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rumqttc::Outgoing;
@@ -19,13 +18,15 @@ use rumqttc::v5::mqttbytes::v5::{
 };
 use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::wire::{self, CONNECT_TIMEOUT, KEEP_ALIVE};
-use super::{Ack, Command, Delivery, LinkError, LinkOptions, LinkState, LinkStatus, Qos, WINDOW};
+use super::{Ack, Command, Delivery, FarSide, LinkError, LinkOptions, LinkState, Qos, WINDOW};
 use crate::environment::backoff::Backoff;
+use crate::environment::clock::Clock;
+use crate::environment::random::Random;
 
 /// First and longest wait before a reconnect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -40,6 +41,8 @@ const SHORT_LIVED_MAX: u32 = 2;
 /// MQTT's reason for a packet above a limit that the broker did not announce: mosquitto's
 /// `message_size_limit`, for one.
 const PACKET_TOO_LARGE: u8 = 0x95;
+/// Longest time from dialling to subscriptions that the broker confirmed.
+const OPENING_MAX: Duration = Duration::from_secs(2 * CONNECT_TIMEOUT.as_secs());
 /// Longest wait for the last bytes at a clean stop.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -49,12 +52,9 @@ type Reply = oneshot::Sender<Result<(), LinkError>>;
 #[derive(Debug)]
 pub struct LinkTask {
     options: LinkOptions,
-    commands: mpsc::Receiver<Command>,
-    status: watch::Sender<LinkStatus>,
-    deliveries: mpsc::Sender<Delivery>,
-    acks_tx: mpsc::Sender<(u64, u16)>,
-    acks: mpsc::Receiver<(u64, u16)>,
-    dropped: Arc<AtomicU64>,
+    far_side: FarSide,
+    clock: Clock,
+    random: Random,
     /// Whether the broker's session is known to hold our subscriptions.
     subscribed: bool,
     /// Connections tried so far; numbers the current one in acknowledgements.
@@ -70,24 +70,59 @@ enum Ended {
     Failed(String),
 }
 
+/// How far one connection is.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// Until the broker's CONNACK.
+    Connecting,
+    /// Until the broker confirmed our subscriptions.
+    Subscribing { silence_max: Duration },
+    /// Publications flow. Pings make an event every keep-alive at the latest: more silence than
+    /// that is a stuck connection.
+    Up { silence_max: Duration },
+    /// The agent stops: our last bytes have to be out by then.
+    Leaving { until: Duration },
+}
+
+impl Phase {
+    /// The broker accepted us.
+    fn is_accepted(self) -> bool {
+        !matches!(self, Phase::Connecting)
+    }
+
+    /// Publications can be sent.
+    fn is_up(self) -> bool {
+        matches!(self, Phase::Up { .. } | Phase::Leaving { .. })
+    }
+
+    fn leaving_until(self) -> Option<Duration> {
+        match self {
+            Phase::Leaving { until } => Some(until),
+            Phase::Connecting | Phase::Subscribing { .. } | Phase::Up { .. } => None,
+        }
+    }
+
+    /// How long the connection may be without any event.
+    fn silence_max(self) -> Duration {
+        match self {
+            Phase::Subscribing { silence_max } | Phase::Up { silence_max } => silence_max,
+            Phase::Connecting | Phase::Leaving { .. } => OPENING_MAX,
+        }
+    }
+}
+
 impl LinkTask {
     pub(super) fn new(
         options: LinkOptions,
-        commands: mpsc::Receiver<Command>,
-        status: watch::Sender<LinkStatus>,
-        deliveries: mpsc::Sender<Delivery>,
-        acks_tx: mpsc::Sender<(u64, u16)>,
-        acks: mpsc::Receiver<(u64, u16)>,
-        dropped: Arc<AtomicU64>,
+        far_side: FarSide,
+        clock: Clock,
+        random: Random,
     ) -> Self {
         LinkTask {
             options,
-            commands,
-            status,
-            deliveries,
-            acks_tx,
-            acks,
-            dropped,
+            far_side,
+            clock,
+            random,
             subscribed: false,
             tried: 0,
         }
@@ -105,8 +140,8 @@ impl LinkTask {
         // Connections in a row that came up and soon went down.
         let mut short_lived = 0;
         loop {
-            let connections = self.status.borrow().connections;
-            let started = Instant::now();
+            let connections = self.far_side.status.borrow().connections;
+            let started = self.clock.now();
             let (why, wait) = match self.run_once(shutdown.as_mut()).await {
                 Ended::Stopped => return self.set_state(LinkState::Down("stopped".into())),
                 Ended::TakenOver => {
@@ -124,8 +159,8 @@ impl LinkTask {
                     (why, RECONNECT.0)
                 }
                 Ended::Failed(mut why) => {
-                    if self.status.borrow().connections > connections {
-                        let steady = started.elapsed() >= STEADY_AFTER;
+                    if self.far_side.status.borrow().connections > connections {
+                        let steady = self.clock.now() - started >= STEADY_AFTER;
                         short_lived = if steady { 0 } else { short_lived + 1 };
                         if steady {
                             backoff.reset();
@@ -138,7 +173,7 @@ impl LinkTask {
                             self.options.client_id
                         );
                     }
-                    let wait = backoff.next_wait(rand::random());
+                    let wait = backoff.next_wait(self.random.unit());
                     warn!("broker {url}: {why}; next try in {wait:.1?}");
                     (why, wait)
                 }
@@ -149,7 +184,7 @@ impl LinkTask {
                 tokio::select! {
                     () = &mut wait => break,
                     () = shutdown.as_mut() => return,
-                    Some(command) = self.commands.recv() => refuse(command, &why),
+                    Some(command) = self.far_side.commands.recv() => refuse(command, &why),
                 }
             }
         }
@@ -164,86 +199,71 @@ impl LinkTask {
         self.tried += 1;
         let room = WINDOW + usize::from(self.options.receive_max) + 8;
         let (client, mut events) = AsyncClient::new(options, room);
-        let mut connection = Connection {
-            client,
-            packet_bytes_max: usize::MAX,
-            unsent: VecDeque::new(),
-            unacked: VecDeque::new(),
-            accepted: false,
-            up: false,
-        };
-        let opened = Instant::now();
-        let mut patience = CONNECT_TIMEOUT * 2;
-        // When the last bytes must be out, once we are told to stop.
-        let mut goodbye: Option<Instant> = None;
+        let mut connection = Connection::new(client);
+        let clock = self.clock.clone();
+        let opened = clock.now();
         loop {
+            let silence_max = connection.phase.silence_max();
             // The library's poll must not be dropped half-way: a packet on its way out would be
-            // lost. So it stays pinned while commands come in, and time is the only thing that ends
-            // it early, and the connection with it.
-            let mut poll = pin!(timeout(patience, events.poll()));
+            // lost. So it stays pinned while commands come in, and time is the only thing that
+            // ends it early, and the connection with it.
+            let mut poll = pin!(timeout(silence_max, events.poll()));
             let event = loop {
+                let leaving = connection.phase.leaving_until();
                 tokio::select! {
                     event = &mut poll => break event,
-                    Some(command) = self.commands.recv(), if connection.has_room() => connection.send(command),
-                    Some((came_on, pkid)) = self.acks.recv() => if came_on == self.tried { connection.ack(pkid) },
-                    () = shutdown.as_mut(), if goodbye.is_none() => {
-                        if !connection.up { return Ended::Stopped; }
-                        goodbye = Some(Instant::now() + DISCONNECT_TIMEOUT);
-                        // Behind every publication already handed over.
-                        let _ = connection.client.try_disconnect();
+                    Some(command) = self.far_side.commands.recv(), if connection.has_room() => {
+                        connection.send(command);
                     }
-                    () = sleep_until(goodbye.unwrap_or(opened)), if goodbye.is_some() => return Ended::Stopped,
+                    Some((came_on, pkid)) = self.far_side.acks.recv() => {
+                        if came_on == self.tried { connection.ack(pkid) }
+                    }
+                    () = shutdown.as_mut(), if leaving.is_none() => {
+                        if !connection.phase.is_up() { return Ended::Stopped; }
+                        connection.leave(clock.now() + DISCONNECT_TIMEOUT);
+                    }
+                    () = clock.sleep_until(leaving.unwrap_or_default()), if leaving.is_some() => {
+                        return Ended::Stopped;
+                    }
                 }
             };
+            let leaving = connection.phase.leaving_until().is_some();
             match event {
-                // Told to stop, it makes no difference how.
-                Err(_) | Ok(Err(_)) if goodbye.is_some() => return Ended::Stopped,
-                Err(_) => return Ended::Failed(format!("silent for {patience:.0?}")),
-                Ok(Err(ConnectionError::MqttState(StateError::ServerDisconnect {
-                    reason_code: DisconnectReasonCode::SessionTakenOver,
-                    ..
-                }))) => return Ended::TakenOver,
-                Ok(Err(ConnectionError::MqttState(StateError::Deserialization(
-                    MqttError::InvalidConnectReturnCode(reason),
-                )))) if connection.up => {
-                    connection.refused(reason);
-                    return Ended::Refused(format!(
-                        "it refused a publication with reason {reason:#04x}"
-                    ));
-                }
-                Ok(Err(error)) => return Ended::Failed(why(&error, connection.accepted)),
+                // When we leave, it makes no difference how the connection ends.
+                Err(_) | Ok(Err(_)) if leaving => return Ended::Stopped,
+                Err(_) => return Ended::Failed(format!("silent for {silence_max:.0?}")),
+                Ok(Err(error)) => return connection.failed(&error),
                 Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => {
-                    // A broker that wants none at all says 0.
-                    let keep_alive = connack
-                        .properties
-                        .as_ref()
-                        .and_then(|p| p.server_keep_alive)
-                        .filter(|secs| *secs > 0);
-                    let keep_alive = keep_alive.map(|secs| Duration::from_secs(secs.into()));
-                    // Pings make an event every keep-alive at the latest: a poll without any is a
-                    // stuck connection.
-                    patience = keep_alive.unwrap_or(KEEP_ALIVE) * 2;
                     self.connected(&mut connection, &connack);
                 }
                 Ok(Ok(Event::Incoming(Packet::SubAck(suback)))) => {
-                    self.subscribed(&mut connection, &suback)
+                    self.subscribed(&mut connection, &suback);
                 }
                 Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => self.deliver(publish),
-                Ok(Ok(Event::Incoming(Packet::PubAck(puback)))) => connection.acknowledged(&puback),
-                Ok(Ok(Event::Outgoing(Outgoing::Publish(pkid)))) => connection.sent(pkid),
-                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if goodbye.is_some() => {
-                    return Ended::Stopped;
+                Ok(Ok(Event::Incoming(Packet::PubAck(puback)))) => {
+                    connection.acknowledged(&puback);
                 }
+                Ok(Ok(Event::Outgoing(Outgoing::Publish(pkid)))) => connection.sent(pkid),
+                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if leaving => return Ended::Stopped,
                 Ok(Ok(event)) => debug!("{event:?}"),
             }
-            if !connection.up && opened.elapsed() > CONNECT_TIMEOUT * 2 {
+            if !connection.phase.is_up() && clock.now() - opened > OPENING_MAX {
                 return Ended::Failed("the broker did not confirm our subscriptions".into());
             }
         }
     }
 
     fn connected(&mut self, connection: &mut Connection, connack: &ConnAck) {
-        connection.accepted = true;
+        // A broker that wants no keep-alive at all says 0.
+        let keep_alive = connack
+            .properties
+            .as_ref()
+            .and_then(|properties| properties.server_keep_alive)
+            .filter(|secs| *secs > 0)
+            .map_or(KEEP_ALIVE, |secs| Duration::from_secs(secs.into()));
+        connection.phase = Phase::Subscribing {
+            silence_max: keep_alive * 2,
+        };
         if let Some(limit) = connack.properties.as_ref().and_then(|p| p.max_packet_size) {
             connection.packet_bytes_max = limit as usize;
         }
@@ -287,12 +307,14 @@ impl LinkTask {
     }
 
     fn up(&mut self, connection: &mut Connection) {
-        connection.up = true;
+        connection.phase = Phase::Up {
+            silence_max: connection.phase.silence_max(),
+        };
         info!(
             "connected to {}:{}",
             self.options.mqtt.url.host, self.options.mqtt.url.port
         );
-        self.status.send_modify(|status| {
+        self.far_side.status.send_modify(|status| {
             status.state = LinkState::Up;
             status.connections += 1;
         });
@@ -303,20 +325,22 @@ impl LinkTask {
         let ack = waits_for_ack.then(|| Ack {
             pkid: publish.pkid,
             connection: self.tried,
-            queue: self.acks_tx.clone(),
+            queue: self.far_side.acks_sender.clone(),
         });
         // Never wait here: a slow reader would stop the pings, and with them the connection.
-        if let Err(error) = self.deliveries.try_send(Delivery {
+        if let Err(error) = self.far_side.deliveries.try_send(Delivery {
             publication: wire::received(publish),
             ack,
         }) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.far_side.dropped.fetch_add(1, Ordering::Relaxed);
             warn!("dropped a delivery: {error}");
         }
     }
 
     fn set_state(&self, state: LinkState) {
-        self.status.send_modify(|status| status.state = state);
+        self.far_side
+            .status
+            .send_modify(|status| status.state = state);
     }
 }
 
@@ -352,18 +376,53 @@ struct Connection {
     unsent: VecDeque<(Qos, String, Reply)>,
     /// Written with QoS 1, in order, by packet id. A broker acknowledges in the same order.
     unacked: VecDeque<(u16, String, Reply)>,
-    /// The broker's CONNACK was there.
-    accepted: bool,
-    up: bool,
+    phase: Phase,
 }
 
 impl Connection {
+    fn new(client: AsyncClient) -> Self {
+        Connection {
+            client,
+            packet_bytes_max: usize::MAX,
+            unsent: VecDeque::new(),
+            unacked: VecDeque::new(),
+            phase: Phase::Connecting,
+        }
+    }
+
+    /// Says goodbye behind every publication already handed over, so that the last will is not
+    /// sent.
+    fn leave(&mut self, until: Duration) {
+        self.phase = Phase::Leaving { until };
+        // Without room for it the time limit ends the connection.
+        let _ = self.client.try_disconnect();
+    }
+
+    /// The library ended the connection.
+    fn failed(&mut self, error: &ConnectionError) -> Ended {
+        match error {
+            ConnectionError::MqttState(StateError::ServerDisconnect {
+                reason_code: DisconnectReasonCode::SessionTakenOver,
+                ..
+            }) => Ended::TakenOver,
+            ConnectionError::MqttState(StateError::Deserialization(
+                MqttError::InvalidConnectReturnCode(reason),
+            )) if self.phase.is_up() => {
+                self.refused(*reason);
+                Ended::Refused(format!(
+                    "it refused a publication with reason {reason:#04x}"
+                ))
+            }
+            error => Ended::Failed(why(error, self.phase.is_accepted())),
+        }
+    }
+
     fn has_room(&self) -> bool {
-        !self.up || self.unsent.len() + self.unacked.len() < WINDOW
+        !self.phase.is_up() || self.unsent.len() + self.unacked.len() < WINDOW
     }
 
     fn send(&mut self, Command { publication, reply }: Command) {
-        if !self.up {
+        if !self.phase.is_up() {
             return refuse(Command { publication, reply }, "not connected yet");
         }
         let bytes = wire::packet_bytes(&publication);

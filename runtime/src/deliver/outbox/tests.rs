@@ -1,8 +1,14 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
+use super::delivery::BYTES_MAX;
+use super::store::MemoryStore;
 use super::*;
+
+fn outbox(epoch: u64, capacity: usize) -> Outbox {
+    Outbox::new(epoch, capacity, Box::new(MemoryStore::default()))
+}
 
 fn push(outbox: &mut Outbox) -> u64 {
     outbox.push("t".into(), Duration::ZERO, |epoch, seq| {
@@ -25,7 +31,7 @@ fn sent(outbox: &mut Outbox) -> Vec<u64> {
 
 #[test]
 fn leaves_only_when_acknowledged() {
-    let mut outbox = Outbox::new(7, 10);
+    let mut outbox = outbox(7, 10);
     assert_eq!((push(&mut outbox), push(&mut outbox)), (1, 2));
     assert_eq!(sent(&mut outbox), [1, 2]);
     assert_eq!((outbox.queued(), outbox.next_to_send()), (2, None));
@@ -43,7 +49,7 @@ fn leaves_only_when_acknowledged() {
 
 #[test]
 fn says_how_much_waits_and_for_how_long() {
-    let mut outbox = Outbox::new(7, 10);
+    let mut outbox = outbox(7, 10);
     assert_eq!(
         (outbox.queued_bytes(), outbox.oldest_age(Duration::ZERO)),
         (0, None)
@@ -69,7 +75,7 @@ fn says_how_much_waits_and_for_how_long() {
 
 #[test]
 fn large_events_fill_it_before_their_number_does() {
-    let mut outbox = Outbox::new(7, 10_000);
+    let mut outbox = outbox(7, 10_000);
     for _ in 0..3 {
         outbox.push("t".into(), Duration::ZERO, |_, _| {
             vec![b'x'; BYTES_MAX / 2 - 1].into()
@@ -81,7 +87,7 @@ fn large_events_fill_it_before_their_number_does() {
 
 #[test]
 fn what_was_acknowledged_just_before_a_loss_is_sent_again() {
-    let mut outbox = Outbox::new(7, 10);
+    let mut outbox = outbox(7, 10);
     for _ in 0..4 {
         push(&mut outbox);
     }
@@ -111,7 +117,7 @@ fn what_was_acknowledged_just_before_a_loss_is_sent_again() {
 
 #[test]
 fn the_oldest_is_dropped_and_declared() {
-    let mut outbox = Outbox::new(7, 2);
+    let mut outbox = outbox(7, 2);
     for _ in 0..5 {
         push(&mut outbox);
     }
@@ -160,7 +166,7 @@ fn the_oldest_is_dropped_and_declared() {
 
 #[test]
 fn a_refused_event_does_not_block_the_others() {
-    let mut outbox = Outbox::new(7, 10);
+    let mut outbox = outbox(7, 10);
     push(&mut outbox);
     push(&mut outbox);
     sent(&mut outbox);
@@ -225,7 +231,7 @@ proptest! {
     /// missing that was not declared.
     #[test]
     fn no_hole(acts in prop::collection::vec(act(), 1..300), capacity in 1_usize..20) {
-        let mut outbox = Outbox::new(1, capacity);
+        let mut outbox = outbox(1, capacity);
         let mut broker = Broker::default();
         let mut wire: VecDeque<Next> = VecDeque::new();
         let mut now = Duration::ZERO;

@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::deliver::event::tests::{frame, local};
 use crate::deliver::event::{By, Place};
+use crate::pool::Spent;
 
 fn spans(must_escalate: bool) -> Spans {
     Spans::new(Subject {
@@ -45,33 +48,44 @@ fn seen(answer: &str, outcome: Outcome) -> Observation {
     seen_on(1, answer, outcome)
 }
 
-/// What a pool says to `asked`.
+/// `asked`, answered by a pool.
 fn says(asked: Observation, answer: &str) -> PoolOutcome {
     let by = By {
         place: Place::Pool,
         pool: Some("big".into()),
         ..local(answer, 0.9).by
     };
-    PoolOutcome {
-        asked,
-        result: Ok(Settled {
-            by,
-            ..local(answer, 0.9)
-        }),
-        attempts: 1,
-        bytes_up: 10,
-        cost_usd: None,
-    }
+    let settled = Settled {
+        by,
+        ..local(answer, 0.9)
+    };
+    outcome(asked, Ok(settled), 1, 10)
 }
 
+/// `asked`, without an answer after two attempts.
 fn fails(asked: Observation, reason: Reason) -> PoolOutcome {
-    PoolOutcome {
-        asked,
-        result: Err(reason),
-        attempts: 2,
-        bytes_up: 20,
+    outcome(asked, Err(EscalationError::new(reason, "why")), 2, 20)
+}
+
+fn outcome(
+    asked: Observation,
+    result: Result<Settled, EscalationError>,
+    attempts: u32,
+    bytes_up: u64,
+) -> PoolOutcome {
+    let spent = Spent {
+        attempts,
+        charged: attempts,
+        bytes_up,
+    };
+    let called = Called {
+        pool: "big".into(),
+        result,
+        spent,
         cost_usd: None,
-    }
+        latency: Duration::ZERO,
+    };
+    PoolOutcome { asked, called }
 }
 
 fn pool(answer: &str) -> PoolOutcome {

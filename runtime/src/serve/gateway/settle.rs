@@ -14,9 +14,10 @@ use vlm::{Answer, VlmError};
 use super::routing::{Attempt, Routing, Settled};
 use super::target::Target;
 use super::{Parts, relay};
-use crate::decide::call::{Call, Called, NoAnswer};
+use crate::decide::call::Called;
 use crate::decide::router::{self, Reason, Route, Terms};
 use crate::infer::{self, AskError};
+use crate::pool::EscalationError;
 use crate::serve::chat::Asked;
 use crate::serve::chat::completion;
 use crate::serve::openai::{ApiError, Completion};
@@ -106,7 +107,7 @@ struct Decision<'a> {
 
 impl Decision<'_> {
     async fn ask(&mut self, target: &Target) -> Result<Outcome, ApiError> {
-        let kill_switch = self.parts.in_force.kill_switch();
+        let kill_switch = self.parts.escalations.policy.kill_switch();
         match target {
             Target::Pool(_) if kill_switch == KillSwitch::LocalOnly => {
                 let message =
@@ -114,10 +115,10 @@ impl Decision<'_> {
                 Err(ApiError::server(503, Reason::KillSwitch.as_str(), message))
             }
             Target::Pool(id) => {
-                let pool = self.parts.pools.get(id);
+                let pool = self.parts.escalations.pools.get(id);
                 match self.escalate(pool).await {
                     Ok(completion) => Ok(self.by_pool(completion, id, vec![Reason::Pin], None)),
-                    Err(NoAnswer { reason, detail }) => Err(pool_error(reason, detail)),
+                    Err(error) => Err(pool_error(error)),
                 }
             }
             Target::Local
@@ -155,7 +156,11 @@ impl Decision<'_> {
         let threshold = (mode == RouteMode::Auto).then_some(terms.threshold);
         let mut route = router::route(answer.confidence.p, terms, kill_switch);
         if route.target == router::Target::Escalate {
-            let pool = self.parts.pools.capable(self.asked.pictures > 0);
+            let pool = self
+                .parts
+                .escalations
+                .pools
+                .capable(self.asked.pictures > 0);
             match self.escalate(pool).await {
                 Ok(completion) => {
                     let id = pool.map(|pool| pool.id.clone()).unwrap_or_default();
@@ -166,7 +171,7 @@ impl Decision<'_> {
                         Some((&answer, threshold)),
                     ));
                 }
-                Err(NoAnswer { reason, .. }) => route = route.kept_local(reason),
+                Err(error) => route = route.kept_local(error.reason),
             }
         }
         let Route { reasons, .. } = route;
@@ -205,10 +210,9 @@ impl Decision<'_> {
     }
 
     /// Asks a pool, if there is one, it is well, and the policy allows it.
-    async fn escalate(&mut self, pool: Option<&Pool>) -> Result<Completion, NoAnswer> {
+    async fn escalate(&mut self, pool: Option<&Pool>) -> Result<Completion, EscalationError> {
         let (parts, form, body) = (self.parts, self.asked.form.as_ref(), self.body);
-        let call = Call::prepare(
-            (&parts.pools, &parts.in_force),
+        let call = parts.escalations.prepare(
             pool,
             self.asked.pictures > 0,
             *self.id.as_bytes(),
@@ -222,14 +226,13 @@ impl Decision<'_> {
             ..
         } = call.make(std::future::pending()).await;
         let model = parts
+            .escalations
             .pools
             .get(&pool)
             .map_or_else(String::new, |pool| pool.model.clone());
         let replied = result.and_then(|completion| {
-            relay::reply(completion, form, &model).map_err(|detail| NoAnswer {
-                reason: Reason::InvalidFormat,
-                detail: format!("pool {pool}: {detail}"),
-            })
+            relay::reply(completion, form, &model)
+                .map_err(|detail| EscalationError::of_pool(&pool, Reason::InvalidFormat, detail))
         });
         let error = replied.as_ref().err().map(|failed| failed.detail.clone());
         let status = if error.is_none() { "ok" } else { "failed" };
@@ -322,13 +325,13 @@ pub(crate) fn local_error(error: &AskError) -> ApiError {
 
 /// What a pinned pool's failure is to a client: the status that a client's own retries go by, and
 /// the router's code.
-fn pool_error(reason: Reason, detail: String) -> ApiError {
-    let status = match reason {
+fn pool_error(error: EscalationError) -> ApiError {
+    let status = match error.reason {
         Reason::Deadline => 504,
         Reason::InvalidFormat | Reason::Fallback => 502,
         _ => 503,
     };
-    ApiError::server(status, reason.as_str(), detail)
+    ApiError::server(status, error.reason.as_str(), error.detail)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::environment::Environment;
 use crate::infer::tests::Scripted;
 
 /// A gateway without pools, whose model says yes.
@@ -20,11 +21,11 @@ async fn gateway() -> SocketAddr {
         bytes_per_minute: None,
         usd_per_day: None,
     };
+    let environment = Environment::system();
     let parts = Parts {
         local,
         name: "edge".into(),
-        pools: Pools::new(&[], None, "here").unwrap(),
-        in_force: InForce::new(&policy),
+        escalations: Escalations::new(&[], &policy, None, "here", &environment).unwrap(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,0 +1,222 @@
+//! Makes the parts of an agent and starts them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use devices::Stop;
+use firmware_config::agent::{AgentConfig, Camera, Mqtt, PoolTransport};
+use futures_util::future::BoxFuture;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::error;
+
+use super::stoppable::Stoppable;
+use super::{CameraAtWork, RunError};
+use crate::capture::status::CameraStatus;
+use crate::capture::{self, Capture, handoff};
+use crate::deliver::inbox::Inbox;
+use crate::deliver::mqtt::{Connection, LastWill, LinkOptions, Publication, Qos};
+use crate::deliver::outbox::Outbox;
+use crate::deliver::outbox::store::MemoryStore;
+use crate::deliver::post::{Kind, Post};
+use crate::deliver::publisher::{self, Posted, Publisher};
+use crate::deliver::topics::Topics;
+use crate::environment::Environment;
+use crate::environment::clock::Clock;
+use crate::environment::random::Random;
+use crate::infer::{self, Answerer, Handle};
+use crate::metrics::Metrics;
+use crate::pool::mqtt::reply_topic;
+use crate::scene::{Scene, SceneContext};
+use crate::serve::gateway;
+
+/// How long the broker holds our last will back, so that a short outage does not show.
+const WILL_DELAY: Duration = Duration::from_secs(10);
+
+/// Starts the thread that owns `model`; it ends when the last handle is dropped.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn spawn_inference(
+    model: impl Answerer + 'static,
+) -> io::Result<(Handle, thread::JoinHandle<()>)> {
+    let (handle, inference) = infer::channel(model);
+    let thread = thread::Builder::new()
+        .name("inference".into())
+        .spawn(move || inference.run())?;
+    Ok((handle, thread))
+}
+
+/// A connection to a broker that is not dialled yet, and the outbox that waits for it.
+pub(super) struct Broker {
+    pub(super) connection: Connection,
+    outbox: Outbox,
+}
+
+/// The configured broker.
+pub(super) fn broker(
+    config: &AgentConfig,
+    epoch: u64,
+    environment: &Environment,
+) -> Option<Broker> {
+    let mqtt = config.mqtt.as_ref()?;
+    let options = link_options(config, mqtt, epoch, &environment.clock);
+    let store = Box::new(MemoryStore::default());
+    Some(Broker {
+        connection: environment.brokers.connect(options, environment),
+        outbox: Outbox::new(epoch, mqtt.outbox_events_max, store),
+    })
+}
+
+fn link_options(config: &AgentConfig, mqtt: &Mqtt, epoch: u64, clock: &Clock) -> LinkOptions {
+    let topics = Topics::new(&config.node.id);
+    let mut subscriptions = vec![(topics.kill_switch_set(), Qos::AtLeastOnce)];
+    let over_mqtt = |pool: &firmware_config::agent::Pool| pool.transport == PoolTransport::Mqtt;
+    if config.pools.iter().any(over_mqtt) {
+        subscriptions.push((reply_topic(&config.node.id), Qos::AtLeastOnce));
+    }
+    let offline = Publication {
+        topic: topics.status(),
+        payload: publisher::status_json("offline", epoch, clock),
+        retain: true,
+        ..Publication::default()
+    };
+    LinkOptions {
+        subscriptions,
+        last_will: Some(LastWill {
+            publication: offline,
+            delay: WILL_DELAY,
+        }),
+        ..LinkOptions::new(mqtt.clone(), format!("egret-{}", config.node.id))
+    }
+}
+
+/// What publishes, what listens, and the connection under both.
+type BrokerSide = (JoinHandle<()>, Option<JoinHandle<()>>, Option<Stoppable>);
+
+/// Starts publisher, inbox and connection where there is a broker; else what only numbers events.
+pub(super) fn start_broker_side(
+    broker: Option<Broker>,
+    context: &SceneContext,
+    metrics: &Arc<Metrics>,
+    posted: mpsc::Receiver<Posted>,
+    grace: watch::Receiver<Duration>,
+) -> BrokerSide {
+    let Some(Broker { connection, outbox }) = broker else {
+        return (tokio::spawn(without_broker(posted)), None, None);
+    };
+    let Connection {
+        link,
+        deliveries,
+        run,
+    } = connection;
+    let clock = context.escalations.clock.clone();
+    let publisher = Publisher::new(&context.node, outbox, link, clock, Arc::clone(metrics));
+    let inbox = Inbox {
+        topics: Topics::new(&context.node),
+        context: context.clone(),
+        metrics: Arc::clone(metrics),
+    };
+    (
+        tokio::spawn(publisher.run(posted, grace)),
+        Some(tokio::spawn(inbox.run(deliveries))),
+        Some(Stoppable::spawn(run)),
+    )
+}
+
+/// Stands in for the publisher of a box without a broker: events are shown to observers alone.
+async fn without_broker(mut posts: mpsc::Receiver<Posted>) {
+    let mut seq = 0;
+    while let Some(Posted { post, stored }) = posts.recv().await {
+        if let Post::Event { .. } = post {
+            seq += 1;
+            // A scene that is gone does not wait for it.
+            let _ = stored.send(seq);
+        }
+    }
+}
+
+/// Binds the gateway's address.
+///
+/// # Errors
+/// When the system does not allow it.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen { address, source })
+}
+
+pub(super) fn start_gateway(listener: TcpListener, context: &SceneContext) -> Stoppable {
+    let parts = gateway::Parts {
+        name: context.model.identity().name.clone(),
+        local: context.model.clone(),
+        escalations: context.escalations.clone(),
+    };
+    Stoppable::spawn(|stopped| serve(parts, listener, stopped))
+}
+
+async fn serve(parts: gateway::Parts, listener: TcpListener, stopped: BoxFuture<'static, ()>) {
+    if let Err(error) = gateway::serve(parts, listener, stopped).await {
+        error!("the gateway ended: {error}");
+    }
+}
+
+/// Starts a camera's capture, and makes the scene that takes its frames.
+///
+/// # Errors
+/// When the system has no thread for the capture.
+pub(super) fn start_camera(
+    camera: Camera,
+    context: &SceneContext,
+    environment: &Environment,
+    stop_scene: watch::Receiver<Option<Duration>>,
+) -> io::Result<(impl Future<Output = ()> + Send + use<>, CameraAtWork)> {
+    let (sender, frames) = if capture::is_finite(&camera.source) {
+        handoff::every()
+    } else {
+        handoff::latest()
+    };
+    let opening = CameraStatus::opening(environment.clock.wall());
+    let (status, status_seen) = watch::channel(opening);
+    let ids = Random::seeded(environment.random.number());
+    let scene = Scene::new(&camera, context.clone(), ids).run(frames, status_seen, stop_scene);
+    let (id, stop) = (camera.id.clone(), Stop::new());
+    let capture = Capture::new(
+        camera,
+        sender,
+        status,
+        stop.clone(),
+        environment.clone(),
+        Arc::clone(&context.observer),
+    );
+    let join = Some(environment.cameras.start(capture)?);
+    Ok((scene, CameraAtWork { id, stop, join }))
+}
+
+/// What this box is, for its `info` topic.
+pub(super) fn info(context: &SceneContext, topics: &Topics, config: &AgentConfig) -> Post {
+    let identity = context.model.identity();
+    let ids = |ids: &mut dyn Iterator<Item = &String>| ids.cloned().collect::<Vec<_>>();
+    let info = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": config.node.id,
+        "model": {
+            "name": identity.name,
+            "sha256": identity.sha256,
+            "precision": identity.precision,
+            "backend": identity.backend,
+            "execution_provider": identity.execution_provider,
+        },
+        "cameras": ids(&mut config.cameras.iter().map(|camera| &camera.id)),
+        "pools": ids(&mut config.pools.iter().map(|pool| &pool.id)),
+    });
+    Post::Retained {
+        topic: topics.info(),
+        payload: info.to_string().into(),
+        kind: Kind::Json,
+    }
+}

@@ -1,0 +1,241 @@
+//! What has to hold, however a day goes.
+//!
+//! - Every rule of every frame asked about has one answer, or a failure; every answer has one
+//!   route; every escalated answer has one outcome, and no other has any.
+//! - What was produced was received or declared, once everything that is left could arrive.
+//! - An event begins with `new` and ends with `end`; only a late update comes after that, and
+//!   nothing begins after the last frame.
+//! - Never are more calls under way than the policy allows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
+
+use super::broker::Seen;
+use crate::capture::gate::Decision;
+use crate::decide::router::Target;
+use crate::deliver::event::Step;
+use crate::metrics::Totals;
+use crate::observe::{Observer, Record};
+
+/// `in-flight` of the simulated policy.
+const IN_FLIGHT_MAX: usize = 3;
+/// Rules of each simulated camera.
+const RULES: &[(&str, &[&str])] = &[("yard", &["person", "parcel"]), ("gate", &["open"])];
+
+/// (camera, frame number, rule).
+type Question = (String, u64, String);
+
+/// What the agent showed, judged while it comes where that needs the order.
+#[derive(Debug, Default)]
+pub(super) struct Ledger(Mutex<Books>);
+
+#[derive(Debug, Default)]
+struct Books {
+    violations: Vec<String>,
+    /// Everything before the stop, in order, as a hash.
+    trace: u64,
+    stopped: bool,
+    timed_out: bool,
+    admitted: u64,
+    superseded: u64,
+    asked: BTreeSet<(String, u64)>,
+    answered: BTreeMap<Question, usize>,
+    escalated: BTreeSet<Question>,
+    in_flight: BTreeSet<Question>,
+    outcomes: BTreeMap<Question, usize>,
+    /// Last step of each event.
+    events: BTreeMap<String, Step>,
+    seqs: Vec<u64>,
+}
+
+impl Ledger {
+    /// The agent is asked to stop.
+    pub(super) fn stopped(&self) {
+        self.books().stopped = true;
+    }
+
+    /// A hash of everything that happened before the stop, in order.
+    pub(super) fn trace(&self) -> u64 {
+        self.books().trace
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().expect("not poisoned")
+    }
+}
+
+impl Observer for Ledger {
+    fn observe(&self, record: &Record) {
+        self.books().take(record);
+    }
+}
+
+impl Books {
+    fn take(&mut self, record: &Record) {
+        // The order in which cameras learn of a stop is tokio's choice.
+        if !self.stopped {
+            self.trace = fnv(self.trace, &format!("{record:?}"));
+        }
+        match record {
+            Record::Frame {
+                decision: Decision::Admit(_),
+                ..
+            } => self.admitted += 1,
+            Record::FramesSuperseded { count, .. } => self.superseded += count,
+            Record::Asked { cam, frame } => {
+                if !self.asked.insert((cam.clone(), *frame)) {
+                    self.violated(format!("{cam}: frame {frame} was asked about twice"));
+                }
+            }
+            Record::Answer(answer) => {
+                let question = (answer.cam.clone(), answer.frame, answer.rule.clone());
+                if answer.route.reasons.is_empty() {
+                    self.violated(format!("{question:?}: a route without a reason"));
+                }
+                if answer.route.target == Target::Escalate {
+                    self.escalated.insert(question.clone());
+                    self.in_flight.insert(question.clone());
+                    if self.in_flight.len() > IN_FLIGHT_MAX {
+                        self.violated(format!("{} calls in flight", self.in_flight.len()));
+                    }
+                }
+                *self.answered.entry(question).or_default() += 1;
+            }
+            Record::AnswerFailed {
+                cam, frame, rule, ..
+            } => {
+                let question = (cam.clone(), *frame, rule.clone());
+                *self.answered.entry(question).or_default() += 1;
+            }
+            Record::Outcome {
+                cam, frame, rule, ..
+            } => {
+                let question = (cam.clone(), *frame, rule.clone());
+                self.in_flight.remove(&question);
+                *self.outcomes.entry(question).or_default() += 1;
+            }
+            Record::Event { seq, draft, .. } => {
+                self.seqs.push(*seq);
+                self.step(&draft.id, draft.step, draft.late);
+            }
+            Record::TimedOut { .. } => self.timed_out = true,
+            Record::Frame { .. }
+            | Record::FrameBad { .. }
+            | Record::CameraFailed { .. }
+            | Record::Camera { .. } => {}
+        }
+    }
+
+    fn step(&mut self, id: &str, step: Step, late: bool) {
+        let before = self.events.insert(id.to_owned(), step);
+        let is_lawful = match (before, step) {
+            (None, Step::New) => true,
+            (Some(Step::New | Step::Update), Step::Update | Step::End) => !late,
+            // The event has ended; a pool's late outcome may still correct it.
+            (Some(Step::End), Step::Update) => {
+                self.events.insert(id.to_owned(), Step::End);
+                late
+            }
+            _ => false,
+        };
+        if !is_lawful {
+            let after = if before == Some(Step::End) {
+                "after its end"
+            } else {
+                "out of order"
+            };
+            self.violated(format!("event {id}: {step:?} {after} ({before:?} before)"));
+        }
+    }
+
+    fn violated(&mut self, law: String) {
+        self.violations.push(law);
+    }
+}
+
+/// Every law that was broken.
+pub(super) fn violations(ledger: &Ledger, seen: &Seen, totals: &Totals) -> Vec<String> {
+    let books = ledger.books();
+    let mut found = books.violations.clone();
+
+    for (cam, frame) in &books.asked {
+        let rules = RULES
+            .iter()
+            .find(|(id, _)| id == cam)
+            .map_or(&[][..], |(_, rules)| rules);
+        for rule in rules {
+            let question = (cam.clone(), *frame, (*rule).to_owned());
+            match books.answered.get(&question) {
+                Some(1) => {}
+                // What was under way when the time of a stop ran out.
+                None if books.timed_out => {}
+                answers => found.push(format!("{question:?}: {answers:?} answers")),
+            }
+        }
+    }
+    for question in &books.escalated {
+        match books.outcomes.get(question) {
+            Some(1) => {}
+            None => found.push(format!("{question:?}: no outcome")),
+            outcomes => found.push(format!("{question:?}: {outcomes:?} outcomes")),
+        }
+    }
+    for question in books
+        .outcomes
+        .keys()
+        .filter(|question| !books.escalated.contains(*question))
+    {
+        found.push(format!("{question:?}: an outcome without a call"));
+    }
+    for (id, step) in books.events.iter().filter(|(_, step)| **step != Step::End) {
+        found.push(format!("event {id}: did not end ({step:?})"));
+    }
+
+    // Frames: of those admitted, each is asked about, superseded, or left in the hand-off of a
+    // camera at the end.
+    let left = books.admitted - (books.asked.len() as u64 + books.superseded);
+    if left > RULES.len() as u64 {
+        found.push(format!(
+            "{left} admitted frames were neither asked about nor superseded"
+        ));
+    }
+
+    // Events: published + queued + declared = produced, and nothing is queued after the calm.
+    let produced = totals.events_produced;
+    if books.seqs.len() as u64 != produced {
+        found.push(format!(
+            "{} of {produced} events were shown",
+            books.seqs.len()
+        ));
+    }
+    let epochs: BTreeSet<&String> = seen.events.iter().map(|(epoch, _)| epoch).collect();
+    if epochs.len() != 1 {
+        found.push(format!("{} epochs", epochs.len()));
+    }
+    let mut covered: BTreeSet<u64> = seen.events.iter().map(|(_, seq)| *seq).collect();
+    for (_, from, to) in &seen.gaps {
+        covered.extend(*from..=*to);
+    }
+    let missing = produced - covered.len() as u64;
+    if missing > 0 {
+        found.push(format!(
+            "{missing} events were neither received nor declared"
+        ));
+    }
+    if totals.events_published + totals.events_dropped != produced {
+        found.push(format!("the outbox's counts do not add up: {totals:?}"));
+    }
+    found
+}
+
+/// FNV-1a, from the hash of what came before.
+fn fnv(hash: u64, text: &str) -> u64 {
+    let start = if hash == 0 {
+        0xcbf2_9ce4_8422_2325
+    } else {
+        hash
+    };
+    text.bytes().fold(start, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

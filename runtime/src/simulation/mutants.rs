@@ -1,0 +1,40 @@
+//! Faults that are built into the agent for one test, to see that the laws find them.
+//!
+//! Each place that carries one is a line behind `cfg(test)`; no product build has any.
+
+use std::cell::Cell;
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// The outcome of a pool call is dropped.
+    LostOutcome,
+    /// An event is dropped without a gap.
+    UndeclaredGap,
+    /// An event goes on after its `end`.
+    EventAfterEnd,
+}
+
+thread_local! {
+    static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+}
+
+/// Whether `mutant` is active on this thread.
+pub(crate) fn is_active(mutant: Mutant) -> bool {
+    ACTIVE.get() == Some(mutant)
+}
+
+/// Activates `mutant` on this thread, until what this returns is dropped.
+pub(super) fn activate(mutant: Mutant) -> Active {
+    ACTIVE.set(Some(mutant));
+    Active
+}
+
+/// An active mutant.
+pub(super) struct Active;
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE.set(None);
+    }
+}
