@@ -75,13 +75,7 @@ impl AgentConfig {
         }
         // What the parser made of broken syntax would only add problems that are not there.
         let config = if syntax.is_empty() {
-            root(&Section::new(
-                &problems,
-                String::new(),
-                0..0,
-                table.get_ref(),
-                ROOT,
-            ))
+            Section::new(&problems, String::new(), 0..0, table.get_ref()).parse(root)
         } else {
             None
         };
@@ -91,10 +85,6 @@ impl AgentConfig {
         }
     }
 }
-
-const ROOT: &[&str] = &[
-    "node", "model", "mqtt", "camera", "pool", "policy", "gateway",
-];
 
 fn root(root: &Section<'_>) -> Option<AgentConfig> {
     for (table, example) in [
@@ -113,22 +103,14 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
             );
         }
     }
-    let pools = root.tables(
-        "pool",
-        POOLS_MAX,
-        &[
-            "id",
-            "url",
-            "mqtt",
-            "model",
-            "api-key-file",
-            "deadline",
-            "closed",
-            "images",
-            "attempts",
-            "usd-per-call",
-        ],
-    );
+    let node = root.table("node", node).flatten();
+    let model = root.table("model", model).flatten();
+    let has_broker = root.has("mqtt");
+    let mqtt = root.table("mqtt", mqtt);
+
+    let cameras = root.tables("camera", CAMERAS_MAX);
+    Section::unique(&cameras, "camera");
+    let pools = root.tables("pool", POOLS_MAX);
     Section::unique(&pools, "pool");
     // Ids of pools that are wrong otherwise count too: their rules are right.
     let pool_ids: Vec<String> = pools
@@ -139,63 +121,17 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
             })
         })
         .collect();
-
-    let cameras = root.tables(
-        "camera",
-        CAMERAS_MAX,
-        &["id", "source", "rate", "gate", "stall-after", "rule"],
-    );
-    Section::unique(&cameras, "camera");
     let cameras: Vec<Option<Camera>> = cameras
-        .iter()
-        .map(|section| camera(section, &pool_ids))
+        .into_iter()
+        .map(|section| section.parse(|section| camera(section, &pool_ids)))
         .collect();
     let pools: Vec<Option<Pool>> = pools
-        .iter()
-        .map(|section| pool(section, root.has("mqtt")))
+        .into_iter()
+        .map(|section| section.parse(|section| pool(section, has_broker)))
         .collect();
 
-    let node = root.table("node", &["id"]).and_then(|node| {
-        Some(Node {
-            id: node.required("id", "\"gate-01\"", id)?,
-        })
-    });
-    let model = root
-        .table(
-            "model",
-            &[
-                "bundle",
-                "backend",
-                "threads",
-                "ort-library",
-                "require-execution-provider",
-            ],
-        )
-        .and_then(|section| model(&section));
-    let mqtt = root
-        .table(
-            "mqtt",
-            &[
-                "url",
-                "username-file",
-                "password-file",
-                "ca-file",
-                "outbox-events",
-            ],
-        )
-        .map(|section| mqtt(&section));
-    let policy = root.table(
-        "policy",
-        &[
-            "kill-switch",
-            "calls-per-minute",
-            "in-flight",
-            "bytes-per-minute",
-            "usd-per-day",
-        ],
-    );
-    let policy = policy.map_or_else(Policy::default, |section| self::policy(&section));
-    let gateway = root.table("gateway", &["listen"]).map(|gateway| Gateway {
+    let policy = root.table("policy", policy).unwrap_or_default();
+    let gateway = root.table("gateway", |gateway| Gateway {
         listen: gateway.optional("listen", listen).unwrap_or(LISTEN),
     });
 
@@ -208,6 +144,12 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
         pools: pools.into_iter().collect::<Option<_>>()?,
         policy,
         gateway,
+    })
+}
+
+fn node(section: &Section<'_>) -> Option<Node> {
+    Some(Node {
+        id: section.required("id", "\"gate-01\"", id)?,
     })
 }
 
@@ -273,34 +215,21 @@ fn mqtt(section: &Section<'_>) -> Option<Mqtt> {
 }
 
 fn camera(section: &Section<'_>, pools: &[String]) -> Option<Camera> {
-    let rules = section.tables(
-        "rule",
-        RULES_MAX,
-        &[
-            "id",
-            "question",
-            "answers",
-            "alert",
-            "threshold",
-            "route",
-            "pool",
-            "split",
-            "max-new-tokens",
-        ],
-    );
-    Section::unique(&rules, "rule of a camera");
-    let rules: Vec<Option<Rule>> = rules.iter().map(|section| rule(section, pools)).collect();
     let id = section.required("id", "\"lobby\"", id);
     let source = section.required("source", "\"rtsp://192.0.2.7/stream2\"", url::source);
     let period = section
         .optional("rate", rate(PERIOD_MIN..=HOUR))
         .unwrap_or(SECOND);
+    let gate = section.table("gate", gate).unwrap_or_default();
     let stall_after = section
         .optional("stall-after", duration(SECOND..=HOUR))
         .unwrap_or(STALL_AFTER);
-    let gate = section
-        .table("gate", &["motion", "max-age"])
-        .map_or_else(Gate::default, |section| gate(&section));
+    let rules = section.tables("rule", RULES_MAX);
+    Section::unique(&rules, "rule of a camera");
+    let rules: Vec<Option<Rule>> = rules
+        .into_iter()
+        .map(|section| section.parse(|section| rule(section, pools)))
+        .collect();
     Some(Camera {
         id: id?,
         source: source?,

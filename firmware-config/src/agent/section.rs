@@ -1,6 +1,7 @@
-//! Tables with places: reads keys out of one table and adds what is wrong to the file's list of
-//! problems.
+//! Tables with places: reads keys out of one table, adds what is wrong to the file's list of
+//! problems, and in the end every key that was not asked for.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::Range;
 
@@ -10,61 +11,73 @@ use toml::de::{DeTable, DeValue};
 use super::problems::{Complaint, Problems};
 use super::value::{Checked, found, nearest};
 
-/// One table of the file, and the keys it may have.
+/// One table of the file.
 pub(super) struct Section<'t> {
     problems: &'t Problems<'t>,
     /// Path of the table, empty for the root.
     path: String,
     at: Range<usize>,
     table: &'t DeTable<'t>,
-    keys: &'static [&'static str],
+    /// Keys that were asked for, in the order of the first time: all that the table may have.
+    known: RefCell<Vec<&'static str>>,
 }
 
 impl<'t> Section<'t> {
-    /// The table at `path`. Keys that are not among `keys` are problems at once.
+    /// The table at `path`, to be read by [`Section::parse`].
     pub(super) fn new(
         problems: &'t Problems<'t>,
         path: String,
         at: Range<usize>,
         table: &'t DeTable<'t>,
-        keys: &'static [&'static str],
     ) -> Self {
-        let section = Self {
+        Self {
             problems,
             path,
             at,
             table,
-            keys,
-        };
-        for key in table
-            .keys()
-            .filter(|key| !keys.contains(&key.get_ref().as_ref()))
-        {
-            let cure = match nearest(key.get_ref(), keys.iter().copied()) {
+            known: RefCell::default(),
+        }
+    }
+
+    /// Reads the table with `parse`, which asks for every key that a table of this kind may have,
+    /// whether or not the others are right.
+    pub(super) fn parse<T>(self, parse: impl FnOnce(&Self) -> T) -> T {
+        let parsed = parse(&self);
+        self.finish();
+        parsed
+    }
+
+    /// Adds a problem for every key that was not asked for.
+    fn finish(self) {
+        let known = self.known.take();
+        for key in self.table.keys() {
+            if known.contains(&key.get_ref().as_ref()) {
+                continue;
+            }
+            let cure = match nearest(key.get_ref(), known.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => "remove it".to_owned(),
             };
             let name: String = key.get_ref().chars().take(64).collect();
-            section.complain(
+            self.complain(
                 key.span(),
                 name,
                 Complaint::new(
                     "an unknown key",
-                    format!("one of {}", keys.join(", ")),
+                    format!("one of {}", known.join(", ")),
                     cure,
                 ),
             );
         }
-        section
     }
 
     /// Whether the key is there, right or wrong.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
     }
 
     /// Where the value of `key` stands; where the table starts if there is none.
-    pub(super) fn place(&self, key: &str) -> Range<usize> {
+    pub(super) fn place(&self, key: &'static str) -> Range<usize> {
         self.value(key).map_or(self.at.clone(), Spanned::span)
     }
 
@@ -76,7 +89,7 @@ impl<'t> Section<'t> {
     /// The value of a key that may be missing; `None` when it is, or is wrong.
     pub(super) fn optional<T>(
         &self,
-        key: &str,
+        key: &'static str,
         check: impl Fn(&DeValue<'_>) -> Checked<T>,
     ) -> Option<T> {
         let value = self.value(key)?;
@@ -89,7 +102,7 @@ impl<'t> Section<'t> {
     /// file has a problem.
     pub(super) fn required<T>(
         &self,
-        key: &str,
+        key: &'static str,
         example: &str,
         check: impl Fn(&DeValue<'_>) -> Checked<T>,
     ) -> Option<T> {
@@ -106,7 +119,7 @@ impl<'t> Section<'t> {
     /// The checked items of an array of at most `max`, with their places; empty when there is none.
     pub(super) fn list<T>(
         &self,
-        key: &str,
+        key: &'static str,
         max: usize,
         check: impl Fn(&DeValue<'_>) -> Checked<T>,
     ) -> Vec<(T, Range<usize>)> {
@@ -119,22 +132,21 @@ impl<'t> Section<'t> {
         checked.collect()
     }
 
-    /// The table of `key`, if it is there.
-    pub(super) fn table(&self, key: &str, keys: &'static [&'static str]) -> Option<Section<'t>> {
+    /// The table of `key`, read with `parse`, if it is there.
+    pub(super) fn table<T>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&Section<'t>) -> T,
+    ) -> Option<T> {
         let value = self.value(key)?;
+        let path = join(&self.path, key);
         match value.get_ref() {
-            DeValue::Table(table) => Some(Section::new(
-                self.problems,
-                join(&self.path, key),
-                value.span(),
-                table,
-                keys,
-            )),
+            DeValue::Table(table) => {
+                let section = Section::new(self.problems, path, value.span(), table);
+                Some(section.parse(parse))
+            }
             other => {
-                let cure = format!(
-                    "write [{}] once, with its keys below",
-                    join(&self.path, key)
-                );
+                let cure = format!("write [{path}] once, with its keys below");
                 self.complain(
                     value.span(),
                     key,
@@ -145,13 +157,9 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// The tables of an array of at most `max` tables; none when the key is missing.
-    pub(super) fn tables(
-        &self,
-        key: &str,
-        max: usize,
-        keys: &'static [&'static str],
-    ) -> Vec<Section<'t>> {
+    /// The tables of an array of at most `max` tables, each to be read by [`Section::parse`]; none
+    /// when the key is missing.
+    pub(super) fn tables(&self, key: &'static str, max: usize) -> Vec<Section<'t>> {
         let header = format!(
             "write [[{}]] for each",
             if key == "rule" { "camera.rule" } else { key }
@@ -165,7 +173,6 @@ impl<'t> Section<'t> {
                     join(&self.path, format_args!("{key}[{index}]")),
                     item.span(),
                     table,
-                    keys,
                 )),
                 other => {
                     self.complain(
@@ -203,17 +210,17 @@ impl<'t> Section<'t> {
         }
     }
 
-    fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
-        debug_assert!(
-            self.keys.contains(&key),
-            "{key} is read but would be refused as unknown"
-        );
+    fn value(&self, key: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
+        let mut known = self.known.borrow_mut();
+        if !known.contains(&key) {
+            known.push(key);
+        }
         self.table.get(key)
     }
 
     fn items(
         &self,
-        key: &str,
+        key: &'static str,
         max: usize,
         expected: &str,
         cure: &str,
