@@ -1,12 +1,15 @@
 //! Formats that are written to a device and read back: the agent's `egret.toml` ([`agent`]) and a
 //! bundle's `manifest.json` ([`manifest`]).
 //!
+//! The image limits that the crates above must agree on are in [`limits`].
+//!
 //! This crate is data and its rules: no I/O, no async, no model. A value of [`agent::AgentConfig`]
 //! or [`manifest::Manifest`] is valid by construction; what was wrong with the text it came from is
 //! told all at once, with places.
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod limits;
 pub mod manifest;
 mod redact;
 

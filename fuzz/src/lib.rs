@@ -15,6 +15,7 @@ use firmware_config::agent::AgentConfig;
 use firmware_config::manifest::Manifest;
 use runtime::pool::{question, reading};
 use runtime::serve::openai::Completion;
+use vlm::picture::PIXELS_MAX;
 use vlm::template::{Piece, Template};
 use vlm::tokenizer::Tokenizer;
 use vlm::{Content, Picture, Role, Turn};
@@ -84,7 +85,7 @@ pub fn picture(bytes: &[u8]) {
     if let Ok(picture) = Picture::decode(bytes) {
         let pixels = picture.width() as usize * picture.height() as usize;
         assert_eq!(picture.pixels().len(), 3 * pixels);
-        assert!((1..=64_000_000).contains(&pixels));
+        assert!((1..=PIXELS_MAX).contains(&(pixels as u64)));
     }
 }
 
@@ -149,7 +150,7 @@ pub fn chat_request(body: &[u8]) {
     match runtime::serve::chat::read(body) {
         Ok(asked) => {
             assert!(asked.request.top_logprobs <= 20 && asked.request.max_new_tokens >= 1);
-            assert!(asked.picture_bytes() <= 3 * 64_000_000);
+            assert!(asked.picture_bytes() as u64 <= 3 * PIXELS_MAX);
         }
         Err(error) => assert!(
             (400..500).contains(&error.status) && !error.message.is_empty(),

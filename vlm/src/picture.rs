@@ -11,7 +11,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 /// The largest picture that is decoded, in pixels.
-pub const PIXELS_MAX: u64 = 64_000_000;
+pub const PIXELS_MAX: u64 = firmware_config::limits::IMAGE_PIXELS_MAX;
 
 /// What a decoder may allocate: [`PIXELS_MAX`] of the widest pixel (16-bit RGBA), and its tables.
 const DECODER_BYTES_MAX: u64 = PIXELS_MAX * 8 + (32 << 20);

@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use firmware_config::limits::IMAGE_FILE_BYTES_MAX as FILE_BYTES_MAX;
+
 use super::schedule::Schedule;
 use super::{Camera, CaptureError};
 use crate::{Frame, FrameImage, Stop};
 
-/// Largest picture file, in bytes.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Most picture files of a folder: their names are kept in memory.
 const FILES_MAX: usize = 1_000_000;
 const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];

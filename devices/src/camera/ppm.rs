@@ -6,8 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-/// Most pixels of a picture: as many as of a picture file.
-const PIXELS_MAX: u64 = 64_000_000;
+use firmware_config::limits::IMAGE_PIXELS_MAX as PIXELS_MAX;
 
 /// Decoded pixels: `height` · `width` · 3 bytes, rows from the top, red first.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use firmware_config::limits::IMAGE_FILE_BYTES_MAX;
 use vlm::{Content, Picture, Request, Role, Split, Turn};
 
 use super::VerifyError;
@@ -15,9 +16,6 @@ pub(super) const LONG: &str = "long text";
 
 /// Most pictures taken from a folder.
 const PICTURES_MAX: usize = 256;
-
-/// Largest picture file that is read, in bytes.
-const PICTURE_BYTES_MAX: u64 = 64 << 20;
 
 /// One question put to both sides.
 #[derive(Debug)]
@@ -82,7 +80,7 @@ pub(super) fn of_folder(folder: &Path) -> Result<Vec<Probe>, VerifyError> {
     }
     let of_file = |path: PathBuf| {
         let bytes = fs::metadata(&path).map_err(io(&path))?.len();
-        if bytes > PICTURE_BYTES_MAX {
+        if bytes > IMAGE_FILE_BYTES_MAX {
             return Err(VerifyError::PictureBytes { path, bytes });
         }
         let picture = fs::read(&path).map_err(io(&path))?;
