@@ -32,6 +32,28 @@ pub struct AgentConfig {
     pub gateway: Option<Gateway>,
 }
 
+impl AgentConfig {
+    /// The pool that a camera's rule is escalated to: the one it names, else the first of the file
+    /// that takes images.
+    #[must_use]
+    pub fn pool_for(&self, rule: &Rule) -> Option<&Pool> {
+        match &rule.pool {
+            Some(id) => self.pools.iter().find(|pool| pool.id == *id),
+            None => default_pool(&self.pools, true),
+        }
+    }
+}
+
+/// The pool that is asked where none is named: the first that takes the request, with images or
+/// without.
+#[must_use]
+pub fn default_pool<'p>(
+    pools: impl IntoIterator<Item = &'p Pool>,
+    with_images: bool,
+) -> Option<&'p Pool> {
+    pools.into_iter().find(|pool| pool.images || !with_images)
+}
+
 /// This box.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -173,12 +195,21 @@ pub struct Rule {
     pub threshold: f64,
     /// Who may answer.
     pub route: RouteMode,
-    /// Pool asked when the answer is escalated; `None` takes the first pool of the file.
+    /// Pool asked when the answer is escalated; `None` leaves it to [`AgentConfig::pool_for`].
     pub pool: Option<String>,
     /// Whether the picture is split into tiles for small text (13-17 times the work).
     pub split: bool,
     /// Longest free-text answer, in tokens.
     pub max_new_tokens: usize,
+}
+
+impl Rule {
+    /// The threshold where none is configured. Answers to choose from come with a probability over
+    /// all of them; free text does not, and is trusted sooner.
+    #[must_use]
+    pub const fn default_threshold(has_answers: bool) -> f64 {
+        if has_answers { 0.9 } else { 0.5 }
+    }
 }
 
 /// Who may answer a rule.
@@ -268,9 +299,115 @@ pub enum KillSwitch {
     PoolOnly,
 }
 
+impl KillSwitch {
+    /// As it is written in the configuration and over MQTT.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            KillSwitch::Off => "off",
+            KillSwitch::LocalOnly => "local-only",
+            KillSwitch::PoolOnly => "pool-only",
+        }
+    }
+}
+
+impl std::str::FromStr for KillSwitch {
+    type Err = UnknownKillSwitch;
+
+    /// The opposite of [`KillSwitch::as_str`], to the letter: a command that turns a switch is not
+    /// guessed at.
+    fn from_str(text: &str) -> Result<Self, UnknownKillSwitch> {
+        parse::KILL_SWITCHES
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, switch)| *switch)
+            .ok_or(UnknownKillSwitch)
+    }
+}
+
+/// A text that is no kill switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected off, local-only or pool-only")]
+pub struct UnknownKillSwitch;
+
 /// The OpenAI-compatible endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gateway {
     /// Address to listen on.
     pub listen: std::net::SocketAddr,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_without_a_pool_takes_the_first_that_takes_images() {
+        const TEXT: &str = r#"
+            node.id = "n"
+            model.bundle = "b"
+            [[camera]]
+            id = "a"
+            source = "dir://frames"
+            [[camera.rule]]
+            id = "named"
+            question = "?"
+            pool = "words"
+            [[camera.rule]]
+            id = "open"
+            question = "?"
+        "#;
+        let pool = |id: &str, images: bool| {
+            format!(
+                "[[pool]]\nid = \"{id}\"\nurl = \"http://h/v1\"\nmodel = \"m\"\nimages = {images}\n"
+            )
+        };
+        let chosen = |pools: &[String]| {
+            let text = format!("{TEXT}\n{}", pools.concat());
+            let config = AgentConfig::parse(&text, "egret.toml").expect("a configuration");
+            let rules = config.cameras[0].rules.iter();
+            rules
+                .map(|rule| config.pool_for(rule).map(|pool| pool.id.clone()))
+                .collect::<Vec<_>>()
+        };
+        let (words, images) = (pool("words", false), pool("images", true));
+        let id = |id: &str| Some(id.to_owned());
+        assert_eq!(
+            chosen(&[words.clone(), images]),
+            [id("words"), id("images")]
+        );
+        assert_eq!(chosen(&[words]), [id("words"), None]);
+    }
+
+    #[test]
+    fn a_request_without_images_goes_to_the_first_pool() {
+        let pool = |id: &str, images| Pool {
+            id: id.to_owned(),
+            transport: PoolTransport::Mqtt,
+            model: "m".to_owned(),
+            deadline: Duration::from_secs(1),
+            closed: ClosedForm::Schema,
+            images,
+            attempts: 1,
+            usd_per_call: None,
+        };
+        let pools = [pool("words", false), pool("images", true)];
+        let id = |with_images| default_pool(&pools, with_images).map(|pool| pool.id.as_str());
+        assert_eq!((id(false), id(true)), (Some("words"), Some("images")));
+        assert_eq!(default_pool(&pools[..1], true), None);
+    }
+
+    #[test]
+    fn a_kill_switch_is_read_as_it_is_written() {
+        for switch in [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly] {
+            assert_eq!(switch.as_str().parse(), Ok(switch));
+        }
+        for text in ["", "OFF", " off", "local"] {
+            assert_eq!(
+                text.parse::<KillSwitch>(),
+                Err(UnknownKillSwitch),
+                "{text:?}"
+            );
+        }
+    }
 }

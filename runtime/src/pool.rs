@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use firmware_config::agent::{Pool, PoolTransport};
+use firmware_config::agent::{self, Pool, PoolTransport};
 
 use crate::decide::router::Reason;
 use crate::deliver::event::Settled;
@@ -165,7 +165,7 @@ impl Pools {
     /// The pool that is asked where none is named: the first that takes the request, with images
     /// or without.
     pub fn capable(&self, images: bool) -> Option<&Pool> {
-        self.iter().find(|pool| pool.images || !images)
+        agent::default_pool(self.iter(), images)
     }
 
     /// What is in the way of asking the pool right now: no broker session on the way to it, or an

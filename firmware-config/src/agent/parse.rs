@@ -36,8 +36,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 const PERIOD_MIN: Duration = Duration::from_nanos(1_000_000_000 / 60);
 
 /// Defaults of keys that are left out; the example file repeats them.
-const THRESHOLD_CLOSED: f64 = 0.9;
-const THRESHOLD_FREE: f64 = 0.5;
 const MOTION: f64 = 0.01;
 const MAX_AGE: Duration = Duration::from_secs(30);
 const STALL_AFTER: Duration = Duration::from_secs(10);
@@ -283,11 +281,7 @@ fn rule(section: &Section<'_>, pools: &[String]) -> Option<Rule> {
             .optional("max-new-tokens", whole(1..=4096))
             .unwrap_or(MAX_NEW_TOKENS),
     );
-    let threshold = threshold.unwrap_or(if answers.is_empty() {
-        THRESHOLD_FREE
-    } else {
-        THRESHOLD_CLOSED
-    });
+    let threshold = threshold.unwrap_or(Rule::default_threshold(!answers.is_empty()));
     Some(Rule {
         id: rule_id?,
         question: question?,
@@ -460,15 +454,17 @@ fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
     Some(PoolTransport::Mqtt)
 }
 
+/// Every kill switch by its name.
+pub(super) const KILL_SWITCHES: &[(&str, KillSwitch)] = &[
+    (KillSwitch::Off.as_str(), KillSwitch::Off),
+    (KillSwitch::LocalOnly.as_str(), KillSwitch::LocalOnly),
+    (KillSwitch::PoolOnly.as_str(), KillSwitch::PoolOnly),
+];
+
 fn policy(section: &Section<'_>) -> Policy {
-    const SWITCHES: &[(&str, KillSwitch)] = &[
-        ("off", KillSwitch::Off),
-        ("local-only", KillSwitch::LocalOnly),
-        ("pool-only", KillSwitch::PoolOnly),
-    ];
     Policy {
         kill_switch: section
-            .optional("kill-switch", choice(SWITCHES))
+            .optional("kill-switch", choice(KILL_SWITCHES))
             .unwrap_or_default(),
         calls_per_minute: section.optional("calls-per-minute", whole(0..=100_000)),
         in_flight_max: count(

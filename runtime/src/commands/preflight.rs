@@ -67,11 +67,11 @@ pub fn absences(config: &AgentConfig) -> Vec<Absence> {
         }
         for rule in &camera.rules {
             if matches!(rule.route, RouteMode::Pool | RouteMode::MustEscalate)
-                && config.pools.is_empty()
+                && config.pool_for(rule).is_none()
             {
                 miss(
                     &format!("{who}, rule {}", rule.id),
-                    "it is for a pool, and there is none".into(),
+                    "it needs a pool, and no [[pool]] takes images".into(),
                     "add a [[pool]]",
                 );
             }
@@ -185,11 +185,15 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_for_a_pool_without_any_pool_is_told() {
-        let text = "[node]\nid = \"n\"\n[model]\nbundle = \"/b\"\n[[camera]]\nid = \"c\"\nsource = \"dir:///\"\n\
+    fn a_rule_that_needs_a_pool_that_takes_images_is_reported_without_one() {
+        const TEXT: &str = "[node]\nid = \"n\"\n[model]\nbundle = \"/b\"\n[[camera]]\nid = \"c\"\nsource = \"dir:///\"\n\
                     [[camera.rule]]\nid = \"r\"\nquestion = \"?\"\nroute = \"must-escalate\"\n";
-        let absences = absences(&AgentConfig::parse(text, "egret.toml").unwrap());
-        assert_eq!(absences.len(), 1);
-        insta::assert_snapshot!(absences[0], @"camera c, rule r: it is for a pool, and there is none; add a [[pool]]");
+        let words = "[[pool]]\nid = \"p\"\nurl = \"http://h/v1\"\nmodel = \"m\"\nimages = false\n";
+        for pools in ["", words] {
+            let config = AgentConfig::parse(&format!("{TEXT}{pools}"), "egret.toml").unwrap();
+            let absences = absences(&config);
+            assert_eq!(absences.len(), 1);
+            insta::assert_snapshot!(absences[0], @"camera c, rule r: it needs a pool, and no [[pool]] takes images; add a [[pool]]");
+        }
     }
 }

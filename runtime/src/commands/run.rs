@@ -12,7 +12,6 @@ use vlm::bundle::Bundle;
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::preflight;
-use crate::decide::policy::kill_switch_name;
 use crate::observe::EventLog;
 use crate::pipeline::{self, RunError};
 
@@ -162,11 +161,9 @@ fn plan(config: &AgentConfig) -> String {
             } else {
                 rule.answers.join(" | ")
             };
-            let pool = rule
-                .pool
-                .as_deref()
-                .or(config.pools.first().map(|pool| pool.id.as_str()))
-                .unwrap_or("none");
+            let pool = config
+                .pool_for(rule)
+                .map_or("none", |pool| pool.id.as_str());
             let route = match rule.route {
                 RouteMode::Local => "no pool is asked".to_owned(),
                 RouteMode::Auto => format!("below {} to pool {pool}", rule.threshold),
@@ -191,11 +188,7 @@ fn plan(config: &AgentConfig) -> String {
             pool.id, pool.model, pool.deadline
         );
     }
-    let _ = writeln!(
-        text,
-        "kill switch {}",
-        kill_switch_name(config.policy.kill_switch)
-    );
+    let _ = writeln!(text, "kill switch {}", config.policy.kill_switch.as_str());
     if let Some(gateway) = &config.gateway {
         let _ = writeln!(text, "gateway on {}", gateway.listen);
     }

@@ -139,22 +139,6 @@ impl Permit {
     }
 }
 
-/// Reads a kill switch as it is written in the configuration and over MQTT.
-pub fn parse_kill_switch(text: &str) -> Option<KillSwitch> {
-    [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly]
-        .into_iter()
-        .find(|switch| kill_switch_name(*switch) == text)
-}
-
-/// `off`, `local-only` or `pool-only`.
-pub fn kill_switch_name(switch: KillSwitch) -> &'static str {
-    match switch {
-        KillSwitch::Off => "off",
-        KillSwitch::LocalOnly => "local-only",
-        KillSwitch::PoolOnly => "pool-only",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,13 +164,5 @@ mod tests {
         permit().expect("the slot is back").cancel();
         drop(permit().expect("what was cancelled does not count"));
         assert_eq!(permit().expect_err("two calls"), Reason::BudgetCalls);
-    }
-
-    #[test]
-    fn kill_switch_names() {
-        for name in ["off", "local-only", "pool-only"] {
-            assert_eq!(parse_kill_switch(name).map(kill_switch_name), Some(name));
-        }
-        assert_eq!(parse_kill_switch("OFF"), None);
     }
 }

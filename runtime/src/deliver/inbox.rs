@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use firmware_config::agent::KillSwitch;
+use firmware_config::agent::{KillSwitch, UnknownKillSwitch};
 use tracing::{debug, info, warn};
 
 use super::mqtt::{Deliveries, Publication};
 use super::post::{Kind, Post};
 use super::topics::Topics;
-use crate::decide::policy::{kill_switch_name, parse_kill_switch};
 use crate::metrics::Metrics;
 use crate::scene::SceneContext;
 
@@ -47,7 +46,7 @@ impl Inbox {
     async fn command(&self, publication: &Publication) {
         match kill_switch_command(publication) {
             Ok(switch) => {
-                info!("kill switch: {}", kill_switch_name(switch));
+                info!("kill switch: {}", switch.as_str());
                 self.context.escalations.policy.set_kill_switch(switch);
                 self.publish_kill_switch().await;
             }
@@ -62,7 +61,7 @@ impl Inbox {
         let switch = self.context.escalations.policy.kill_switch();
         let state = Post::Retained {
             topic: self.topics.kill_switch_state(),
-            payload: kill_switch_name(switch).into(),
+            payload: switch.as_str().into(),
             kind: Kind::Word,
         };
         self.context.post(state).await;
@@ -78,12 +77,10 @@ pub fn kill_switch_command(publication: &Publication) -> Result<KillSwitch, Stri
     if publication.retain {
         return Err("it is retained; send it without the retain flag".into());
     }
-    let text = std::str::from_utf8(&publication.payload)
-        .ok()
-        .map(str::trim)
-        .filter(|text| text.len() <= 16);
-    text.and_then(parse_kill_switch)
-        .ok_or_else(|| "expected off, local-only or pool-only".into())
+    let text = std::str::from_utf8(&publication.payload).unwrap_or_default();
+    text.trim()
+        .parse()
+        .map_err(|unknown: UnknownKillSwitch| unknown.to_string())
 }
 
 #[cfg(test)]

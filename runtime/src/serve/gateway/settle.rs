@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use bytes::Bytes;
-use firmware_config::agent::{KillSwitch, Pool, RouteMode};
+use firmware_config::agent::{KillSwitch, Pool, RouteMode, Rule};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 use vlm::answer::Piece;
@@ -147,11 +147,10 @@ impl Decision<'_> {
             .await
             .map_err(|error| self.local_failed(began, &error))?;
         self.attempts.push(self.local_ok(began));
-        // The defaults of a camera's rule: scored answers come with a probability over all answers,
-        // free text does not.
+        // As for a camera's rule.
         let terms = Terms {
             mode,
-            threshold: if self.asked.form.is_some() { 0.9 } else { 0.5 },
+            threshold: Rule::default_threshold(self.asked.form.is_some()),
         };
         let threshold = (mode == RouteMode::Auto).then_some(terms.threshold);
         let mut route = router::route(answer.confidence.p, terms, kill_switch);
