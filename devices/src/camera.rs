@@ -1,8 +1,7 @@
 //! Capture sources, one `match` over the configured kinds.
 
-pub mod ffmpeg;
+mod ffmpeg;
 mod folder;
-pub mod ppm;
 mod schedule;
 mod slot;
 
@@ -13,8 +12,7 @@ use std::time::Duration;
 
 use firmware_config::agent::Source;
 
-pub use ppm::PpmError;
-
+use crate::ppm::PpmError;
 use crate::{Frame, Stop};
 
 /// A source of frames.

@@ -16,7 +16,11 @@
 #![forbid(unsafe_code)]
 
 pub mod camera;
+mod child;
+pub mod clip;
+pub mod file;
 mod frame;
+pub mod ppm;
 mod stop;
 
 pub use camera::{Camera, CaptureError, open};

@@ -8,7 +8,7 @@
 
 use std::sync::LazyLock;
 
-use devices::camera::ppm::Pictures;
+use devices::ppm::PpmReader;
 use exporter::checkpoint::Checkpoint;
 use exporter::graph::onnx::GraphFile;
 use firmware_config::agent::AgentConfig;
@@ -92,9 +92,9 @@ pub fn picture(bytes: &[u8]) {
 /// What a decoder writes: every picture is whole; the stream ends, or is refused, after as much as
 /// came.
 pub fn camera(bytes: &[u8]) {
-    let mut pictures = Pictures::new(bytes);
+    let mut pictures = PpmReader::new(bytes);
     let mut pixels = 0;
-    while let Ok(Some(picture)) = pictures.next_picture() {
+    while let Ok(Some(picture)) = pictures.next_image() {
         assert_eq!(
             picture.data.len(),
             picture.width as usize * picture.height as usize * 3

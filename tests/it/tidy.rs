@@ -288,9 +288,10 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
         "runtime/src/serve/gateway",
         "runtime/src/serve/worker.rs",
         "runtime/src/commands/demo",
-        // Children, and the threads that read what they say.
-        "devices/src/camera/ffmpeg",
-        "runtime/src/commands/ask/clip.rs",
+        // Children, and the threads that read their output.
+        "devices/src/child.rs",
+        "devices/src/clip.rs",
+        "devices/src/camera/ffmpeg.rs",
         // A picture decoded off the tasks' threads, and waited for.
         "runtime/src/serve/chat/reader.rs",
         // Scoped: joined before the function returns.
@@ -325,7 +326,7 @@ fn queues_are_made_where_the_architecture_says_and_each_has_a_bound() {
         "runtime/src/infer.rs",
         "runtime/src/capture/handoff.rs",
         // What one child wrote.
-        "runtime/src/commands/ask/clip.rs",
+        "devices/src/clip.rs",
         // The latest value alone: the kill switch; that it stops; how many events came.
         "runtime/src/decide/policy.rs",
         "runtime/src/serve/gateway/connections.rs",

@@ -6,23 +6,21 @@
 //! has passed. It runs in a process group of its own: Ctrl-C is for the agent to act on.
 
 mod arguments;
-mod child;
 
-use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use firmware_config::agent::Source;
 
-use super::ppm::{Picture, Pictures, PpmError};
 use super::schedule::Schedule;
 use super::slot::{Arrived, Slot, WhenFull};
 use super::{Camera, CaptureError};
+use crate::child::Child;
+use crate::file::readable;
+use crate::ppm::{PpmError, PpmReader, RgbImage};
 use crate::{Frame, FrameImage, Stop};
-pub use child::Child;
 
 /// Longest time until a thrown [`Stop`] is noticed.
 const POLL: Duration = Duration::from_millis(50);
@@ -96,7 +94,7 @@ impl Ffmpeg {
         };
         let pictures = thread::spawn({
             let slot = slot.clone();
-            move || slot.end(read_pictures(Pictures::new(stdout), &slot, when_full))
+            move || slot.end(read_pictures(PpmReader::new(stdout), &slot, when_full))
         });
         // A live stream that ffmpeg already paces needs no second clock, which would only beat
         // against the first.
@@ -125,7 +123,7 @@ impl Ffmpeg {
         &mut self,
         Arrived {
             picture:
-                Picture {
+                RgbImage {
                     width,
                     height,
                     data,
@@ -161,7 +159,7 @@ impl Ffmpeg {
                 return Err(CaptureError::Stream { camera, error });
             }
         };
-        let status = self.child.end().map_err(|error| CaptureError::Lost {
+        let status = self.child.wait().map_err(|error| CaptureError::Lost {
             camera: camera.clone(),
             error,
         })?;
@@ -175,7 +173,7 @@ impl Ffmpeg {
             Some(error) => Err(CaptureError::Stream { camera, error }),
             None if !self.begun => Err(CaptureError::NoPicture { camera, stderr }),
             None => {
-                if !self.child.said().is_empty() {
+                if !self.child.stderr().is_empty() {
                     tracing::warn!(camera, stderr, "shown to its end, but ffmpeg found errors");
                 }
                 Ok(None)
@@ -185,7 +183,7 @@ impl Ffmpeg {
 
     /// The end of the child's stderr, once it has exited.
     fn stderr(&self) -> String {
-        match (self.child.said(), &self.secret) {
+        match (self.child.stderr(), &self.secret) {
             ("", _) => "it wrote nothing".to_owned(),
             (said, Some(secret)) => said.replace(secret.as_str(), "***"),
             (said, None) => said.to_owned(),
@@ -253,25 +251,13 @@ impl Drop for Ffmpeg {
     }
 }
 
-/// Whether a video file is there and may be read.
-///
-/// # Errors
-/// When it may not, or is something else: what ffmpeg itself says of that is poor.
-pub fn readable(path: &Path) -> io::Result<()> {
-    // A pipe of this name would block for ever.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("is no file"));
-    }
-    File::open(path).map(drop)
-}
-
 /// Moves pictures from the pipe to the slot until either ends.
 fn read_pictures(
-    mut pictures: Pictures<impl Read>,
+    mut pictures: PpmReader<impl Read>,
     slot: &Slot,
     when_full: WhenFull,
 ) -> Result<(), PpmError> {
-    while let Some(picture) = pictures.next_picture()? {
+    while let Some(picture) = pictures.next_image()? {
         if !slot.put(picture, when_full) {
             break;
         }
@@ -292,7 +278,9 @@ fn user_information(source: &Source) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
     use std::sync::Mutex;
 
     use super::*;
@@ -382,7 +370,7 @@ mod tests {
             ),
             (
                 "PIXEL; printf P6",
-                "frame, file:///decoder: ffmpeg's output: ended inside a picture, after 0 of 0 bytes of pixels",
+                "frame, file:///decoder: ffmpeg's output: ended inside an image, after 0 of 0 bytes of pixels",
             ),
             (
                 "PIXEL; echo text; exec sleep 3600",

@@ -1,7 +1,7 @@
 //! A folder of picture files: each once, in name order, as fast as the rate allows.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,7 +9,7 @@ use firmware_config::limits::IMAGE_FILE_BYTES_MAX as FILE_BYTES_MAX;
 
 use super::schedule::Schedule;
 use super::{Camera, CaptureError};
-use crate::{Frame, FrameImage, Stop};
+use crate::{Frame, FrameImage, Stop, file};
 
 /// Most picture files of a folder: their names are kept in memory.
 const FILES_MAX: usize = 1_000_000;
@@ -89,11 +89,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CaptureError> {
         path: path.to_owned(),
         error,
     };
-    let found = fs::metadata(path).map_err(unreadable)?;
-    // A pipe of this name would block for ever.
-    if !found.is_file() {
-        return Err(unreadable(io::Error::other("is no file")));
-    }
+    let found = file::regular(path).map_err(unreadable)?;
     let mut bytes =
         Vec::with_capacity(usize::try_from(found.len().min(FILE_BYTES_MAX)).unwrap_or(0));
     File::open(path)

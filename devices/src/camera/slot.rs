@@ -4,7 +4,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::ppm::{Picture, PpmError};
+use crate::ppm::{PpmError, RgbImage};
 
 /// What happens to a picture nobody has taken when the next one comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) enum WhenFull {
 
 /// A picture and when it came out of the pipe.
 pub(super) struct Arrived {
-    pub(super) picture: Picture,
+    pub(super) picture: RgbImage,
     pub(super) at: SystemTime,
 }
 
@@ -54,7 +54,7 @@ impl Slot {
     }
 
     /// Puts a picture in; false when nobody will take it.
-    pub(super) fn put(&self, picture: Picture, when_full: WhenFull) -> bool {
+    pub(super) fn put(&self, picture: RgbImage, when_full: WhenFull) -> bool {
         let mut state = self.lock();
         if when_full == WhenFull::Wait {
             state = self
@@ -117,7 +117,7 @@ impl Slot {
         self.lock().last.elapsed()
     }
 
-    /// Pictures that were superseded before anyone took them.
+    /// RgbImages that were superseded before anyone took them.
     pub(super) fn superseded(&self) -> u64 {
         self.lock().superseded
     }
@@ -131,8 +131,8 @@ impl Slot {
 mod tests {
     use super::*;
 
-    fn picture(width: u32) -> Picture {
-        Picture {
+    fn picture(width: u32) -> RgbImage {
+        RgbImage {
             width,
             height: 1,
             data: vec![0; 3 * width as usize],

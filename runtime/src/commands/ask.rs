@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use devices::camera::ffmpeg::readable;
+use devices::file::readable;
 use vlm::answer::{Answer, Piece};
 use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
 

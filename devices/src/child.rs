@@ -1,4 +1,4 @@
-//! A child process that is always reaped, and whose last words are kept.
+//! A child process that is always reaped, and the end of what it writes to stderr.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 const STDERR_MAX: usize = 2 << 10;
 
 /// Time a child has to exit by itself after it closed its stdout.
-const EXIT_MAX: Duration = Duration::from_secs(2);
+const EXIT_GRACE: Duration = Duration::from_secs(2);
 
-/// Its status cannot be waited for with a limit, so it is looked at this often.
-const EXIT_LOOK: Duration = Duration::from_millis(5);
+/// The system has no wait for a child with a timeout, so its status is polled this often.
+const EXIT_POLL: Duration = Duration::from_millis(5);
 
 /// A running program, killed and reaped when dropped.
-pub struct Child {
+pub(crate) struct Child {
     process: process::Child,
-    /// Collects stderr while the child lives, so that it never waits for us to read it.
-    listener: Option<JoinHandle<String>>,
-    said: String,
+    /// Reads stderr while the child runs, so that it never blocks on a full pipe.
+    stderr_reader: Option<JoinHandle<String>>,
+    stderr: String,
 }
 
 impl Child {
@@ -29,7 +29,7 @@ impl Child {
     ///
     /// # Errors
     /// When there is no such program, or it does not start.
-    pub fn start(program: &str, arguments: &[OsString]) -> io::Result<(Self, ChildStdout)> {
+    pub(crate) fn start(program: &str, arguments: &[OsString]) -> io::Result<(Self, ChildStdout)> {
         let mut process = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -39,50 +39,51 @@ impl Child {
             .process_group(0)
             .spawn()?;
         let (Some(stdout), Some(stderr)) = (process.stdout.take(), process.stderr.take()) else {
-            unreachable!("both were asked for");
+            unreachable!("both are piped");
         };
-        let listener = thread::spawn(move || tail(stderr));
+        let stderr_reader = thread::spawn(move || tail(stderr));
         Ok((
             Self {
                 process,
-                listener: Some(listener),
-                said: String::new(),
+                stderr_reader: Some(stderr_reader),
+                stderr: String::new(),
             },
             stdout,
         ))
     }
 
     /// Its process id.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// How it ended, once its stdout has; one that does not exit is killed.
+    /// Its exit status, once its stdout has ended; a child that does not exit within
+    /// [`EXIT_GRACE`] is killed.
     ///
     /// # Errors
-    /// When the system does not tell.
-    pub fn end(&mut self) -> io::Result<ExitStatus> {
-        let begun = Instant::now();
-        while self.process.try_wait()?.is_none() && begun.elapsed() < EXIT_MAX {
-            thread::sleep(EXIT_LOOK);
+    /// When the system does not know the status.
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        let started = Instant::now();
+        while self.process.try_wait()?.is_none() && started.elapsed() < EXIT_GRACE {
+            thread::sleep(EXIT_POLL);
         }
         self.kill();
         self.process.wait()
     }
 
-    /// The end of what it wrote to stderr, once it has ended: one line, 2 KiB at most, without user
-    /// and password of URLs.
-    pub fn said(&self) -> &str {
-        &self.said
+    /// The end of what it wrote to stderr, once it has exited: one line of 2 KiB at most, without
+    /// user and password of URLs.
+    pub(crate) fn stderr(&self) -> &str {
+        &self.stderr
     }
 
     /// Kills it if it still runs, and reaps it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // Either fails only when it has been reaped before.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        if let Some(listener) = self.listener.take() {
-            self.said = listener.join().unwrap_or_default();
+        if let Some(reader) = self.stderr_reader.take() {
+            self.stderr = reader.join().unwrap_or_default();
         }
     }
 }
@@ -96,7 +97,7 @@ impl Drop for Child {
 /// The last lines of `stderr`, as one line without passwords or control characters.
 fn tail(mut stderr: impl Read) -> String {
     let mut kept = Vec::new();
-    let mut cut = false;
+    let mut is_cut = false;
     let mut buffer = [0; 1024];
     loop {
         match stderr.read(&mut buffer) {
@@ -107,12 +108,12 @@ fn tail(mut stderr: impl Read) -> String {
         }
         if kept.len() > STDERR_MAX {
             kept.drain(..kept.len() - STDERR_MAX);
-            cut = true;
+            is_cut = true;
         }
     }
     let text = String::from_utf8_lossy(&kept);
-    // A line that lost its beginning may have lost what shows that the rest of it is a password.
-    let whole_lines = if cut {
+    // A line without its beginning may hold a password that is no longer recognized as one.
+    let whole_lines = if is_cut {
         text.split_once('\n').map_or("", |(_, rest)| rest)
     } else {
         &text
@@ -130,19 +131,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_words_are_one_line_without_passwords() {
-        let said = "[rtsp @ 0x1] method DESCRIBE failed: 401\n\n rtsp://me:secret@192.0.2.7/: \x1b[31mUnauthorized\n";
+    fn stderr_is_one_line_without_passwords() {
+        let written = "[rtsp @ 0x1] method DESCRIBE failed: 401\n\n rtsp://me:secret@192.0.2.7/: \x1b[31mUnauthorized\n";
         assert_eq!(
-            tail(said.as_bytes()),
+            tail(written.as_bytes()),
             "[rtsp @ 0x1] method DESCRIBE failed: 401; rtsp://***@192.0.2.7/:  [31mUnauthorized"
         );
         assert_eq!(tail(&b""[..]), "");
     }
 
     #[test]
-    fn of_much_the_end_is_kept_in_whole_lines() {
-        let said = "rtsp://me:secret@192.0.2.7/: corrupt frame\n".repeat(1000);
-        let kept = tail(said.as_bytes());
+    fn of_a_long_stderr_the_last_whole_lines_are_kept() {
+        let written = "rtsp://me:secret@192.0.2.7/: corrupt frame\n".repeat(1000);
+        let kept = tail(written.as_bytes());
         assert!(kept.len() <= STDERR_MAX, "{}", kept.len());
         assert!(!kept.contains("secret"), "{kept}");
         assert!(

@@ -1,36 +1,36 @@
-//! Pictures out of a stream of binary PPM files, which is how the decoder writes them: lossless,
-//! and each one says its size.
+//! Images out of a stream of binary PPM files, which is how ffmpeg writes them: lossless, and each
+//! one says its size.
 //!
 //! Only what `ffmpeg -c:v ppm -pix_fmt rgb24` writes is read: `P6`, width, height, 255, one white
 //! space, pixels; no comments.
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use firmware_config::limits::IMAGE_PIXELS_MAX as PIXELS_MAX;
+use firmware_config::limits::IMAGE_PIXELS_MAX;
 
-/// Decoded pixels: `height` · `width` · 3 bytes, rows from the top, red first.
+/// Decoded pixels.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Picture {
+pub struct RgbImage {
     /// Columns, 1 or more.
     pub width: u32,
     /// Rows, 1 or more.
     pub height: u32,
-    /// The pixels.
+    /// `height` · `width` · 3 bytes: rows from the top, red first.
     pub data: Vec<u8>,
 }
 
-/// What is wrong with a stream of pictures.
+/// What is wrong with a stream of images.
 #[derive(Debug, thiserror::Error)]
 pub enum PpmError {
     /// The pipe failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The stream ended inside a picture.
-    #[error("ended inside a picture, after {got} of {expected} bytes of pixels")]
+    /// The stream ended inside an image.
+    #[error("ended inside an image, after {got} of {expected} bytes of pixels")]
     Cut {
         /// Bytes that came.
         got: u64,
-        /// Bytes of the picture; 0 when its header was not complete.
+        /// Bytes of the image; 0 when its header was not complete.
         expected: u64,
     },
     /// No PPM header.
@@ -38,7 +38,7 @@ pub enum PpmError {
     Header,
     /// More pixels than are read.
     #[error(
-        "a picture of {width} x {height}, at most {PIXELS_MAX} pixels are read; set a smaller resolution on the camera"
+        "an image of {width} x {height}, at most {IMAGE_PIXELS_MAX} pixels are read; set a smaller resolution on the camera"
     )]
     TooLarge {
         /// Columns.
@@ -48,24 +48,24 @@ pub enum PpmError {
     },
 }
 
-/// Pulls pictures out of a stream.
-pub struct Pictures<R> {
+/// Reads images out of a stream.
+pub struct PpmReader<R> {
     stream: BufReader<R>,
 }
 
-impl<R: Read> Pictures<R> {
-    /// Nothing is read yet.
+impl<R: Read> PpmReader<R> {
+    /// A reader that has read nothing yet.
     pub fn new(stream: R) -> Self {
         Self {
             stream: BufReader::with_capacity(64 << 10, stream),
         }
     }
 
-    /// The next picture; `None` when the stream ends after a whole one.
+    /// The next image; `None` when the stream ends after a whole one.
     ///
     /// # Errors
-    /// When the pipe fails, or the stream is not one of pictures, or ends inside one.
-    pub fn next_picture(&mut self) -> Result<Option<Picture>, PpmError> {
+    /// When the pipe fails, or the stream is not one of images, or ends inside one.
+    pub fn next_image(&mut self) -> Result<Option<RgbImage>, PpmError> {
         if self.stream.fill_buf()?.is_empty() {
             return Ok(None);
         }
@@ -77,17 +77,17 @@ impl<R: Read> Pictures<R> {
             return Err(PpmError::Header);
         }
         let pixels = u64::from(width) * u64::from(height);
-        if pixels > PIXELS_MAX {
+        if pixels > IMAGE_PIXELS_MAX {
             return Err(PpmError::TooLarge { width, height });
         }
         let expected = pixels * 3;
-        // Grows with what really comes: a header alone reserves no memory.
+        // Grows with what is read: a header alone reserves no memory.
         let mut data = Vec::new();
         let got = (&mut self.stream).take(expected).read_to_end(&mut data)? as u64;
         if got < expected {
             return Err(PpmError::Cut { got, expected });
         }
-        Ok(Some(Picture {
+        Ok(Some(RgbImage {
             width,
             height,
             data,
@@ -133,12 +133,12 @@ mod tests {
 
     use super::*;
 
-    fn all(stream: impl Read) -> Result<Vec<Picture>, PpmError> {
-        let mut pictures = Pictures::new(stream);
-        std::iter::from_fn(|| pictures.next_picture().transpose()).collect()
+    fn all(stream: impl Read) -> Result<Vec<RgbImage>, PpmError> {
+        let mut reader = PpmReader::new(stream);
+        std::iter::from_fn(|| reader.next_image().transpose()).collect()
     }
 
-    /// Hands out at most `step` bytes for each read, as pipes do.
+    /// Gives at most `step` bytes for each read, as pipes do.
     struct Trickle<'b>(&'b [u8], usize);
 
     impl Read for Trickle<'_> {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_refused() {
+    fn a_stream_of_anything_else_is_refused() {
         for (stream, expected) in [
             (&b"P5\n1 1\n255\nx"[..], "no PPM header"),
             (b"P6\n0 1\n255\n", "no PPM header"),
@@ -177,17 +177,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pictures_come_back_however_the_pipe_cuts_them(sizes in prop::collection::vec((1_u32..9, 1_u32..9), 0..5), step in 1_usize..40) {
-            let pictures: Vec<Picture> = sizes
+        fn images_come_back_however_the_pipe_cuts_them(sizes in prop::collection::vec((1_u32..9, 1_u32..9), 0..5), step in 1_usize..40) {
+            let images: Vec<RgbImage> = sizes
                 .into_iter()
-                .map(|(width, height)| Picture { width, height, data: (0..width * height * 3).map(|i| i as u8).collect() })
+                .map(|(width, height)| RgbImage { width, height, data: (0..width * height * 3).map(|i| i as u8).collect() })
                 .collect();
             let mut stream = Vec::new();
-            for Picture { width, height, data } in &pictures {
+            for RgbImage { width, height, data } in &images {
                 stream.extend(format!("P6\n{width} {height}\n255\n").bytes());
                 stream.extend(data);
             }
-            prop_assert_eq!(all(Trickle(&stream, step)).expect("whole pictures"), pictures);
+            prop_assert_eq!(all(Trickle(&stream, step)).expect("whole images"), images);
         }
 
         #[test]
