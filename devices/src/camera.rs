@@ -2,6 +2,7 @@
 
 mod ffmpeg;
 mod folder;
+mod live;
 mod schedule;
 mod slot;
 
@@ -48,13 +49,9 @@ pub fn open(
 ) -> Result<Box<dyn Camera>, CaptureError> {
     Ok(match source {
         Source::Folder(path) => Box::new(folder::Folder::open(path, period, stop)?),
-        Source::File(_) | Source::Rtsp(_) => Box::new(ffmpeg::Ffmpeg::open(
-            "ffmpeg",
-            source,
-            period,
-            stall_after,
-            stop,
-        )?),
+        Source::File(_) | Source::Rtsp(_) => {
+            Box::new(ffmpeg::open("ffmpeg", source, period, stall_after, stop)?)
+        }
     })
 }
 
@@ -66,7 +63,7 @@ pub enum CaptureError {
     Stopped,
     /// A folder or file that cannot be opened.
     #[error("{camera}: {error}; check the path, and that this user may read it")]
-    NotThere {
+    CannotOpen {
         /// The source.
         camera: String,
         /// Why.
@@ -120,7 +117,7 @@ pub enum CaptureError {
     #[error(
         "{camera}: ffmpeg does not start: {error}; check that this user may run it, and may start more processes"
     )]
-    Spawn {
+    Start {
         /// The source.
         camera: String,
         /// Why.
@@ -130,7 +127,7 @@ pub enum CaptureError {
     #[error(
         "{camera}: ffmpeg is lost: {error}; start egret without SIGCHLD ignored, which hides how children end"
     )]
-    Lost {
+    StatusUnknown {
         /// The source.
         camera: String,
         /// Why.
@@ -159,8 +156,8 @@ pub enum CaptureError {
         stderr: String,
     },
     /// The decoder ended well, and there was no picture.
-    #[error("{camera}: no picture in it: {stderr}; is it a video?")]
-    NoPicture {
+    #[error("{camera}: no image in it: {stderr}; is it a video?")]
+    NoImage {
         /// The source.
         camera: String,
         /// The end of what ffmpeg wrote to stderr.

@@ -291,7 +291,7 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
         // Children, and the threads that read their output.
         "devices/src/child.rs",
         "devices/src/clip.rs",
-        "devices/src/camera/ffmpeg.rs",
+        "devices/src/camera/live.rs",
         // A picture decoded off the tasks' threads, and waited for.
         "runtime/src/serve/chat/reader.rs",
         // Scoped: joined before the function returns.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use firmware_config::limits::IMAGE_FILE_BYTES_MAX as FILE_BYTES_MAX;
+use firmware_config::limits::IMAGE_FILE_BYTES_MAX;
 
 use super::schedule::Schedule;
 use super::{Camera, CaptureError};
@@ -24,13 +24,13 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn open(path: &Path, period: Duration, stop: &Stop) -> Result<Self, CaptureError> {
         let camera = || format!("dir://{}", path.display());
-        let not_there = |error| CaptureError::NotThere {
+        let cannot_open = |error| CaptureError::CannotOpen {
             camera: camera(),
             error,
         };
         let mut files = Vec::new();
-        for entry in fs::read_dir(path).map_err(not_there)? {
-            let file = entry.map_err(not_there)?.path();
+        for entry in fs::read_dir(path).map_err(cannot_open)? {
+            let file = entry.map_err(cannot_open)?.path();
             if is_picture(&file) {
                 if files.len() == FILES_MAX {
                     return Err(CaptureError::FolderTooLarge {
@@ -91,15 +91,15 @@ fn read(path: &Path) -> Result<Vec<u8>, CaptureError> {
     };
     let found = file::regular(path).map_err(unreadable)?;
     let mut bytes =
-        Vec::with_capacity(usize::try_from(found.len().min(FILE_BYTES_MAX)).unwrap_or(0));
+        Vec::with_capacity(usize::try_from(found.len().min(IMAGE_FILE_BYTES_MAX)).unwrap_or(0));
     File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(IMAGE_FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
         .map_err(unreadable)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
+    if bytes.len() as u64 > IMAGE_FILE_BYTES_MAX {
         return Err(CaptureError::FrameTooLarge {
             path: path.to_owned(),
             bytes: found.len(),
-            max: FILE_BYTES_MAX,
+            max: IMAGE_FILE_BYTES_MAX,
         });
     }
     Ok(bytes)
@@ -113,7 +113,9 @@ mod tests {
     fn a_file_that_is_too_large_is_skipped() {
         let folder = tempfile::tempdir().expect("a folder");
         let large = File::create(folder.path().join("a.jpg")).expect("a file");
-        large.set_len(FILE_BYTES_MAX + 1).expect("a sparse file");
+        large
+            .set_len(IMAGE_FILE_BYTES_MAX + 1)
+            .expect("a sparse file");
         fs::write(folder.path().join("b.PNG"), b"b").expect("a file");
         let mut folder =
             Folder::open(folder.path(), Duration::ZERO, &Stop::new()).expect("two pictures");
