@@ -1,5 +1,5 @@
-//! Clips: the frames of a video file that a model is shown, through `ffprobe` and `ffmpeg` children.
-//! Only the sampled frames are kept.
+//! Clips: the frames of a video file that a model is shown, through `ffprobe` and `ffmpeg`
+//! children. Only the sampled frames are kept.
 
 mod probe;
 mod sample;
@@ -228,8 +228,8 @@ fn decode(path: &Path, indices: &[usize]) -> Result<Vec<RgbImage>, ClipError> {
     })
 }
 
-/// The arguments of ffmpeg and ffprobe: the file, never as a flag, nor another protocol, not even by
-/// a playlist with a video's name; then `rest`.
+/// The arguments of ffmpeg and ffprobe: the file, never as a flag, nor another protocol, not even
+/// by a playlist with a video's name; then `rest`.
 fn arguments(path: &Path, rest: &[&str]) -> Vec<OsString> {
     let mut file = OsString::from("file:");
     file.push(path);

@@ -32,7 +32,9 @@ pub mod verify;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use firmware_config::manifest::{FORMAT, Graphs, Manifest, Precision, QuantizedTensor, Source};
+use firmware_config::manifest::{
+    CheckpointSource, FORMAT, Graphs, Manifest, Precision, QuantizedTensor,
+};
 
 use arch::smolvlm::{self, SmolVlm};
 use arch::{ArchError, Part};
@@ -180,7 +182,7 @@ fn assemble(
             .name
             .clone()
             .unwrap_or_else(|| checkpoint.name().to_owned()),
-        source: Source {
+        source: CheckpointSource {
             name: checkpoint.name().to_owned(),
             sha256: checkpoint.sha256(),
         },

@@ -1,7 +1,7 @@
 //! `egret.toml`: what one box watches, asks, escalates and publishes.
 
+mod diagnostics;
 mod parse;
-mod problems;
 mod section;
 pub mod units;
 mod url;
@@ -10,13 +10,13 @@ mod value;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use diagnostics::{ConfigErrors, Diagnostic};
 pub use parse::CONFIG_BYTES_MAX;
-pub use problems::{ConfigErrors, Problem};
 
-/// A whole, checked configuration.
+/// A complete, valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentConfig {
-    /// This box.
+    /// The box that runs this configuration.
     pub node: Node,
     /// The model that answers on the box.
     pub model: Model,
@@ -54,7 +54,7 @@ pub fn default_pool<'p>(
     pools.into_iter().find(|pool| pool.images || !with_images)
 }
 
-/// This box.
+/// The box that runs this configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// `[a-z0-9_-]{1,64}`; topics are `egret/<id>/…`.
@@ -92,7 +92,7 @@ pub enum BackendChoice {
 /// A broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mqtt {
-    /// Where it listens.
+    /// Its address.
     pub url: MqttUrl,
     /// File that holds the user name (trailing newline ignored).
     pub username_file: Option<PathBuf>,
@@ -100,14 +100,15 @@ pub struct Mqtt {
     pub password_file: Option<PathBuf>,
     /// PEM file of the certificate authorities to trust instead of the system's (`mqtts`, `wss`).
     pub ca_file: Option<PathBuf>,
-    /// Events kept while the broker is away; the oldest is dropped, counted and declared past it.
+    /// Most events kept while the broker is away; past it the oldest is dropped, counted and
+    /// declared.
     pub outbox_events_max: usize,
 }
 
 /// A broker's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MqttUrl {
-    /// How bytes travel.
+    /// The transport.
     pub scheme: MqttScheme,
     /// Host name or address.
     pub host: String,
@@ -117,7 +118,7 @@ pub struct MqttUrl {
     pub path: String,
 }
 
-/// How MQTT bytes travel.
+/// The transport of MQTT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MqttScheme {
     /// `mqtt://`
@@ -150,8 +151,7 @@ pub struct Camera {
 /// Where frames come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// `dir:///frames`: every picture file in name order, once, lossless, paced by the camera's
-    /// rate.
+    /// `dir:///frames`: every image file in name order, once, lossless, paced by the camera's rate.
     Folder(PathBuf),
     /// `file:///clip.mp4`: a video file, once.
     File(PathBuf),
@@ -175,7 +175,7 @@ impl std::fmt::Display for Source {
 pub struct Gate {
     /// Share of changed pixels, 0..=1, that admits a frame; 0 admits every frame.
     pub motion: f64,
-    /// An unchanged scene is asked again after this long.
+    /// An unchanged scene is admitted again after this long.
     pub max_age: Duration,
 }
 
@@ -193,11 +193,11 @@ pub struct Rule {
     pub alert: Vec<String>,
     /// The local answer is kept at or above this confidence.
     pub threshold: f64,
-    /// Who may answer.
+    /// Which model may answer.
     pub route: RouteMode,
     /// Pool asked when the answer is escalated; `None` leaves it to [`AgentConfig::pool_for`].
     pub pool: Option<String>,
-    /// Whether the picture is split into tiles for small text (13-17 times the work).
+    /// Whether the image is split into tiles for small text (13 to 17 times the work).
     pub split: bool,
     /// Longest free-text answer, in tokens.
     pub max_new_tokens: usize,
@@ -212,13 +212,13 @@ impl Rule {
     }
 }
 
-/// Who may answer a rule.
+/// Which model may answer a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RouteMode {
     /// The router decides by confidence.
     #[default]
     Auto,
-    /// No pool is asked. Events, with their pictures, still go to the broker.
+    /// No pool is asked. Events, with their images, still go to the broker.
     Local,
     /// Always asked of the pool.
     Pool,
@@ -226,20 +226,20 @@ pub enum RouteMode {
     MustEscalate,
 }
 
-/// Bigger models that can be asked.
+/// A larger model that can be asked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pool {
     /// `[a-z0-9_-]{1,64}`, unique.
     pub id: String,
-    /// How requests travel.
+    /// The transport of requests.
     pub transport: PoolTransport,
     /// `model` of the request.
     pub model: String,
-    /// An answer later than this is no answer.
+    /// An answer that takes longer is discarded.
     pub deadline: Duration,
-    /// How a question with answers is put.
+    /// How a question with answers is sent.
     pub closed: ClosedForm,
-    /// Whether the pool takes pictures.
+    /// Whether the pool takes images.
     pub images: bool,
     /// Attempts for one question, the first included.
     pub attempts: u32,
@@ -247,7 +247,7 @@ pub struct Pool {
     pub usd_per_call: Option<f64>,
 }
 
-/// How requests travel to a pool.
+/// The transport of requests to a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PoolTransport {
     /// `POST {url}/chat/completions`.
@@ -261,7 +261,7 @@ pub enum PoolTransport {
     Mqtt,
 }
 
-/// How a question with answers is put to a pool.
+/// How a question with answers is sent to a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClosedForm {
     /// `response_format` json_schema with an enum.
@@ -293,7 +293,7 @@ pub enum KillSwitch {
     /// The router decides.
     #[default]
     Off,
-    /// No pool is asked. Events, with their pictures, still go to the broker.
+    /// No pool is asked. Events, with their images, still go to the broker.
     LocalOnly,
     /// Everything is asked of the pool.
     PoolOnly,

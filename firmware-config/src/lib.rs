@@ -4,8 +4,8 @@
 //! The image limits that the crates above must agree on are in [`limits`].
 //!
 //! This crate is data and its rules: no I/O, no async, no model. A value of [`agent::AgentConfig`]
-//! or [`manifest::Manifest`] is valid by construction; what was wrong with the text it came from is
-//! told all at once, with places.
+//! or [`manifest::Manifest`] is valid by construction; a text that is not valid gives every
+//! diagnostic at once, with its line and column.
 #![forbid(unsafe_code)]
 
 pub mod agent;

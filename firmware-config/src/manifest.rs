@@ -1,4 +1,4 @@
-//! `manifest.json`: what is in a bundle, where it came from, and how its model must be fed.
+//! `manifest.json`: what is in a bundle, where it came from, and how the model's inputs are made.
 //!
 //! The exporter writes it, the runtime reads it. Maps are ordered and numbers are exact, so the
 //! same checkpoint gives the same bytes; the sha256 of those bytes is the bundle's identity.
@@ -12,11 +12,10 @@ use serde::{Deserialize, Serialize};
 /// The newest manifest format this build reads and the one it writes.
 pub const FORMAT: u32 = 1;
 
-/// Why a text is no manifest this build can use.
+/// Why a text is not a manifest that this build can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Written by a newer exporter. Told before anything else: what else is strange about the file
-    /// follows from it.
+    /// Written by a newer exporter. Checked first, since every other difference may follow from it.
     #[error(
         "the bundle has manifest format {found}, and this build reads up to {FORMAT}; update egret, or export the bundle again"
     )]
@@ -25,7 +24,7 @@ pub enum ManifestError {
         found: u64,
     },
     /// Not JSON, or not the JSON of a manifest.
-    #[error("no bundle manifest: {0}; export the bundle again")]
+    #[error("not a bundle manifest: {0}; export the bundle again")]
     Malformed(String),
     /// A value that no exporter writes.
     #[error("{field}: found {found}, expected {expected}; export the bundle again")]
@@ -43,7 +42,7 @@ impl Manifest {
     /// Reads and checks the bytes of a `manifest.json`.
     ///
     /// # Errors
-    /// When they are no manifest, or one of a newer format, or it contradicts itself.
+    /// When they are not a manifest, or one of a newer format, or its values contradict each other.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
         struct Format {
@@ -76,10 +75,10 @@ impl Manifest {
 pub struct Manifest {
     /// Manifest format; a larger number than [`FORMAT`] is refused.
     pub format: u32,
-    /// Model name: what `model` says in answers and events.
+    /// Model name: `model` in answers and events.
     pub name: String,
     /// The checkpoint it was made from.
-    pub source: Source,
+    pub source: CheckpointSource,
     /// Model family; `smolvlm` so far.
     pub architecture: String,
     /// How weights are stored.
@@ -88,7 +87,7 @@ pub struct Manifest {
     pub targets: Vec<String>,
     /// Sizes of the model's parts.
     pub geometry: Geometry,
-    /// How a picture becomes `pixel_values`.
+    /// How an image becomes `pixel_values`.
     pub image: ImageRules,
     /// How a clip becomes frames.
     pub video: VideoRules,
@@ -107,7 +106,7 @@ pub struct Manifest {
 /// The checkpoint a bundle was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
+pub struct CheckpointSource {
     /// Last path component of the checkpoint folder, or the hub id.
     pub name: String,
     /// Hex sha256 over the checkpoint's weight files, in shard order.
@@ -185,19 +184,19 @@ pub struct TextGeometry {
     pub context_length: usize,
 }
 
-/// How a picture becomes `pixel_values`.
+/// How an image becomes `pixel_values`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRules {
     /// Side of a tile in pixels, T.
     pub tile_size: usize,
-    /// The longest edge a picture is first resized to, L.
+    /// The longest edge an image is first resized to, in pixels, L.
     pub longest_edge: usize,
     /// Subtracted from each channel after scaling to 0..=1.
     pub mean: [f32; 3],
     /// Divides each channel after that.
     pub std: [f32; 3],
-    /// Whether the checkpoint's own processor splits pictures into tiles by default.
+    /// Whether the checkpoint's own processor splits images into tiles by default.
     pub splits_by_default: bool,
     /// Image tokens for one tile, S.
     pub tokens_per_tile: usize,
@@ -224,7 +223,7 @@ pub struct PromptTokens {
     /// `<global-img>`.
     pub global_img: u32,
     /// `<row_r_col_c>`, row-major from `<row_1_col_1>`, with the widest column; empty where the
-    /// tokenizer has none (then pictures cannot be split).
+    /// tokenizer has none (then images cannot be split).
     pub rows_cols: BTreeMap<String, u32>,
     /// Ids that end an answer.
     pub stop: Vec<u32>,

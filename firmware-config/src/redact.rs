@@ -5,9 +5,9 @@ use std::borrow::Cow;
 /// `text` with the user information of every URL in it replaced: `rtsp://me:secret@host/` becomes
 /// `rtsp://***@host/`.
 ///
-/// A password that holds `/` or `@` unescaped is no valid URL, but cameras are configured so;
-/// everything up to the last `@` before white space is therefore taken for user information. Rather
-/// a host name too many is hidden than a password shown.
+/// A password with an unescaped `/` or `@` does not make a valid URL, but cameras are configured
+/// so; everything up to the last `@` before white space is therefore taken for user information.
+/// That may hide a host name, but never shows a password.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     let mut rest = text;
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn user_information_is_hidden_wherever_it_stands() {
+    fn user_information_is_hidden_in_every_url_of_a_text() {
         for (text, expected) in [
             ("no url at all", "no url at all"),
             ("rtsp://192.0.2.7/stream2", "rtsp://192.0.2.7/stream2"),

@@ -26,13 +26,13 @@ static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
         .expect("the released one is read")
 });
 
-/// `egret.toml`: a configuration, or errors that each have a place and a cure.
+/// `egret.toml`: a configuration, or diagnostics that each have a position and help.
 pub fn agent_config(text: &str) {
     if let Err(errors) = AgentConfig::parse(text, "egret.toml") {
-        let told = errors.to_string();
+        let text = errors.to_string();
         assert!(
-            told.contains("egret.toml") && told.contains("cure"),
-            "{told}"
+            text.contains("egret.toml") && text.contains("help"),
+            "{text}"
         );
     }
 }

@@ -36,7 +36,8 @@ pub(super) trait Producer: Send {
     /// Reads what it produces.
     type Reader: ImageReader;
 
-    /// Ends it, so that a blocked [`ImageReader::next_image`] returns. May be called more than once.
+    /// Ends it, so that a blocked [`ImageReader::next_image`] returns. May be called more than
+    /// once.
     fn kill(&mut self);
 
     /// Called once, when the reader has ended: whether the source is properly over, given how

@@ -1,11 +1,10 @@
-//! From the text of an `egret.toml` to an [`AgentConfig`]: one walk over the parsed tables, every
-//! problem of the file at once.
+//! From the text of an `egret.toml` to an [`AgentConfig`], or to all diagnostics of the file.
 
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::problems::{Complaint, ConfigErrors, Problems};
+use super::diagnostics::{ConfigErrors, Diagnostics, Mismatch};
 use super::section::Section;
 use super::value::{
     Checked, choice, duration, flag, found, id, nearest, number, path, quote, rate, size, string,
@@ -32,7 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-/// Time between two frames at 60 of them a second.
+/// Period of 60 frames per second.
 const PERIOD_MIN: Duration = Duration::from_nanos(1_000_000_000 / 60);
 
 /// Defaults of keys that are left out; the example file repeats them.
@@ -48,38 +47,38 @@ const LISTEN: std::net::SocketAddr =
     std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 impl AgentConfig {
-    /// Reads the text of a configuration; `file_name` is what problems are told of. Relative paths
-    /// are kept as written.
+    /// Reads the text of a configuration; diagnostics begin with `file_name`. Relative paths are
+    /// kept as written.
     ///
     /// # Errors
     /// Everything that is wrong with the text, in its order.
     pub fn parse(text: &str, file_name: &str) -> Result<AgentConfig, ConfigErrors> {
         if text.len() > CONFIG_BYTES_MAX {
-            let complaint = Complaint::new(
+            let mismatch = Mismatch::new(
                 format!("{} bytes", text.len()),
                 format!("at most {CONFIG_BYTES_MAX} bytes"),
                 "name an egret.toml",
             );
-            return Err(ConfigErrors::whole(file_name, complaint));
+            return Err(ConfigErrors::whole(file_name, mismatch));
         }
-        let problems = Problems::new(text);
+        let diagnostics = Diagnostics::new(text);
         let (table, syntax) = DeTable::parse_recoverable(text);
         for error in &syntax {
-            problems.add(
+            diagnostics.add(
                 error.span().unwrap_or(0..0),
                 String::new(),
-                not_toml(error.message()),
+                syntax_error(error.message()),
             );
         }
-        // What the parser made of broken syntax would only add problems that are not there.
+        // What the parser recovered from broken syntax would give diagnostics of its own.
         let config = if syntax.is_empty() {
-            Section::new(&problems, String::new(), 0..0, table.get_ref()).parse(root)
+            Section::new(&diagnostics, String::new(), 0..0, table.get_ref()).parse(root)
         } else {
             None
         };
         match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(problems.into_errors(file_name)),
+            Some(config) if diagnostics.is_empty() => Ok(config),
+            _ => Err(diagnostics.into_errors(file_name)),
         }
     }
 }
@@ -90,10 +89,10 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
         ("model", "bundle = \"/var/lib/egret/…\""),
     ] {
         if !root.has(table) {
-            root.complain(
+            root.report(
                 0..0,
                 table,
-                Complaint::new(
+                Mismatch::new(
                     "nothing",
                     "this table",
                     format!("add [{table}] with {example}"),
@@ -110,7 +109,7 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
     Section::unique(&cameras, "camera");
     let pools = root.tables("pool", POOLS_MAX);
     Section::unique(&pools, "pool");
-    // Ids of pools that are wrong otherwise count too: their rules are right.
+    // Ids of invalid pools count too: a rule that names one is right.
     let pool_ids: Vec<String> = pools
         .iter()
         .filter_map(|pool| {
@@ -136,7 +135,7 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
     Some(AgentConfig {
         node: node?,
         model: model?,
-        // A broker that is wrong is a problem of the file, not a box without a broker.
+        // An invalid [mqtt] table is an error, not a box without a broker.
         mqtt: mqtt.map_or(Some(None), |mqtt| mqtt.map(Some))?,
         cameras: cameras.into_iter().collect::<Option<_>>()?,
         pools: pools.into_iter().collect::<Option<_>>()?,
@@ -191,11 +190,11 @@ fn mqtt(section: &Section<'_>) -> Option<Mqtt> {
         Some(_),
     ) = (&url, &ca_file)
     {
-        let cure = "write the url with mqtts:// or wss://, or remove the key";
-        section.complain(
-            section.place("ca-file"),
+        let help = "write the url with mqtts:// or wss://, or remove the key";
+        section.report(
+            section.span_of("ca-file"),
             "ca-file",
-            Complaint::new("a file", "none beside a url without TLS", cure),
+            Mismatch::new("a file", "none beside a url without TLS", help),
         );
     }
     let outbox_events_max = count(
@@ -250,7 +249,7 @@ fn gate(section: &Section<'_>) -> Gate {
 }
 
 impl Default for Gate {
-    /// A hundredth of the pixels, or half a minute.
+    /// A hundredth of the pixels, or 30 seconds.
     fn default() -> Self {
         Self {
             motion: MOTION,
@@ -301,30 +300,32 @@ fn answers(section: &Section<'_>) -> Vec<String> {
     let mut answers: Vec<String> = Vec::with_capacity(listed.len());
     for (answer, place) in listed {
         if answers.contains(&answer) {
-            let complaint = Complaint::new(
+            let mismatch = Mismatch::new(
                 format!("{} twice", quote(&answer)),
                 "answers that differ after trimming",
                 "remove one",
             );
-            section.complain(place, "answers", complaint);
+            section.report(place, "answers", mismatch);
         } else {
             answers.push(answer);
         }
     }
-    if section.has("answers") && answers.len() < 2 && section.optional("answers", few) == Some(true)
+    if section.has("answers")
+        && answers.len() < 2
+        && section.optional("answers", is_too_short) == Some(true)
     {
-        let complaint = Complaint::new(
+        let mismatch = Mismatch::new(
             "fewer than two",
             "at least two answers to choose from",
             "add the others, or remove the key for free text",
         );
-        section.complain(section.place("answers"), "answers", complaint);
+        section.report(section.span_of("answers"), "answers", mismatch);
     }
     answers
 }
 
-/// Whether it is an array too short to choose from; what is no array has been told already.
-fn few(value: &DeValue<'_>) -> Checked<bool> {
+/// Whether it is an array too short to choose from; a value of another type is reported elsewhere.
+fn is_too_short(value: &DeValue<'_>) -> Checked<bool> {
     Ok(value.as_array().is_some_and(|array| array.len() < 2))
 }
 
@@ -333,22 +334,22 @@ fn alert(section: &Section<'_>, answers: &[String]) -> Vec<String> {
     let mut alert = Vec::new();
     for (answer, place) in section.list("alert", ANSWERS_MAX, trimmed) {
         if !section.has("answers") {
-            let complaint = Complaint::new(
+            let mismatch = Mismatch::new(
                 quote(&answer),
                 "answers to take it from: free text has no alert",
                 "add answers = [\"yes\", \"no\"]",
             );
-            section.complain(place, "alert", complaint);
+            section.report(place, "alert", mismatch);
         } else if !answers.contains(&answer) {
             let near = nearest(&answer, answers.iter().map(String::as_str))
                 .or(answers.first().map(String::as_str))
                 .unwrap_or("…");
-            let complaint = Complaint::new(
+            let mismatch = Mismatch::new(
                 quote(&answer),
                 "one of the rule's answers, letter for letter",
                 format!("write {near:?}, or add it to answers"),
             );
-            section.complain(place, "alert", complaint);
+            section.report(place, "alert", mismatch);
         } else if !alert.contains(&answer) {
             alert.push(answer);
         }
@@ -365,7 +366,7 @@ fn known_pool(value: &DeValue<'_>, pools: &[String]) -> Checked<String> {
     if pools.iter().any(|pool| pool == id) {
         return Ok(id.to_owned());
     }
-    let (expected, cure) = match nearest(id, pools.iter().map(String::as_str)) {
+    let (expected, help) = match nearest(id, pools.iter().map(String::as_str)) {
         Some(near) => (
             "the id of a [[pool]] of this file",
             format!("did you mean {near:?}?"),
@@ -375,7 +376,7 @@ fn known_pool(value: &DeValue<'_>, pools: &[String]) -> Checked<String> {
             format!("add [[pool]] with id = {}", quote(id)),
         ),
     };
-    Err(Complaint::new(quote(id), expected, cure))
+    Err(Mismatch::new(quote(id), expected, help))
 }
 
 fn pool(section: &Section<'_>, has_broker: bool) -> Option<Pool> {
@@ -414,19 +415,19 @@ fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
     let mqtt = section.optional("mqtt", flag).unwrap_or(false);
     let api_key_file = section.optional("api-key-file", path);
     if section.has("url") && mqtt {
-        section.complain(
-            section.place("mqtt"),
+        section.report(
+            section.span_of("mqtt"),
             "mqtt",
-            Complaint::new("url and mqtt = true", EXPECTED, "remove one of the two"),
+            Mismatch::new("url and mqtt = true", EXPECTED, "remove one of the two"),
         );
         return None;
     }
     if !mqtt {
         if !section.has("url") {
-            section.complain(
-                section.place("mqtt"),
+            section.report(
+                section.span_of("mqtt"),
                 "url",
-                Complaint::new(
+                Mismatch::new(
                     "neither",
                     EXPECTED,
                     "add url = \"https://…/v1\", or mqtt = true",
@@ -436,20 +437,20 @@ fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
         return url.map(|url| PoolTransport::Https { url, api_key_file });
     }
     if !has_broker {
-        let complaint = Complaint::new(
+        let mismatch = Mismatch::new(
             "no [mqtt] table",
             "a broker for this pool's requests",
             "add [mqtt] with url = \"mqtt://…\"",
         );
-        section.complain(section.place("mqtt"), "mqtt", complaint);
+        section.report(section.span_of("mqtt"), "mqtt", mismatch);
     }
     if section.has("api-key-file") {
-        let complaint = Complaint::new(
+        let mismatch = Mismatch::new(
             "a key file",
             "none on a pool over MQTT: [mqtt] has the credentials",
             "remove it",
         );
-        section.complain(section.place("api-key-file"), "api-key-file", complaint);
+        section.report(section.span_of("api-key-file"), "api-key-file", mismatch);
     }
     Some(PoolTransport::Mqtt)
 }
@@ -478,7 +479,7 @@ fn policy(section: &Section<'_>) -> Policy {
 }
 
 impl Default for Policy {
-    /// What holds without a `[policy]` table: four calls at a time, no other limit.
+    /// The policy without a `[policy]` table: four calls at a time, no other limit.
     fn default() -> Self {
         Self {
             kill_switch: KillSwitch::Off,
@@ -493,7 +494,7 @@ impl Default for Policy {
 fn listen(value: &DeValue<'_>) -> Checked<std::net::SocketAddr> {
     let text = string(value, "an address and a port")?;
     text.parse().map_err(|_| {
-        Complaint::new(
+        Mismatch::new(
             found(value),
             "an IP address and a port",
             "write \"127.0.0.1:8080\", or \"0.0.0.0:8080\" for every interface",
@@ -501,16 +502,16 @@ fn listen(value: &DeValue<'_>) -> Checked<std::net::SocketAddr> {
     })
 }
 
-/// A checked number of things; every target has at least 32 bits.
+/// A checked number as `usize`, which has 32 bits or more on every target.
 fn count(number: u32) -> usize {
     number as usize
 }
 
 /// The TOML parser's message, `found, expected this or that`, on one line.
-fn not_toml(message: &str) -> Complaint {
+fn syntax_error(message: &str) -> Mismatch {
     let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let (found, expected) = line.split_once(", expected ").unwrap_or((&line, "TOML"));
-    Complaint::new(found, expected, "see https://toml.io for how it is written")
+    Mismatch::new(found, expected, "see https://toml.io for how it is written")
 }
 
 #[cfg(test)]

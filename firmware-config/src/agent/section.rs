@@ -1,5 +1,5 @@
-//! Tables with places: reads keys out of one table, adds what is wrong to the file's list of
-//! problems, and in the end every key that was not asked for.
+//! Tables: reads the keys of one table, and adds a diagnostic for every value that is wrong and
+//! every key that was not asked for.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -8,12 +8,12 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problems::{Complaint, Problems};
+use super::diagnostics::{Diagnostics, Mismatch};
 use super::value::{Checked, found, nearest};
 
 /// One table of the file.
 pub(super) struct Section<'t> {
-    problems: &'t Problems<'t>,
+    diagnostics: &'t Diagnostics<'t>,
     /// Path of the table, empty for the root.
     path: String,
     at: Range<usize>,
@@ -25,13 +25,13 @@ pub(super) struct Section<'t> {
 impl<'t> Section<'t> {
     /// The table at `path`, to be read by [`Section::parse`].
     pub(super) fn new(
-        problems: &'t Problems<'t>,
+        diagnostics: &'t Diagnostics<'t>,
         path: String,
         at: Range<usize>,
         table: &'t DeTable<'t>,
     ) -> Self {
         Self {
-            problems,
+            diagnostics,
             path,
             at,
             table,
@@ -47,46 +47,46 @@ impl<'t> Section<'t> {
         parsed
     }
 
-    /// Adds a problem for every key that was not asked for.
+    /// Adds a diagnostic for every key that was not asked for.
     fn finish(self) {
         let known = self.known.take();
         for key in self.table.keys() {
             if known.contains(&key.get_ref().as_ref()) {
                 continue;
             }
-            let cure = match nearest(key.get_ref(), known.iter().copied()) {
+            let help = match nearest(key.get_ref(), known.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => "remove it".to_owned(),
             };
             let name: String = key.get_ref().chars().take(64).collect();
-            self.complain(
+            self.report(
                 key.span(),
                 name,
-                Complaint::new(
+                Mismatch::new(
                     "an unknown key",
                     format!("one of {}", known.join(", ")),
-                    cure,
+                    help,
                 ),
             );
         }
     }
 
-    /// Whether the key is there, right or wrong.
+    /// Whether the key is there, valid or not.
     pub(super) fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
     }
 
-    /// Where the value of `key` stands; where the table starts if there is none.
-    pub(super) fn place(&self, key: &'static str) -> Range<usize> {
+    /// The span of the value of `key`, or of the table if there is none.
+    pub(super) fn span_of(&self, key: &'static str) -> Range<usize> {
         self.value(key).map_or(self.at.clone(), Spanned::span)
     }
 
-    /// Adds a problem with one key of this table.
-    pub(super) fn complain(&self, at: Range<usize>, key: impl Display, complaint: Complaint) {
-        self.problems.add(at, join(&self.path, key), complaint);
+    /// Adds a diagnostic of one key of this table.
+    pub(super) fn report(&self, at: Range<usize>, key: impl Display, mismatch: Mismatch) {
+        self.diagnostics.add(at, join(&self.path, key), mismatch);
     }
 
-    /// The value of a key that may be missing; `None` when it is, or is wrong.
+    /// The value of a key that may be missing; `None` when it is missing or invalid.
     pub(super) fn optional<T>(
         &self,
         key: &'static str,
@@ -94,12 +94,12 @@ impl<'t> Section<'t> {
     ) -> Option<T> {
         let value = self.value(key)?;
         check(value.get_ref())
-            .map_err(|complaint| self.complain(value.span(), key, complaint))
+            .map_err(|mismatch| self.report(value.span(), key, mismatch))
             .ok()
     }
 
-    /// The value of a key that must be there; `None` when it is not, or is wrong: either way the
-    /// file has a problem.
+    /// The value of a key that must be there; `None`, with a diagnostic, when it is missing or
+    /// invalid.
     pub(super) fn required<T>(
         &self,
         key: &'static str,
@@ -107,16 +107,16 @@ impl<'t> Section<'t> {
         check: impl Fn(&DeValue<'_>) -> Checked<T>,
     ) -> Option<T> {
         if !self.has(key) {
-            self.complain(
+            self.report(
                 self.at.clone(),
                 key,
-                Complaint::new("nothing", "this key", format!("add {key} = {example}")),
+                Mismatch::new("nothing", "this key", format!("add {key} = {example}")),
             );
         }
         self.optional(key, check)
     }
 
-    /// The checked items of an array of at most `max`, with their places; empty when there is none.
+    /// The valid items of an array of at most `max`, with their spans; empty when there is none.
     pub(super) fn list<T>(
         &self,
         key: &'static str,
@@ -125,9 +125,9 @@ impl<'t> Section<'t> {
     ) -> Vec<(T, Range<usize>)> {
         let items = self.items(key, max, "an array", "write it in brackets: [\"…\"]");
         let checked = items.enumerate().filter_map(|(index, item)| {
-            let problem =
-                |complaint| self.complain(item.span(), format_args!("{key}[{index}]"), complaint);
-            Some((check(item.get_ref()).map_err(problem).ok()?, item.span()))
+            let diagnostic =
+                |mismatch| self.report(item.span(), format_args!("{key}[{index}]"), mismatch);
+            Some((check(item.get_ref()).map_err(diagnostic).ok()?, item.span()))
         });
         checked.collect()
     }
@@ -142,15 +142,15 @@ impl<'t> Section<'t> {
         let path = join(&self.path, key);
         match value.get_ref() {
             DeValue::Table(table) => {
-                let section = Section::new(self.problems, path, value.span(), table);
+                let section = Section::new(self.diagnostics, path, value.span(), table);
                 Some(section.parse(parse))
             }
             other => {
-                let cure = format!("write [{path}] once, with its keys below");
-                self.complain(
+                let help = format!("write [{path}] once, with its keys below");
+                self.report(
                     value.span(),
                     key,
-                    Complaint::new(found(other), "a table", cure),
+                    Mismatch::new(found(other), "a table", help),
                 );
                 None
             }
@@ -169,16 +169,16 @@ impl<'t> Section<'t> {
             .enumerate()
             .filter_map(|(index, item)| match item.get_ref() {
                 DeValue::Table(table) => Some(Section::new(
-                    self.problems,
+                    self.diagnostics,
                     join(&self.path, format_args!("{key}[{index}]")),
                     item.span(),
                     table,
                 )),
                 other => {
-                    self.complain(
+                    self.report(
                         item.span(),
                         format_args!("{key}[{index}]"),
-                        Complaint::new(found(other), "a table", header.as_str()),
+                        Mismatch::new(found(other), "a table", header.as_str()),
                     );
                     None
                 }
@@ -186,7 +186,7 @@ impl<'t> Section<'t> {
         sections.collect()
     }
 
-    /// Complains of every id that an earlier section has too.
+    /// Reports every id that an earlier section has too.
     pub(super) fn unique(sections: &[Section<'t>], kind: &str) {
         for (index, section) in sections.iter().enumerate() {
             let id = |section: &Section<'t>| {
@@ -199,13 +199,13 @@ impl<'t> Section<'t> {
                 .iter()
                 .find(|earlier| id(earlier).as_ref() == Some(&own))
             {
-                let line = section.problems.line(first.place("id").start);
-                let complaint = Complaint::new(
+                let line = section.diagnostics.line(first.span_of("id").start);
+                let mismatch = Mismatch::new(
                     format!("{own:?} again, first on line {line}"),
                     format!("every {kind} to have its own id"),
                     "rename one",
                 );
-                section.complain(section.place("id"), "id", complaint);
+                section.report(section.span_of("id"), "id", mismatch);
             }
         }
     }
@@ -223,21 +223,21 @@ impl<'t> Section<'t> {
         key: &'static str,
         max: usize,
         expected: &str,
-        cure: &str,
+        help: &str,
     ) -> impl Iterator<Item = &'t Spanned<DeValue<'t>>> {
         let items = self.value(key).and_then(|value| {
             let array = value.get_ref().as_array();
             match array {
-                None => self.complain(
+                None => self.report(
                     value.span(),
                     key,
-                    Complaint::new(found(value.get_ref()), expected, cure),
+                    Mismatch::new(found(value.get_ref()), expected, help),
                 ),
                 Some(array) if array.len() > max => {
-                    self.complain(
+                    self.report(
                         value.span(),
                         key,
-                        Complaint::new(
+                        Mismatch::new(
                             format!("{} of them", array.len()),
                             format!("at most {max}"),
                             "remove some",

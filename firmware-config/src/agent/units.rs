@@ -1,20 +1,22 @@
 //! Durations, sizes and rates, written as people write them: `"250ms"`, `"512MiB"`, `"1/5s"`.
 //!
-//! A number without its unit is refused everywhere: nobody has to guess whether `30` meant seconds.
+//! A number without its unit is refused everywhere: `30` could be seconds or milliseconds.
 
 use std::time::Duration;
 
 /// A text that should have been a number with its unit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is no {kind}; write a whole number and its unit, such as {example:?} ({units})")]
+#[error(
+    "{found:?} is not a {kind}; write a whole number and its unit, such as {example:?} ({units})"
+)]
 pub struct UnitError {
     /// What was written.
     pub found: String,
     /// `duration`, `size` or `rate`.
     pub kind: &'static str,
-    /// One that would be right.
+    /// A valid one.
     pub example: String,
-    /// The units there are.
+    /// The units that are accepted.
     pub units: &'static str,
 }
 
@@ -84,7 +86,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     })
 }
 
-/// `"4/s"`, `"1/5s"`, `"30/min"`: the time between two.
+/// `"4/s"`, `"1/5s"`, `"30/min"`, as the period.
 ///
 /// # Errors
 /// When the text is not a whole number per time, or either is zero.
@@ -111,8 +113,8 @@ pub fn parse_rate(text: &str) -> Result<Duration, UnitError> {
     })
 }
 
-/// The text of a rate with this time between two: whole ones per second or minute where it is
-/// exact, else `1/<duration>`.
+/// The text of a rate with this period: a whole number per second or minute where that is exact,
+/// else `1/<duration>`.
 #[must_use]
 pub fn format_rate(period: Duration) -> String {
     for (unit, span) in [("s", 1_000_000_000_u128), ("min", 60_000_000_000)] {
@@ -150,7 +152,7 @@ fn digits(text: &str) -> Option<u64> {
         .then(|| text.parse().ok())?
 }
 
-/// What was probably meant: the number that was written, with a unit.
+/// What was probably meant: the written number, or else `number`, with `unit`.
 fn example(text: &str, number: &str, unit: &str) -> String {
     let written: String = text
         .trim()
@@ -205,7 +207,7 @@ mod tests {
         }
         assert_eq!(
             parse_duration("45").map_err(|error| error.to_string()),
-            Err("\"45\" is no duration; write a whole number and its unit, such as \"45s\" (ms, s, m, h, d)".to_owned())
+            Err("\"45\" is not a duration; write a whole number and its unit, such as \"45s\" (ms, s, m, h, d)".to_owned())
         );
     }
 

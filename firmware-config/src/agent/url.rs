@@ -1,11 +1,10 @@
-//! URLs of brokers, pools and cameras: the part of RFC 3986 that these need, and the reasons why
-//! one is refused.
+//! URLs of brokers, pools and cameras: the part of RFC 3986 that they need.
 
 use std::path::PathBuf;
 
 use toml::de::DeValue;
 
-use super::problems::Complaint;
+use super::diagnostics::Mismatch;
 use super::value::{Checked, quote, string};
 use super::{MqttScheme, MqttUrl, Source};
 
@@ -23,7 +22,7 @@ struct Url<'u> {
     rest: &'u str,
 }
 
-/// `None` when the text is no URL with a host.
+/// `None` when the text is not a URL with a host.
 fn split(text: &str) -> Option<Url<'_>> {
     let (scheme, after) = text.split_once("://")?;
     let (authority, rest) = after.split_at(after.find(['/', '?', '#']).unwrap_or(after.len()));
@@ -73,14 +72,14 @@ fn split(text: &str) -> Option<Url<'_>> {
 impl std::str::FromStr for MqttUrl {
     type Err = String;
 
-    /// As `[mqtt] url` is read, for a broker named on the command line.
+    /// As for `[mqtt] url`; for a broker named on the command line.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         mqtt(&DeValue::String(text.into())).map_err(
-            |Complaint {
+            |Mismatch {
                  found,
                  expected,
-                 cure,
-             }| format!("found {found}, expected {expected}; {cure}"),
+                 help,
+             }| format!("found {found}, expected {expected}; {help}"),
         )
     }
 }
@@ -89,7 +88,7 @@ impl std::str::FromStr for MqttUrl {
 pub(super) fn mqtt(value: &DeValue<'_>) -> Checked<MqttUrl> {
     const EXPECTED: &str = "mqtt://, mqtts://, ws:// or wss://, host and port";
     let text = string(value, EXPECTED)?;
-    let refuse = |cure: &str| Complaint::new(quote(text), EXPECTED, cure);
+    let refuse = |help: &str| Mismatch::new(quote(text), EXPECTED, help);
     let url = split(text).ok_or_else(|| refuse("write it as \"mqtt://192.0.2.1:1883\""))?;
     let (scheme, default_port) = match url.scheme {
         "mqtt" => (MqttScheme::Tcp, 1883),
@@ -128,7 +127,7 @@ pub(super) fn mqtt(value: &DeValue<'_>) -> Checked<MqttUrl> {
 pub(super) fn pool(value: &DeValue<'_>) -> Checked<String> {
     const EXPECTED: &str = "the base URL of an OpenAI-compatible server";
     let text = string(value, EXPECTED)?;
-    let refuse = |cure: &str| Complaint::new(quote(text), EXPECTED, cure);
+    let refuse = |help: &str| Mismatch::new(quote(text), EXPECTED, help);
     let url = split(text)
         .filter(|url| matches!(url.scheme, "http" | "https"))
         .ok_or_else(|| refuse("write it as \"https://api.example.org/v1\""))?;
@@ -155,7 +154,7 @@ pub(super) fn pool(value: &DeValue<'_>) -> Checked<String> {
 pub(super) fn source(value: &DeValue<'_>) -> Checked<Source> {
     const EXPECTED: &str = "rtsp://, file:///clip.mp4 or dir:///frames";
     let text = string(value, EXPECTED)?;
-    let refuse = |cure: &str| Complaint::new(quote(text), EXPECTED, cure);
+    let refuse = |help: &str| Mismatch::new(quote(text), EXPECTED, help);
     let (scheme, rest) = text
         .split_once("://")
         .ok_or_else(|| refuse("start it with rtsp://, file:// or dir://"))?;
@@ -240,16 +239,13 @@ mod tests {
 
     #[test]
     fn passwords_are_refused_and_not_repeated() {
-        for complaint in [
+        for mismatch in [
             mqtt(&value("mqtt://me:secret@broker")).err(),
             pool(&value("https://me:secret@api/v1")).err(),
         ] {
-            let complaint = complaint.expect("refused");
-            assert!(
-                !format!("{complaint:?}").contains("secret"),
-                "{complaint:?}"
-            );
-            assert!(complaint.cure.contains("-file"), "{complaint:?}");
+            let mismatch = mismatch.expect("refused");
+            assert!(!format!("{mismatch:?}").contains("secret"), "{mismatch:?}");
+            assert!(mismatch.help.contains("-file"), "{mismatch:?}");
         }
     }
 

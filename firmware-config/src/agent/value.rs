@@ -1,6 +1,5 @@
-//! Single values: each function here gives a check that turns one TOML value into what the
-//! configuration holds, or says what was expected instead. Pure; places and key paths are added by
-//! [`super::section`].
+//! Checks of single values: each turns one TOML value into what the configuration holds, or says
+//! what was expected instead. Pure; [`super::section`] adds positions and key paths.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -8,30 +7,30 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::problems::Complaint;
+use super::diagnostics::Mismatch;
 use super::units::{self, format_duration, format_rate};
 use crate::redact::redact;
 
-/// Longest path, in bytes: Linux's own limit.
+/// Longest path, in bytes: Linux's limit.
 const PATH_MAX: usize = 4096;
 /// Longest id, in characters.
 const ID_MAX: usize = 64;
-/// Characters of a found value that are quoted in a problem.
+/// Characters of a found value that are quoted in a diagnostic.
 const QUOTE_MAX: usize = 60;
 
-pub(super) type Checked<T> = Result<T, Complaint>;
+pub(super) type Checked<T> = Result<T, Mismatch>;
 
 /// A text of 1 to `max` characters that is not blank, as written.
 pub(super) fn text(max: usize) -> impl Fn(&DeValue<'_>) -> Checked<String> {
     move |value| match string(value, "text")? {
-        text if text.trim().is_empty() => Err(Complaint::new(
+        text if text.trim().is_empty() => Err(Mismatch::new(
             found(value),
             "text",
             "write something between the quotes, or remove the key",
         )),
         text if text.chars().count() > max => {
             let length = format!("{} characters", text.chars().count());
-            Err(Complaint::new(
+            Err(Mismatch::new(
                 length,
                 format!("at most {max} characters"),
                 "shorten it",
@@ -60,7 +59,7 @@ pub(super) fn id(value: &DeValue<'_>) -> Checked<String> {
     } else {
         near
     };
-    Err(Complaint::new(
+    Err(Mismatch::new(
         found(value),
         "1 to 64 of a-z, 0-9, _ and -: ids become MQTT topics",
         format!("write {near:?}"),
@@ -71,7 +70,7 @@ pub(super) fn id(value: &DeValue<'_>) -> Checked<String> {
 pub(super) fn path(value: &DeValue<'_>) -> Checked<PathBuf> {
     let path = string(value, "a path")?;
     if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
-        return Err(Complaint::new(
+        return Err(Mismatch::new(
             found(value),
             "a path of 1 to 4096 bytes",
             "write the path of a file or folder",
@@ -93,16 +92,16 @@ pub(super) fn choice<T: Copy>(
             .find(|(name, _)| *name == written)
             .map(|(_, choice)| *choice)
             .ok_or_else(|| {
-                // Guessing further could turn a switch the wrong way.
-                let begun = || {
+                // A wilder guess could turn a switch the wrong way.
+                let first_word = || {
                     names()
                         .find(|name| !written.is_empty() && name.split('-').next() == Some(written))
                 };
-                let cure = match nearest(written, names()).or_else(begun) {
+                let help = match nearest(written, names()).or_else(first_word) {
                     Some(near) => format!("write {near:?}"),
                     None => "choose one of them, in quotes".to_owned(),
                 };
-                Complaint::new(found(value), expected(), cure)
+                Mismatch::new(found(value), expected(), help)
             })
     }
 }
@@ -116,12 +115,12 @@ pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Chec
             .and_then(|integer| i128::from_str_radix(integer.as_str(), integer.radix()).ok());
         match number.map(u32::try_from) {
             Some(Ok(number)) if range.contains(&number) => Ok(number),
-            Some(_) => Err(Complaint::new(
+            Some(_) => Err(Mismatch::new(
                 found(value),
                 expected,
                 "choose a number within these limits",
             )),
-            None => Err(Complaint::new(
+            None => Err(Mismatch::new(
                 found(value),
                 expected,
                 "write digits without quotes",
@@ -130,7 +129,7 @@ pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Chec
     }
 }
 
-/// A number in `range`; `1` is as good as `1.0`.
+/// A number in `range`, with or without a fraction.
 pub(super) fn number(range: RangeInclusive<f64>) -> impl Fn(&DeValue<'_>) -> Checked<f64> {
     move |value| {
         let expected = format!("a number from {} to {}", range.start(), range.end());
@@ -143,12 +142,12 @@ pub(super) fn number(range: RangeInclusive<f64>) -> impl Fn(&DeValue<'_>) -> Che
         };
         match number {
             Some(number) if range.contains(&number) => Ok(number),
-            Some(_) => Err(Complaint::new(
+            Some(_) => Err(Mismatch::new(
                 found(value),
                 expected,
                 "choose a number within these limits",
             )),
-            None => Err(Complaint::new(
+            None => Err(Mismatch::new(
                 found(value),
                 expected,
                 "write the number without quotes",
@@ -160,7 +159,7 @@ pub(super) fn number(range: RangeInclusive<f64>) -> impl Fn(&DeValue<'_>) -> Che
 /// `true` or `false`.
 pub(super) fn flag(value: &DeValue<'_>) -> Checked<bool> {
     value.as_bool().ok_or_else(|| {
-        Complaint::new(
+        Mismatch::new(
             found(value),
             "true or false",
             "write true or false, without quotes",
@@ -184,7 +183,7 @@ pub(super) fn duration(
     }
 }
 
-/// A rate whose time between two is in `range`.
+/// A rate whose period is in `range`.
 pub(super) fn rate(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Checked<Duration> {
     move |value| {
         let expected = format!(
@@ -209,19 +208,19 @@ fn measured<T>(
     parse: impl Fn(&str) -> Result<T, units::UnitError>,
     within: impl Fn(&T) -> bool,
 ) -> Checked<T> {
-    // A bare number is the usual slip: take its digits for the suggestion.
+    // A number without a unit is the usual mistake: its digits are used for the suggestion.
     let written = match value {
         DeValue::Integer(integer) => integer.as_str(),
         other => other.as_str().unwrap_or_default(),
     };
     match parse(written) {
         Ok(measure) if value.is_str() && within(&measure) => Ok(measure),
-        Ok(_) => Err(Complaint::new(
+        Ok(_) => Err(Mismatch::new(
             found(value),
             expected,
             "choose one within these limits",
         )),
-        Err(error) => Err(Complaint::new(
+        Err(error) => Err(Mismatch::new(
             found(value),
             expected,
             format!(
@@ -235,7 +234,7 @@ fn measured<T>(
 /// The text of a string value.
 pub(super) fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Checked<&'v str> {
     value.as_str().ok_or_else(|| {
-        Complaint::new(
+        Mismatch::new(
             found(value),
             format!("{expected} in quotes"),
             "write it as a string: \"…\"",
@@ -243,7 +242,7 @@ pub(super) fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Checked<&'v 
     })
 }
 
-/// How a found value is told: type and content, short, without passwords.
+/// A found value as diagnostics show it: type and content, short, without passwords.
 pub(super) fn found(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => quote(text),
@@ -269,7 +268,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// The name that was probably meant, if one is near enough.
+/// The name that was probably meant, if one is similar enough.
 pub(super) fn nearest<'n>(written: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let written: Vec<char> = written
         .chars()
@@ -309,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_near() {
+    fn only_a_similar_name_is_suggested() {
         let names = ["threshold", "threads", "max-new-tokens"];
         for (written, expected) in [
             ("treshold", Some("threshold")),

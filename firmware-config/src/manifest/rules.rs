@@ -1,5 +1,5 @@
-//! What must hold between the values of a manifest, so that whoever reads them can multiply, divide
-//! and open files without asking.
+//! What must hold between the values of a manifest, so that its readers can multiply, divide and
+//! open files without further checks.
 
 use std::fmt::Debug;
 
@@ -11,16 +11,16 @@ use super::{
 const NAME_MAX: usize = 200;
 /// Most files, targets or quantized tensors.
 const ENTRIES_MAX: usize = 10_000;
-/// Widest layer, longest side of a picture.
+/// Widest layer; longest side of an image, in pixels.
 const WIDTH_MAX: usize = 1 << 16;
 const LAYERS_MAX: usize = 1 << 10;
 const VOCABULARY_MAX: usize = 1 << 24;
 const CONTEXT_MAX: usize = 1 << 24;
 
-type Ruling = Result<(), ManifestError>;
+type RuleResult = Result<(), ManifestError>;
 
-/// Every rule; the first that is broken is told.
-pub(super) fn check(manifest: &Manifest) -> Ruling {
+/// Checks every rule; the error is the first that is broken.
+pub(super) fn check(manifest: &Manifest) -> RuleResult {
     let Manifest {
         format,
         name,
@@ -108,7 +108,7 @@ pub(super) fn check(manifest: &Manifest) -> Ruling {
         )?;
     }
     shapes(geometry)?;
-    pictures(image, geometry)?;
+    image_rules(image, geometry)?;
     let rate = video.frames_per_second;
     require(
         rate.is_finite() && rate > 0.0,
@@ -126,7 +126,7 @@ fn shapes(
         text,
         scale_factor,
     }: &Geometry,
-) -> Ruling {
+) -> RuleResult {
     for (field, value, max) in [
         ("geometry.vision.hidden_size", vision.hidden_size, WIDTH_MAX),
         ("geometry.vision.layers", vision.layers, LAYERS_MAX),
@@ -167,7 +167,7 @@ fn shapes(
         1,
         vision.image_size,
     )?;
-    // Rotary position embedding turns pairs.
+    // Rotary position embedding rotates pairs.
     require(
         text.head_dim.is_multiple_of(2),
         "geometry.text.head_dim",
@@ -182,7 +182,7 @@ fn shapes(
     )
 }
 
-fn pictures(image: &ImageRules, geometry: &Geometry) -> Ruling {
+fn image_rules(image: &ImageRules, geometry: &Geometry) -> RuleResult {
     let vision = geometry.vision;
     let expected = format!("geometry.vision.image_size, {}", vision.image_size);
     require(
@@ -214,7 +214,7 @@ fn pictures(image: &ImageRules, geometry: &Geometry) -> Ruling {
     )
 }
 
-fn tokens(prompt: &PromptTokens, vocab_size: usize) -> Ruling {
+fn tokens(prompt: &PromptTokens, vocab_size: usize) -> RuleResult {
     let single = [
         ("prompt.image", prompt.image),
         (
@@ -253,7 +253,7 @@ fn is_contained(path: &str) -> bool {
         && path.split('/').all(component)
 }
 
-fn sha256(field: &str, hash: &str) -> Ruling {
+fn sha256(field: &str, hash: &str) -> RuleResult {
     let is_hex = hash.len() == 64
         && hash
             .bytes()
@@ -261,7 +261,7 @@ fn sha256(field: &str, hash: &str) -> Ruling {
     require(is_hex, field, hash, "64 lower-case hex digits")
 }
 
-fn within(field: &str, value: usize, min: usize, max: usize) -> Ruling {
+fn within(field: &str, value: usize, min: usize, max: usize) -> RuleResult {
     require(
         (min..=max).contains(&value),
         field,
@@ -270,7 +270,7 @@ fn within(field: &str, value: usize, min: usize, max: usize) -> Ruling {
     )
 }
 
-fn divides(field: &str, part: usize, whole: usize, name: &str) -> Ruling {
+fn divides(field: &str, part: usize, whole: usize, name: &str) -> RuleResult {
     require(
         whole.is_multiple_of(part),
         field,
@@ -279,7 +279,7 @@ fn divides(field: &str, part: usize, whole: usize, name: &str) -> Ruling {
     )
 }
 
-fn require(holds: bool, field: &str, found: &(impl Debug + ?Sized), expected: &str) -> Ruling {
+fn require(holds: bool, field: &str, found: &(impl Debug + ?Sized), expected: &str) -> RuleResult {
     let short = || format!("{found:?}").chars().take(200).collect();
     if holds {
         Ok(())

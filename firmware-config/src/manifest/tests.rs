@@ -54,7 +54,7 @@ fn what_is_written_is_read_back_and_gives_the_same_bytes() {
 }
 
 #[test]
-fn patches_that_do_not_fill_a_tile_are_the_largest_models() {
+fn patches_need_not_fill_a_tile() {
     let mut manifest = manifest();
     manifest["geometry"]["vision"] = json!({ "hidden_size": 1152, "layers": 27, "heads": 16, "image_size": 384, "patch_size": 14 });
     manifest["geometry"]["scale_factor"] = json!(3);
@@ -64,7 +64,7 @@ fn patches_that_do_not_fill_a_tile_are_the_largest_models() {
 }
 
 #[test]
-fn a_newer_format_is_told_before_what_else_is_new() {
+fn a_newer_format_is_reported_before_anything_else() {
     let newer = br#"{ "format": 2, "name": 7, "experts": [] }"#;
     assert_eq!(
         Manifest::from_json(newer),
@@ -74,7 +74,7 @@ fn a_newer_format_is_told_before_what_else_is_new() {
 }
 
 #[test]
-fn what_is_no_manifest_is_refused() {
+fn anything_but_a_manifest_is_refused() {
     for text in [
         "",
         "[]",
@@ -98,7 +98,7 @@ fn what_is_no_manifest_is_refused() {
 }
 
 #[test]
-fn what_contradicts_itself_is_refused_by_name() {
+fn a_contradiction_is_refused_with_its_field() {
     let entry = json!({ "bytes": 1, "sha256": "0".repeat(64) });
     for (pointer, value, field) in [
         ("/format", json!(0), "format"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use firmware_config::manifest::{
-    FORMAT, Geometry, Graphs, Precision, Source, TextGeometry, VideoRules, VisionGeometry,
+    CheckpointSource, FORMAT, Geometry, Graphs, Precision, TextGeometry, VideoRules, VisionGeometry,
 };
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn manifest(context_length: usize) -> Manifest {
     Manifest {
         format: FORMAT,
         name: "fake".into(),
-        source: Source {
+        source: CheckpointSource {
             name: "fake".into(),
             sha256: "00".into(),
         },

@@ -12,7 +12,7 @@ fn parse(text: &str) -> Result<AgentConfig, String> {
 const SMALLEST: &str = "[node]\nid = \"gate-01\"\n[model]\nbundle = \"bundle\"\n";
 
 #[test]
-fn what_is_left_out_has_a_default() {
+fn keys_that_are_left_out_have_defaults() {
     let config = parse(&format!(
         "{SMALLEST}[mqtt]\nurl = \"mqtt://broker\"\n[gateway]\n[[camera]]\nid = \"a\"\nsource = \"dir://frames\"\n\
          [[camera.rule]]\nid = \"open\"\nquestion = \"What is there?\"\n\
@@ -143,7 +143,7 @@ listen = "127.0.0.1:8080"
 }
 
 #[test]
-fn the_example_file_names_every_key() {
+fn the_example_file_is_accepted() {
     let example = include_str!("../../../agent.example.toml");
     let config = parse(example).unwrap();
     assert_eq!(config.cameras.len(), 2);
@@ -151,7 +151,7 @@ fn the_example_file_names_every_key() {
 }
 
 #[test]
-fn every_problem_is_told_at_once() {
+fn every_diagnostic_is_reported_at_once() {
     let errors = parse(
         r#"[node]
 id = "Gate 01"
@@ -199,66 +199,66 @@ listen = "localhost"
     .unwrap_err();
     insta::assert_snapshot!(errors, @r#"
     egret.toml:2:6: node.id: found "Gate 01", expected 1 to 64 of a-z, 0-9, _ and -: ids become MQTT topics
-        cure: write "gate-01"
+        help: write "gate-01"
     egret.toml:3:1: model.bundle: found nothing, expected this key
-        cure: add bundle = "/var/lib/egret/smolvlm2-256m-int8"
+        help: add bundle = "/var/lib/egret/smolvlm2-256m-int8"
     egret.toml:4:1: model.bundel: found an unknown key, expected one of bundle, backend, threads, ort-library, require-execution-provider
-        cure: did you mean bundle?
+        help: did you mean bundle?
     egret.toml:5:11: model.threads: found "2", expected a whole number from 1 to 256
-        cure: write digits without quotes
+        help: write digits without quotes
     egret.toml:7:7: mqtt.url: found "mqtt://***@broker", expected mqtt://, mqtts://, ws:// or wss://, host and port
-        cure: name the files that hold them instead: username-file and password-file
+        help: name the files that hold them instead: username-file and password-file
     egret.toml:10:10: camera[0].source: found "v4l2:///dev/video0", expected rtsp://, file:///clip.mp4 or dir:///frames
-        cure: USB and CSI cameras are not built in yet: serve the camera over RTSP (for example with MediaMTX) and name that URL
+        help: USB and CSI cameras are not built in yet: serve the camera over RTSP (for example with MediaMTX) and name that URL
     egret.toml:11:8: camera[0].rate: found "1", expected a rate from 1/h to 60/s
-        cure: write a unit, in quotes, such as "1/s" (per ms, s, m, h, d, or several of them: 1/5s)
+        help: write a unit, in quotes, such as "1/s" (per ms, s, m, h, d, or several of them: 1/5s)
     egret.toml:12:19: camera[0].gate.motion: found float 1.5, expected a number from 0 to 1
-        cure: choose a number within these limits
+        help: choose a number within these limits
     egret.toml:12:34: camera[0].gate.max-age: found integer 30, expected a duration from 100ms to 7d
-        cure: write a unit, in quotes, such as "30s" (ms, s, m, h, d)
+        help: write a unit, in quotes, such as "30s" (ms, s, m, h, d)
     egret.toml:15:12: camera[0].rule[0].question: found "  ", expected text
-        cure: write something between the quotes, or remove the key
+        help: write something between the quotes, or remove the key
     egret.toml:16:19: camera[0].rule[0].answers: found "yes" twice, expected answers that differ after trimming
-        cure: remove one
+        help: remove one
     egret.toml:16:27: camera[0].rule[0].answers[2]: found integer 3, expected text in quotes
-        cure: write it as a string: "…"
+        help: write it as a string: "…"
     egret.toml:17:10: camera[0].rule[0].alert: found "Yes", expected one of the rule's answers, letter for letter
-        cure: write "yes", or add it to answers
+        help: write "yes", or add it to answers
     egret.toml:18:13: camera[0].rule[0].threshold: found integer 2, expected a number from 0 to 1
-        cure: choose a number within these limits
+        help: choose a number within these limits
     egret.toml:19:9: camera[0].rule[0].route: found "cloud", expected one of auto, local, pool, must-escalate
-        cure: choose one of them, in quotes
+        help: choose one of them, in quotes
     egret.toml:20:8: camera[0].rule[0].pool: found "vlm-larg", expected the id of a [[pool]] of this file
-        cure: did you mean "vlm-large"?
+        help: did you mean "vlm-large"?
     egret.toml:22:6: camera[0].rule[1].id: found "person" again, first on line 14, expected every rule of a camera to have its own id
-        cure: rename one
+        help: rename one
     egret.toml:24:10: camera[0].rule[1].alert: found "me", expected answers to take it from: free text has no alert
-        cure: add answers = ["yes", "no"]
+        help: add answers = ["yes", "no"]
     egret.toml:26:6: camera[1].id: found "lobby" again, first on line 9, expected every camera to have its own id
-        cure: rename one
+        help: rename one
     egret.toml:27:10: camera[1].source: found "rtsp://", expected rtsp://, file:///clip.mp4 or dir:///frames
-        cure: write it as "rtsp://192.0.2.7:554/stream2"; escape / @ and : in a password (%2F %40 %3A)
+        help: write it as "rtsp://192.0.2.7:554/stream2"; escape / @ and : in a password (%2F %40 %3A)
     egret.toml:28:1: camera[1].rules: found an unknown key, expected one of id, source, rate, gate, stall-after, rule
-        cure: did you mean rule?
+        help: did you mean rule?
     egret.toml:32:8: pool[0].mqtt: found url and mqtt = true, expected either url or mqtt = true
-        cure: remove one of the two
+        help: remove one of the two
     egret.toml:34:1: pool[1].url: found neither, expected either url or mqtt = true
-        cure: add url = "https://…/v1", or mqtt = true
+        help: add url = "https://…/v1", or mqtt = true
     egret.toml:37:12: pool[1].deadline: found "8 s", expected a duration from 100ms to 10m
-        cure: write a unit, in quotes, such as "8s" (ms, s, m, h, d)
+        help: write a unit, in quotes, such as "8s" (ms, s, m, h, d)
     egret.toml:39:20: policy.bytes-per-minute: found integer 1000000, expected a size
-        cure: write a unit, in quotes, such as "1000000B" (B, KiB, MiB, GiB, kB, MB, GB)
+        help: write a unit, in quotes, such as "1000000B" (B, KiB, MiB, GiB, kB, MB, GB)
     egret.toml:41:10: gateway.listen: found "localhost", expected an IP address and a port
-        cure: write "127.0.0.1:8080", or "0.0.0.0:8080" for every interface
+        help: write "127.0.0.1:8080", or "0.0.0.0:8080" for every interface
     "#);
 }
 
 #[test]
-fn broken_syntax_is_told_alone() {
+fn broken_syntax_is_reported_alone() {
     let errors = parse("[node\nid = gate\n").unwrap_err();
     insta::assert_snapshot!(errors, @r#"
     egret.toml:1:6: found unclosed table, expected `]`
-        cure: see https://toml.io for how it is written
+        help: see https://toml.io for how it is written
     "#);
 }
 
@@ -270,24 +270,24 @@ fn a_pool_over_mqtt_needs_a_broker() {
     .unwrap_err();
     insta::assert_snapshot!(errors, @r#"
     egret.toml:7:8: pool[0].mqtt: found no [mqtt] table, expected a broker for this pool's requests
-        cure: add [mqtt] with url = "mqtt://…"
+        help: add [mqtt] with url = "mqtt://…"
     egret.toml:9:16: pool[0].api-key-file: found a key file, expected none on a pool over MQTT: [mqtt] has the credentials
-        cure: remove it
+        help: remove it
     "#);
 }
 
 #[test]
-fn an_empty_file_is_told_what_it_needs() {
+fn an_empty_file_is_reported_with_what_it_needs() {
     insta::assert_snapshot!(parse("").unwrap_err(), @r#"
     egret.toml:1:1: node: found nothing, expected this table
-        cure: add [node] with id = "gate-01"
+        help: add [node] with id = "gate-01"
     egret.toml:1:1: model: found nothing, expected this table
-        cure: add [model] with bundle = "/var/lib/egret/…"
+        help: add [model] with bundle = "/var/lib/egret/…"
     "#);
 }
 
 #[test]
-fn limits_are_kept() {
+fn limits_are_enforced() {
     let cameras = "[[camera]]\nid = \"a\"\nsource = \"dir://f\"\n".repeat(65);
     assert!(
         parse(&format!("{SMALLEST}{cameras}"))
@@ -305,12 +305,12 @@ fn limits_are_kept() {
 }
 
 #[test]
-fn a_megabyte_of_mistakes_is_told_at_once() {
+fn a_megabyte_of_mistakes_is_reported_in_seconds() {
     let text: String = (0..90_000).map(|n| format!("x{n:x} = 1\n")).collect();
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let errors = AgentConfig::parse(&text, "egret.toml").expect_err("unknown keys");
-    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
-    assert_eq!(errors.problems().len(), 100);
+    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    assert_eq!(errors.diagnostics().len(), 100);
     assert!(errors.to_string().ends_with("and 89902 more"));
 }
 
@@ -330,27 +330,27 @@ proptest! {
             _ => change,
         };
         if let Err(errors) = AgentConfig::parse(&lines.join("\n"), "egret.toml") {
-            prop_assert!(!errors.problems().is_empty());
+            prop_assert!(!errors.diagnostics().is_empty());
         }
     }
 }
 
 #[test]
-fn a_switch_is_not_guessed_the_wrong_way() {
-    for (written, cure) in [
+fn no_switch_is_suggested_the_wrong_way() {
+    for (written, help) in [
         ("on", "choose one of them"),
         ("true", "choose one of them"),
         ("local", "write \"local-only\""),
         ("local_only", "write \"local-only\""),
     ] {
         let text = format!("{SMALLEST}\n[policy]\nkill-switch = {written:?}\n");
-        let told = parse(&text).unwrap_err();
-        assert!(told.contains(cure), "{written}: {told}");
+        let errors = parse(&text).unwrap_err();
+        assert!(errors.contains(help), "{written}: {errors}");
     }
     let text = format!("{SMALLEST}\n[mqtt]\nurl = \"mqtt://127.0.0.1\"\nca-file = \"/ca.pem\"\n");
-    let told = parse(&text).unwrap_err();
+    let errors = parse(&text).unwrap_err();
     assert!(
-        told.contains("mqtt.ca-file") && told.contains("mqtts://"),
-        "{told}"
+        errors.contains("mqtt.ca-file") && errors.contains("mqtts://"),
+        "{errors}"
     );
 }

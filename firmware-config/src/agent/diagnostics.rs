@@ -1,24 +1,23 @@
-//! What is wrong with a configuration, all of it at once, with places.
+//! Diagnostics: everything that is wrong with a configuration, in the order of the file.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 
-/// Problems told of one file. Past it the rest is counted: a file this wrong is another kind of
-/// file.
-const PROBLEMS_MAX: usize = 100;
+/// Most diagnostics that are kept of one file; the rest are counted.
+const DIAGNOSTICS_MAX: usize = 100;
 
 /// Everything that is wrong with one `egret.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: String,
-    problems: Vec<Problem>,
-    untold: usize,
+    diagnostics: Vec<Diagnostic>,
+    omitted: usize,
 }
 
 /// One thing that is wrong, where it is, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Diagnostic {
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -30,47 +29,47 @@ pub struct Problem {
     /// What it should have.
     pub expected: String,
     /// What to write or do.
-    pub cure: String,
+    pub help: String,
 }
 
 impl ConfigErrors {
-    /// One problem of the whole file, which could not be looked into.
-    pub(super) fn whole(file: &str, complaint: Complaint) -> Self {
-        let problems = Problems::new("");
-        problems.add(0..0, String::new(), complaint);
-        problems.into_errors(file)
+    /// One diagnostic of the whole file, which was not parsed.
+    pub(super) fn whole(file: &str, mismatch: Mismatch) -> Self {
+        let diagnostics = Diagnostics::new("");
+        diagnostics.add(0..0, String::new(), mismatch);
+        diagnostics.into_errors(file)
     }
 
-    /// The problems, in the order of the file. Never empty.
+    /// The diagnostics, in the order of the file. Never empty.
     #[must_use]
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
     }
 }
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
+        for (index, diagnostic) in self.diagnostics.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
-            let Problem {
+            let Diagnostic {
                 line,
                 column,
                 key,
                 found,
                 expected,
-                cure,
-            } = problem;
+                help,
+            } = diagnostic;
             let colon = if key.is_empty() { "" } else { ": " };
             write!(
                 f,
-                "{}:{line}:{column}: {key}{colon}found {found}, expected {expected}\n    cure: {cure}",
+                "{}:{line}:{column}: {key}{colon}found {found}, expected {expected}\n    help: {help}",
                 self.file
             )?;
         }
-        if self.untold > 0 {
-            write!(f, "\n{}: and {} more", self.file, self.untold)?;
+        if self.omitted > 0 {
+            write!(f, "\n{}: and {} more", self.file, self.omitted)?;
         }
         Ok(())
     }
@@ -78,35 +77,35 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// A [`Problem`] that does not know its place yet.
+/// A [`Diagnostic`] without its position and key.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Complaint {
+pub(super) struct Mismatch {
     pub(super) found: String,
     pub(super) expected: String,
-    pub(super) cure: String,
+    pub(super) help: String,
 }
 
-impl Complaint {
+impl Mismatch {
     pub(super) fn new(
         found: impl Into<String>,
         expected: impl Into<String>,
-        cure: impl Into<String>,
+        help: impl Into<String>,
     ) -> Self {
         Self {
             found: found.into(),
             expected: expected.into(),
-            cure: cure.into(),
+            help: help.into(),
         }
     }
 }
 
-/// The problems of a file while it is walked.
-pub(super) struct Problems<'t> {
+/// Collects the diagnostics of a file while it is parsed.
+pub(super) struct Diagnostics<'t> {
     text: &'t str,
-    list: RefCell<Vec<(usize, String, Complaint)>>,
+    list: RefCell<Vec<(usize, String, Mismatch)>>,
 }
 
-impl<'t> Problems<'t> {
+impl<'t> Diagnostics<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         Self {
             text,
@@ -114,8 +113,8 @@ impl<'t> Problems<'t> {
         }
     }
 
-    pub(super) fn add(&self, at: Range<usize>, key: String, complaint: Complaint) {
-        self.list.borrow_mut().push((at.start, key, complaint));
+    pub(super) fn add(&self, at: Range<usize>, key: String, mismatch: Mismatch) {
+        self.list.borrow_mut().push((at.start, key, mismatch));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -124,44 +123,45 @@ impl<'t> Problems<'t> {
 
     /// Line of a byte offset, from 1.
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.place(offset).0
+        self.position(offset).0
     }
 
     pub(super) fn into_errors(self, file: &str) -> ConfigErrors {
         let mut list = self.list.take();
         list.sort_by_key(|(offset, ..)| *offset);
-        let untold = list.len().saturating_sub(PROBLEMS_MAX);
-        // Places are looked for in those that are told alone: each is a walk through the file.
-        let told = list.into_iter().take(PROBLEMS_MAX).map(
+        let omitted = list.len().saturating_sub(DIAGNOSTICS_MAX);
+        // Positions are computed for the kept ones alone: each takes a walk through the file.
+        let kept = list.into_iter().take(DIAGNOSTICS_MAX).map(
             |(
                 offset,
                 key,
-                Complaint {
+                Mismatch {
                     found,
                     expected,
-                    cure,
+                    help,
                 },
             )| {
-                let (line, column) = self.place(offset);
-                Problem {
+                let (line, column) = self.position(offset);
+                Diagnostic {
                     line,
                     column,
                     key,
                     found,
                     expected,
-                    cure,
+                    help,
                 }
             },
         );
-        let problems = told.collect();
+        let diagnostics = kept.collect();
         ConfigErrors {
             file: file.to_owned(),
-            problems,
-            untold,
+            diagnostics,
+            omitted,
         }
     }
 
-    fn place(&self, offset: usize) -> (usize, usize) {
+    /// Line and column of a byte offset, both from 1.
+    fn position(&self, offset: usize) -> (usize, usize) {
         let mut end = offset.min(self.text.len());
         while !self.text.is_char_boundary(end) {
             end -= 1;
