@@ -18,15 +18,15 @@ use crate::{Frame, Stop};
 
 /// A source of frames.
 pub trait Camera: Send {
-    /// Waits for the next frame; `None` when the source has ended, which a live one never does.
+    /// Blocks until the next frame; `None` when the source has ended, which a live one never does.
     ///
     /// # Errors
-    /// When a frame cannot be had, or [`Stop`] was thrown. If it [spares the
-    /// camera](CaptureError::spares_camera) the next call goes on with the frame after; otherwise
-    /// drop the camera and open another.
+    /// When there is no frame, or [`Stop`] was thrown. An error that [spares the
+    /// camera](CaptureError::spares_camera) costs one frame, and the next call returns the frame
+    /// after it; after any other, drop the camera and open it again.
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
 
-    /// Frames overwritten by newer ones before anyone asked, since it was opened. Always 0 for a
+    /// Frames superseded by newer ones before they were taken, since it was opened. Always 0 for a
     /// folder or a file.
     fn superseded(&self) -> u64 {
         0
@@ -34,13 +34,13 @@ pub trait Camera: Send {
 }
 
 /// Opens a source, paced to one frame per `period`; zero is no pace, and every frame. Does not wait
-/// for the first.
+/// for the first frame.
 ///
-/// A live source that delivers nothing for `stall_after` fails; before its first frame it is given
-/// 10 seconds at least.
+/// A live source that delivers nothing for `stall_after` fails; its first frame has 10 seconds at
+/// least.
 ///
 /// # Errors
-/// When the source is not there, or `ffmpeg` is not.
+/// When the source cannot be opened, or `ffmpeg` cannot be started.
 pub fn open(
     source: &Source,
     period: Duration,
@@ -55,7 +55,7 @@ pub fn open(
     })
 }
 
-/// Why there is no frame. Sources are told without user and password.
+/// Why there is no frame. Sources are named without user and password.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// [`Stop`] was thrown.
@@ -69,23 +69,23 @@ pub enum CaptureError {
         /// Why.
         error: io::Error,
     },
-    /// A folder without picture files.
+    /// A folder without image files.
     #[error(
-        "{camera}: no picture file in it; put .jpg, .jpeg, .png, .webp, .bmp or .gif files there"
+        "{camera}: no image file in it; put .jpg, .jpeg, .png, .webp, .bmp or .gif files there"
     )]
     EmptyFolder {
         /// The source.
         camera: String,
     },
-    /// A folder with more picture files than are kept track of.
-    #[error("{camera}: more than {max} picture files; split the folder")]
+    /// A folder with more image files than are listed.
+    #[error("{camera}: more than {max} image files; split the folder")]
     FolderTooLarge {
         /// The source.
         camera: String,
         /// Most files in a folder.
         max: usize,
     },
-    /// One picture file that cannot be read; the next frame is the file after it.
+    /// One image file that cannot be read; the next frame is the file after it.
     #[error("{path}: {error}; this frame is skipped", path = .path.display())]
     Unreadable {
         /// The file.
@@ -93,14 +93,14 @@ pub enum CaptureError {
         /// Why.
         error: io::Error,
     },
-    /// One picture file that is too large; the next frame is the file after it.
+    /// One image file that is too large; the next frame is the file after it.
     #[error("{path}: {bytes} bytes, at most {max} are read; this frame is skipped", path = .path.display())]
     FrameTooLarge {
         /// The file.
         path: PathBuf,
         /// Its size.
         bytes: u64,
-        /// Most bytes of a picture file.
+        /// Most bytes of an image file.
         max: u64,
     },
     /// No `ffmpeg` on this box.
@@ -110,7 +110,7 @@ pub enum CaptureError {
     NoFfmpeg {
         /// The source.
         camera: String,
-        /// What was looked for.
+        /// The program that was looked for.
         program: String,
     },
     /// `ffmpeg` is there but does not start.
@@ -123,9 +123,9 @@ pub enum CaptureError {
         /// Why.
         error: io::Error,
     },
-    /// `ffmpeg` was started, and the system does not tell what became of it.
+    /// `ffmpeg` was started, and its exit status is not known.
     #[error(
-        "{camera}: ffmpeg is lost: {error}; start egret without SIGCHLD ignored, which hides how children end"
+        "{camera}: the exit status of ffmpeg is unknown: {error}; start egret without SIGCHLD ignored, which discards it"
     )]
     StatusUnknown {
         /// The source.
@@ -145,7 +145,7 @@ pub enum CaptureError {
         /// `stall-after`; for the first frame 10 seconds at least.
         limit: Duration,
     },
-    /// The decoder ended, which a live camera's never should, or it failed.
+    /// The decoder failed, or it ended, which that of a live camera never should.
     #[error("{camera}: ffmpeg ended with {status}: {stderr}")]
     Exited {
         /// The source.
@@ -155,7 +155,7 @@ pub enum CaptureError {
         /// The end of what it wrote to stderr, at most 2 KiB, without user and password.
         stderr: String,
     },
-    /// The decoder ended well, and there was no picture.
+    /// The decoder ended well, but wrote no image.
     #[error("{camera}: no image in it: {stderr}; is it a video?")]
     NoImage {
         /// The source.
@@ -163,7 +163,7 @@ pub enum CaptureError {
         /// The end of what ffmpeg wrote to stderr.
         stderr: String,
     },
-    /// The decoder's output is not what it was told to write.
+    /// The decoder's output is not the images that it was asked for.
     #[error("{camera}: ffmpeg's output: {error}")]
     Stream {
         /// The source.

@@ -15,10 +15,10 @@ pub struct Frame {
     pub image: FrameImage,
 }
 
-/// The pixels of a frame, as the source had them.
+/// The pixels of a frame, as the source delivers them.
 #[derive(Clone)]
 pub enum FrameImage {
-    /// A picture file as it came: JPEG, PNG, WebP, BMP or GIF.
+    /// An image file as it came: JPEG, PNG, WebP, BMP or GIF.
     Encoded(Bytes),
     /// Decoded pixels.
     Rgb {
@@ -32,7 +32,7 @@ pub enum FrameImage {
 }
 
 impl std::fmt::Debug for FrameImage {
-    /// Sizes only: pixels have no place in a log.
+    /// Sizes only, not the pixels.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             FrameImage::Encoded(bytes) => write!(f, "Encoded({} bytes)", bytes.len()),

@@ -1,4 +1,4 @@
-//! One switch that ends every wait of the cameras that were given it.
+//! A switch that ends every wait of the cameras that share it.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;

@@ -78,7 +78,7 @@ fn is_running(argument: &str) -> bool {
 }
 
 #[test]
-fn a_folder_is_shown_once_in_name_order_and_not_faster_than_its_rate() {
+fn a_folder_is_read_once_in_name_order_and_not_faster_than_its_rate() {
     let folder = tempfile::tempdir().unwrap();
     for name in [
         "000300.jpg",
@@ -106,7 +106,7 @@ fn a_folder_is_shown_once_in_name_order_and_not_faster_than_its_rate() {
 }
 
 #[test]
-fn one_picture_that_cannot_be_read_does_not_end_a_folder() {
+fn one_image_that_cannot_be_read_does_not_end_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("a.jpg")).unwrap();
     fs::write(folder.path().join("b.jpg"), "b").unwrap();
@@ -124,11 +124,11 @@ fn one_picture_that_cannot_be_read_does_not_end_a_folder() {
 }
 
 #[test]
-fn what_is_not_there_is_told_by_name() {
+fn a_missing_source_is_named() {
     let empty = tempfile::tempdir().unwrap();
     let error = refused(Source::Folder(empty.path().into())).to_string();
     assert!(
-        error.contains(empty.path().to_str().unwrap()) && error.contains("no picture file"),
+        error.contains(empty.path().to_str().unwrap()) && error.contains("no image file"),
         "{error}"
     );
     for source in [
@@ -167,14 +167,14 @@ fn a_dropped_camera_leaves_no_decoder_behind() {
     size(&camera.next_frame().unwrap().unwrap());
     assert!(
         is_running(clip.to_str().unwrap()),
-        "its decoder waits for us"
+        "its decoder blocks on the pipe"
     );
     drop(camera);
     assert!(!is_running(clip.to_str().unwrap()));
 }
 
 #[test]
-fn what_is_no_video_is_told_in_ffmpegs_words() {
+fn a_file_that_is_no_video_is_reported_with_ffmpegs_stderr() {
     let folder = tempfile::tempdir().unwrap();
     let garbage = folder.path().join("garbage.mp4");
     fs::write(&garbage, "this is no video").unwrap();
@@ -190,7 +190,7 @@ fn what_is_no_video_is_told_in_ffmpegs_words() {
 }
 
 #[test]
-fn rtsp_shows_the_newest_frame_and_counts_the_others() {
+fn rtsp_hands_out_the_newest_frame_and_counts_the_others() {
     let server = RtspServer::with_password("me", "secret");
     let mut camera = open(Source::Rtsp(server.url("me:secret@")), PERIOD, &Stop::new()).unwrap();
     let first = camera.next_frame().unwrap().unwrap();
@@ -203,7 +203,7 @@ fn rtsp_shows_the_newest_frame_and_counts_the_others() {
 }
 
 #[test]
-fn a_camera_that_refuses_us_is_told_without_the_password() {
+fn a_camera_that_refuses_the_login_is_named_without_the_password() {
     let server = RtspServer::with_password("me", "secret");
     let error = fails(
         &mut *open(
@@ -223,7 +223,7 @@ fn a_camera_that_refuses_us_is_told_without_the_password() {
 }
 
 #[test]
-fn a_camera_that_vanishes_is_told_by_name() {
+fn a_camera_that_vanishes_is_named() {
     let mut server = RtspServer::start();
     let url = server.url("");
     let mut camera = open(Source::Rtsp(url.clone()), PERIOD, &Stop::new()).unwrap();
@@ -237,7 +237,7 @@ fn a_camera_that_vanishes_is_told_by_name() {
 }
 
 #[test]
-fn a_camera_that_stalls_is_told_by_name() {
+fn a_camera_that_stalls_is_named() {
     let server = RtspServer::start();
     let url = server.url("");
     let mut camera = open(Source::Rtsp(url.clone()), PERIOD, &Stop::new()).unwrap();

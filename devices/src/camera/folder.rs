@@ -1,4 +1,4 @@
-//! A folder of picture files: each once, in name order, as fast as the rate allows.
+//! A folder of image files: each once, in name order, as fast as the rate allows.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,7 +11,7 @@ use super::schedule::Schedule;
 use super::{Camera, CaptureError};
 use crate::{Frame, FrameImage, Stop, file};
 
-/// Most picture files of a folder: their names are kept in memory.
+/// Most image files of a folder: their names are kept in memory.
 const FILES_MAX: usize = 1_000_000;
 const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
 
@@ -31,7 +31,7 @@ impl Folder {
         let mut files = Vec::new();
         for entry in fs::read_dir(path).map_err(cannot_open)? {
             let file = entry.map_err(cannot_open)?.path();
-            if is_picture(&file) {
+            if is_image(&file) {
                 if files.len() == FILES_MAX {
                     return Err(CaptureError::FolderTooLarge {
                         camera: camera(),
@@ -74,7 +74,7 @@ impl Camera for Folder {
     }
 }
 
-fn is_picture(path: &Path) -> bool {
+fn is_image(path: &Path) -> bool {
     let extension = path
         .extension()
         .and_then(|extension| extension.to_str())
@@ -118,7 +118,7 @@ mod tests {
             .expect("a sparse file");
         fs::write(folder.path().join("b.PNG"), b"b").expect("a file");
         let mut folder =
-            Folder::open(folder.path(), Duration::ZERO, &Stop::new()).expect("two pictures");
+            Folder::open(folder.path(), Duration::ZERO, &Stop::new()).expect("two images");
         let error = folder.next_frame().expect_err("too large");
         assert!(
             matches!(error, CaptureError::FrameTooLarge { .. }) && error.spares_camera(),

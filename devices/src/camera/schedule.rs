@@ -21,8 +21,8 @@ impl Schedule {
             .map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
     }
 
-    /// Notes that a frame was handed out. Who is more than a period behind starts anew from now: a
-    /// reader that was held up gets no burst of frames afterwards.
+    /// Notes that a frame was handed out. More than a period late, the schedule starts again from
+    /// `now`: a caller that was delayed gets no burst of frames afterwards.
     pub(super) fn advance(&mut self, now: Instant) {
         let next = self.due.unwrap_or(now) + self.period;
         self.due = Some(if next < now { now } else { next });
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lateness_does_not_add_up_and_a_held_up_reader_gets_no_burst() {
+    fn lateness_does_not_add_up_and_a_delayed_caller_gets_no_burst() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut schedule = Schedule::new(Duration::from_millis(100));

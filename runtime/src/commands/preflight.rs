@@ -1,5 +1,5 @@
-//! What a configuration names outside itself and is not there. None of it stops the agent: a folder
-//! may be mounted later, a key written later. But it is told before it is missed.
+//! Checks before the start: what a configuration names and is missing or unusable. None of it stops
+//! the agent, since a folder may be mounted later and a key written later; each is a warning.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,60 +7,63 @@ use std::path::Path;
 
 use firmware_config::agent::{AgentConfig, PoolTransport, RouteMode, Source};
 
-/// Something that is named and missing, or cannot be read.
+/// Something that is missing or unusable.
 #[derive(Debug, thiserror::Error)]
-#[error("{who}: {what}; {cure}")]
-pub struct Absence {
-    /// Whose it is: `camera yard`, `pool big`.
-    who: String,
-    /// The thing, and what the system says of it.
-    what: String,
-    cure: &'static str,
+#[error("{part}: {problem}; {help}")]
+pub struct Finding {
+    /// The part of the configuration that needs it: `camera yard`, `pool big`.
+    part: String,
+    problem: String,
+    help: &'static str,
 }
 
-/// Looks for everything that `config` names, but the bundle.
-pub fn absences(config: &AgentConfig) -> Vec<Absence> {
-    let mut absences = Vec::new();
-    let mut miss = |who: &str, what: String, cure| {
-        absences.push(Absence {
-            who: who.to_owned(),
-            what,
-            cure,
+/// Checks everything that `config` names, except for the bundle.
+pub fn check(config: &AgentConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut report = |part: &str, problem: String, help| {
+        findings.push(Finding {
+            part: part.to_owned(),
+            problem,
+            help,
         })
     };
 
-    if let Some(Err(what)) = config.model.ort_library.as_deref().map(file) {
-        miss("model", what, "change [model] ort-library");
+    if let Some(Err(problem)) = config.model.ort_library.as_deref().map(check_file) {
+        report("model", problem, "change [model] ort-library");
     }
     if let Some(mqtt) = &config.mqtt {
-        for (path, cure) in [
+        for (path, help) in [
             (&mqtt.username_file, "change [mqtt] username-file"),
             (&mqtt.password_file, "change [mqtt] password-file"),
             (&mqtt.ca_file, "change [mqtt] ca-file"),
         ] {
-            if let Some(Err(what)) = path.as_deref().map(file) {
-                miss("broker", what, cure);
+            if let Some(Err(problem)) = path.as_deref().map(check_file) {
+                report("broker", problem, help);
             }
         }
     }
     for camera in &config.cameras {
-        let who = format!("camera {}", camera.id);
+        let part = format!("camera {}", camera.id);
         match &camera.source {
             Source::Folder(path) => {
                 if let Err(error) = path.read_dir() {
-                    miss(&who, told(path, &error), "create it, or change its source");
+                    report(
+                        &part,
+                        named(path, &error),
+                        "create it, or change its source",
+                    );
                 }
             }
             Source::File(path) => {
-                if let Err(what) = file(path) {
-                    miss(&who, what, "create it, or change its source");
+                if let Err(problem) = check_file(path) {
+                    report(&part, problem, "create it, or change its source");
                 }
             }
             Source::Rtsp(_) => {}
         }
         if camera.rules.is_empty() {
-            miss(
-                &who,
+            report(
+                &part,
                 "it has no rule, so nothing is asked about its frames".into(),
                 "add a [[camera.rule]]",
             );
@@ -69,8 +72,8 @@ pub fn absences(config: &AgentConfig) -> Vec<Absence> {
             if matches!(rule.route, RouteMode::Pool | RouteMode::MustEscalate)
                 && config.pool_for(rule).is_none()
             {
-                miss(
-                    &format!("{who}, rule {}", rule.id),
+                report(
+                    &format!("{part}, rule {}", rule.id),
                     "it needs a pool, and no [[pool]] takes images".into(),
                     "add a [[pool]]",
                 );
@@ -83,7 +86,7 @@ pub fn absences(config: &AgentConfig) -> Vec<Absence> {
         .any(|camera| !matches!(camera.source, Source::Folder(_)))
         && !in_path("ffmpeg")
     {
-        miss(
+        report(
             "cameras",
             "no ffmpeg in PATH, which decodes video".into(),
             "install it (apt install ffmpeg)",
@@ -94,29 +97,29 @@ pub fn absences(config: &AgentConfig) -> Vec<Absence> {
             api_key_file: Some(path),
             ..
         } = &pool.transport
-            && let Err(what) = file(path)
+            && let Err(problem) = check_file(path)
         {
-            miss(
+            report(
                 &format!("pool {}", pool.id),
-                what,
+                problem,
                 "write the key there, or change its api-key-file",
             );
         }
     }
-    absences
+    findings
 }
 
-/// Whether a file can be read and holds anything.
-fn file(path: &Path) -> Result<(), String> {
+/// Checks that a file can be read and is not empty.
+fn check_file(path: &Path) -> Result<(), String> {
     let mut byte = [0];
     match File::open(path).and_then(|mut file| file.read(&mut byte)) {
         Ok(0) => Err(format!("{} is empty", path.display())),
         Ok(_) => Ok(()),
-        Err(error) => Err(told(path, &error)),
+        Err(error) => Err(named(path, &error)),
     }
 }
 
-fn told(path: &Path, error: &io::Error) -> String {
+fn named(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_is_told_with_a_cure() {
+    fn what_is_missing_is_reported_with_help() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("empty.key"), "").unwrap();
         std::fs::write(folder.path().join("some.key"), "secret").unwrap();
@@ -168,15 +171,15 @@ mod tests {
             here = folder.path().display()
         );
         let config = AgentConfig::parse(&text, "egret.toml").unwrap();
-        let told: Vec<String> = absences(&config)
+        let findings: Vec<String> = check(&config)
             .iter()
-            .map(|absence| {
-                absence
+            .map(|finding| {
+                finding
                     .to_string()
                     .replace(folder.path().to_str().unwrap(), "…")
             })
             .collect();
-        insta::assert_snapshot!(told.join("\n"), @r"
+        insta::assert_snapshot!(findings.join("\n"), @r"
         broker: /nowhere/password: No such file or directory (os error 2); change [mqtt] password-file
         camera yard: /nowhere/frames: No such file or directory (os error 2); create it, or change its source
         camera here: it has no rule, so nothing is asked about its frames; add a [[camera.rule]]
@@ -191,9 +194,12 @@ mod tests {
         let words = "[[pool]]\nid = \"p\"\nurl = \"http://h/v1\"\nmodel = \"m\"\nimages = false\n";
         for pools in ["", words] {
             let config = AgentConfig::parse(&format!("{TEXT}{pools}"), "egret.toml").unwrap();
-            let absences = absences(&config);
-            assert_eq!(absences.len(), 1);
-            insta::assert_snapshot!(absences[0], @"camera c, rule r: it needs a pool, and no [[pool]] takes images; add a [[pool]]");
+            let findings = check(&config);
+            assert_eq!(findings.len(), 1);
+            assert_eq!(
+                findings[0].to_string(),
+                "camera c, rule r: it needs a pool, and no [[pool]] takes images; add a [[pool]]"
+            );
         }
     }
 }

@@ -21,13 +21,13 @@ pub struct Args {
     /// The configuration, `egret.toml`.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Print what would run, or every error of the configuration, and start nothing. What it names
-    /// and is not there is told, too; that is no error, since it may come before the agent does.
+    /// Print what would run, or every error of the configuration, and start nothing. Files and
+    /// folders that are missing are warnings: they may still come before the agent starts.
     #[arg(long)]
     check: bool,
 }
 
-/// Runs the agent until it is told to stop, or its sources end.
+/// Runs the agent until a signal stops it, or its sources end.
 ///
 /// # Errors
 /// When the configuration is wrong, or the agent cannot start.
@@ -42,8 +42,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
     if args.check {
         print!("{}", plan(&config));
-        for absence in preflight::absences(&config) {
-            eprintln!("egret: warning: {absence}");
+        for finding in preflight::check(&config) {
+            eprintln!("egret: warning: {finding}");
         }
         if let Err(error) = Bundle::open(&config.model.bundle) {
             eprintln!(
@@ -53,15 +53,15 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         }
         return Ok(Exit::Done);
     }
-    for absence in preflight::absences(&config) {
-        warn!("{absence}");
+    for finding in preflight::check(&config) {
+        warn!("{finding}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .or_exit(Exit::Io)?;
     let outcome = runtime.block_on(until_signalled(config));
-    // Threads of the runtime that are stuck in a system call must not keep the box from stopping.
+    // A thread of the runtime that is blocked in a system call must not keep the agent running.
     runtime.shutdown_background();
     outcome
 }
@@ -107,7 +107,7 @@ async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
     let signalled = async {
         tokio::select! {
             _ = interrupt.recv() => exit = Exit::Interrupted,
-            // The service manager's way of saying stop: obeying it is a success.
+            // How a service manager stops a service: not a failure.
             _ = terminate.recv() => {}
         }
     };
@@ -133,7 +133,7 @@ async fn until_signalled(config: AgentConfig) -> Result<Exit, Failure> {
     }
 }
 
-/// What a configuration would run, for people.
+/// A readable summary of what a configuration runs.
 fn plan(config: &AgentConfig) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();

@@ -46,8 +46,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         .listen
         .or(configured)
         .map_or_else(|| LISTEN.parse().or_exit(Exit::Internal), Ok)?;
-    for absence in config.iter().flat_map(preflight::absences) {
-        warn!("{absence}");
+    for finding in config.iter().flat_map(preflight::check) {
+        warn!("{finding}");
     }
     let local = args.model.start(config.as_ref())?;
     let name = args

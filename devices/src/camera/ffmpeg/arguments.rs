@@ -1,29 +1,29 @@
-//! What ffmpeg is told; these options mean the same from ffmpeg 5.1 to 7.
+//! The arguments of ffmpeg; these options mean the same from ffmpeg 5.1 to 7.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
 use firmware_config::agent::Source;
 
-/// ffmpeg gives up on a silent network by itself this much later than we give up on ffmpeg: it is
-/// there for the case that we were killed and nobody else ends it.
+/// ffmpeg gives up on a silent network this much later than the agent gives up on ffmpeg: its own
+/// timeout is for the case that the agent was killed.
 const NETWORK_GRACE: Duration = Duration::from_secs(5);
 
-/// ffmpeg counts this timeout in microseconds, and in an `int`.
+/// ffmpeg keeps this timeout as microseconds in an `int`.
 const NETWORK_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// The arguments that make ffmpeg write `source` to its stdout, one PPM picture each `period`, or
-/// every picture if that is zero.
+/// The arguments that make ffmpeg write `source` to its stdout, one PPM image each `period`, or
+/// every image if that is zero.
 ///
-/// `silence` is how long a network camera may deliver nothing.
-pub(super) fn arguments(source: &Source, period: Duration, silence: Duration) -> Vec<OsString> {
+/// `silence_max` is how long a network camera may deliver nothing.
+pub(super) fn arguments(source: &Source, period: Duration, silence_max: Duration) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = ["-nostdin", "-hide_banner", "-loglevel", "error"]
         .map(Into::into)
         .into();
     match source {
         Source::Rtsp(url) => {
-            // Over UDP a lossy link shows as broken pictures; over TCP as a late one.
-            let timeout = silence
+            // A lossy link damages images over UDP; over TCP it only delays them.
+            let timeout = silence_max
                 .saturating_add(NETWORK_GRACE)
                 .min(NETWORK_TIMEOUT_MAX)
                 .as_micros()
@@ -41,7 +41,7 @@ pub(super) fn arguments(source: &Source, period: Duration, silence: Duration) ->
             arguments.push(input);
         }
     }
-    // The first moving pictures: neither sound nor cover art.
+    // The first video stream: neither sound nor cover art.
     arguments.extend(["-map", "0:V:0"].map(Into::into));
     if !period.is_zero() {
         // A rate as a fraction: frames per microseconds.
@@ -50,7 +50,7 @@ pub(super) fn arguments(source: &Source, period: Duration, silence: Duration) ->
             format!("fps=1000000/{}:eof_action=pass", period.as_micros().max(1)).into(),
         ]);
     }
-    // Flushed, or the end of a picture would stay in a buffer until the next one comes.
+    // Flushed, or the end of an image would stay in a buffer until the next one comes.
     arguments.extend(
         [
             "-f",
@@ -90,12 +90,12 @@ mod tests {
             "-nostdin -hide_banner -loglevel error -rtsp_transport tcp -timeout 15000000 -i rtsp://host/s \
              -map 0:V:0 -vf fps=1000000/1500000:eof_action=pass -f image2pipe -c:v ppm -pix_fmt rgb24 -flush_packets 1 -"
         );
-        let patient = line(
+        let longest = line(
             Source::Rtsp("rtsp://host/s".into()),
             Duration::ZERO,
             Duration::MAX,
         );
-        assert!(patient.contains(" -timeout 1800000000 "), "{patient}");
+        assert!(longest.contains(" -timeout 1800000000 "), "{longest}");
     }
 
     #[test]
