@@ -194,3 +194,37 @@ fn plan(config: &AgentConfig) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_names_the_pool_that_the_agent_asks() {
+        let text = r#"
+            node.id = "n"
+            model.bundle = "b"
+            [[camera]]
+            id = "a"
+            source = "dir://frames"
+            [[camera.rule]]
+            id = "open"
+            question = "?"
+            [[pool]]
+            id = "words"
+            url = "http://h/v1"
+            model = "m"
+            images = false
+            [[pool]]
+            id = "images"
+            url = "http://h/v1"
+            model = "m"
+        "#;
+        let config = AgentConfig::parse(text, "egret.toml").expect("a configuration");
+        let plan = plan(&config);
+        assert!(
+            plan.contains("rule open: \"?\" (free text), below 0.5 to pool images\n"),
+            "{plan}"
+        );
+    }
+}
