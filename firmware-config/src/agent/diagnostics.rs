@@ -1,11 +1,11 @@
 //! Diagnostics: everything that is wrong with a configuration, in the order of the file.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Range;
 
 /// Most diagnostics that are kept of one file; the rest are counted.
-const DIAGNOSTICS_MAX: usize = 100;
+pub(super) const DIAGNOSTICS_MAX: usize = 100;
 
 /// Everything that is wrong with one `egret.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +103,7 @@ impl Mismatch {
 pub(super) struct Diagnostics<'t> {
     text: &'t str,
     list: RefCell<Vec<(usize, String, Mismatch)>>,
+    omitted: Cell<usize>,
 }
 
 impl<'t> Diagnostics<'t> {
@@ -110,11 +111,17 @@ impl<'t> Diagnostics<'t> {
         Self {
             text,
             list: RefCell::default(),
+            omitted: Cell::default(),
         }
     }
 
     pub(super) fn add(&self, at: Range<usize>, key: String, mismatch: Mismatch) {
         self.list.borrow_mut().push((at.start, key, mismatch));
+    }
+
+    /// Counts `count` diagnostics that come after [`DIAGNOSTICS_MAX`] others of the file.
+    pub(super) fn omit(&self, count: usize) {
+        self.omitted.set(self.omitted.get() + count);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -129,7 +136,7 @@ impl<'t> Diagnostics<'t> {
     pub(super) fn into_errors(self, file: &str) -> ConfigErrors {
         let mut list = self.list.take();
         list.sort_by_key(|(offset, ..)| *offset);
-        let omitted = list.len().saturating_sub(DIAGNOSTICS_MAX);
+        let omitted = self.omitted.get() + list.len().saturating_sub(DIAGNOSTICS_MAX);
         // Positions are computed for the kept ones alone: each takes a walk through the file.
         let kept = list.into_iter().take(DIAGNOSTICS_MAX).map(
             |(

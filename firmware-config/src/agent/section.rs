@@ -8,7 +8,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostics::{Diagnostics, Mismatch};
+use super::diagnostics::{DIAGNOSTICS_MAX, Diagnostics, Mismatch};
 use super::value::{Checked, found, nearest};
 
 /// One table of the file.
@@ -50,10 +50,16 @@ impl<'t> Section<'t> {
     /// Adds a diagnostic for every key that was not asked for.
     fn finish(self) {
         let known = self.known.take();
-        for key in self.table.keys() {
-            if known.contains(&key.get_ref().as_ref()) {
-                continue;
-            }
+        let mut unknown: Vec<_> = self
+            .table
+            .keys()
+            .filter(|key| !known.contains(&key.get_ref().as_ref()))
+            .collect();
+        unknown.sort_by_key(|key| key.span().start);
+        // Those behind the first DIAGNOSTICS_MAX are never shown, so they need no text.
+        let shown = unknown.len().min(DIAGNOSTICS_MAX);
+        self.diagnostics.omit(unknown.len() - shown);
+        for key in &unknown[..shown] {
             let help = match nearest(key.get_ref(), known.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => "remove it".to_owned(),
