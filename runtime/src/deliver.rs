@@ -3,6 +3,7 @@
 //! | step | module | pure |
 //! |---|---|---|
 //! | makes events of answers | [`span`], [`event`], [`topics`] | yes |
+//! | the JSON of the states beside events | [`payload`] | yes |
 //! | keeps events until they are acknowledged | [`outbox`] | yes |
 //! | sends, and sends again when the broker was gone | [`publisher`] | |
 //! | keeps one connection to a broker alive | [`mqtt`] | |
@@ -12,8 +13,11 @@ pub mod event;
 pub mod inbox;
 pub mod mqtt;
 pub mod outbox;
+pub mod payload;
 pub mod post;
 pub mod publisher;
+#[cfg(test)]
+mod reference;
 mod retained;
 pub mod span;
 pub mod topics;

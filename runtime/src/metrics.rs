@@ -39,6 +39,7 @@ macro_rules! counters {
 
         /// The counters at one moment.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
         pub struct Totals { $($(#[$doc])* pub $name: u64,)* }
 
         impl Metrics {

@@ -1,12 +1,11 @@
-//! What is on the broker, to whoever listens: which topics, how long each is kept, and what it says
-//! of itself.
+//! Which topics a subscriber sees, how each is published, and what its payload is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use firmware_config::agent::AgentConfig;
-use runtime::deliver::mqtt::{Publication, Qos};
+use runtime::deliver::mqtt::Publication;
+use runtime::deliver::topics::{PublishOptions, Topics};
 use runtime::observe::EventLog;
 use runtime::pipeline;
 use serde_json::Value;
@@ -16,60 +15,35 @@ use tests::config::{config, folder_camera};
 use tests::scripted::{Scripted, pictures};
 use tests::subscriber::Subscriber;
 
-const HOUR: Duration = Duration::from_secs(3600);
-const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// A topic below `egret/gate-01/`.
-struct Topic {
-    name: &'static str,
-    qos: Qos,
-    retained: bool,
-    expiry: Option<Duration>,
-    content_type: &'static str,
-}
-
-/// One that is kept until there is a newer value.
-const fn state(name: &'static str, content_type: &'static str) -> Topic {
-    Topic {
-        name,
-        qos: Qos::AtLeastOnce,
-        retained: true,
-        expiry: None,
-        content_type,
-    }
-}
-
 const JSON: &str = "application/json";
-const WORD: &str = "text/plain";
-const EVENT: &str = "cam/yard/event";
-const SNAPSHOT: &str = "cam/yard/snapshot";
 
-const TOPICS: [Topic; 9] = [
-    state("status", JSON),
-    state("info", JSON),
-    Topic {
-        qos: Qos::AtMostOnce,
-        expiry: Some(Duration::from_secs(120)),
-        ..state("health", JSON)
-    },
-    state("kill-switch/state", WORD),
-    state("cam/yard/status", JSON),
-    state("cam/yard/rule/person/state", WORD),
-    state("cam/yard/rule/person/attributes", JSON),
-    Topic {
-        qos: Qos::AtMostOnce,
-        expiry: Some(HOUR),
-        ..state(SNAPSHOT, "image/jpeg")
-    },
-    Topic {
-        retained: false,
-        expiry: Some(WEEK),
-        ..state(EVENT, JSON)
-    },
-];
+/// Every topic of a node with one camera and one rule, and how it is published.
+fn documented() -> [(String, PublishOptions); 9] {
+    let of = Topics::new("gate-01");
+    [
+        (of.status(), PublishOptions::OBJECT),
+        (of.info(), PublishOptions::OBJECT),
+        (of.health(), PublishOptions::HEALTH),
+        (of.kill_switch_state(), PublishOptions::WORD),
+        (of.camera_status("yard"), PublishOptions::OBJECT),
+        (of.rule_state("yard", "person"), PublishOptions::WORD),
+        (of.rule_attributes("yard", "person"), PublishOptions::OBJECT),
+        (of.snapshot("yard"), PublishOptions::SNAPSHOT),
+        (of.event("yard"), PublishOptions::EVENT),
+    ]
+}
 
-/// What an agent published for four pictures, as heard by one who was there before it and by one
-/// who came when it had gone.
+/// How the topic of a publication is documented.
+fn options(publication: &Publication) -> PublishOptions {
+    documented()
+        .into_iter()
+        .find(|(topic, _)| *topic == publication.topic)
+        .unwrap_or_else(|| panic!("{} is not documented", publication.topic))
+        .1
+}
+
+/// What an agent published for four images, as received by a subscriber that was there before it
+/// and by one that came after its end.
 async fn published() -> (Vec<Publication>, Vec<Publication>) {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 4);
@@ -92,110 +66,105 @@ async fn published() -> (Vec<Publication>, Vec<Publication>) {
     (early.received().await, late.received().await)
 }
 
-fn topic(publication: &Publication) -> &'static Topic {
-    let known = TOPICS
-        .iter()
-        .find(|topic| publication.topic == format!("egret/gate-01/{}", topic.name));
-    known.unwrap_or_else(|| panic!("nobody knows {}", publication.topic))
-}
-
-fn names(publications: &[Publication]) -> BTreeSet<&'static str> {
-    publications
-        .iter()
-        .map(|publication| topic(publication).name)
-        .collect()
+fn topics(publications: &[Publication]) -> BTreeSet<String> {
+    publications.iter().map(|it| it.topic.clone()).collect()
 }
 
 fn events(publications: &[Publication]) -> Vec<Value> {
     publications
         .iter()
-        .filter(|it| topic(it).name == EVENT)
+        .filter(|it| it.topic.ends_with("/event"))
         .map(|it| serde_json::from_slice(&it.payload).unwrap())
         .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn states_are_kept_for_who_comes_later_and_events_are_not() {
+async fn topics_are_published_as_documented() {
     let (early, late) = published().await;
+    let all = documented();
     assert_eq!(
-        names(&early),
-        TOPICS.iter().map(|topic| topic.name).collect()
+        topics(&early),
+        all.iter().map(|(topic, _)| topic.clone()).collect()
     );
     assert_eq!(
-        names(&late),
-        TOPICS
-            .iter()
-            .filter(|topic| topic.retained)
-            .map(|topic| topic.name)
-            .collect()
+        topics(&late),
+        all.iter()
+            .filter(|(_, options)| options.retain)
+            .map(|(topic, _)| topic.clone())
+            .collect(),
+        "the retained topics alone"
     );
     for publication in early.iter().chain(&late) {
-        let Topic {
-            name,
-            qos,
-            retained,
-            expiry,
-            ..
-        } = topic(publication);
+        let topic = &publication.topic;
+        let options = options(publication);
         assert_eq!(
             (publication.qos, publication.retain),
-            (*qos, *retained),
-            "{name}"
+            (options.qos, options.retain),
+            "{topic}"
         );
-        assert_eq!(publication.expiry.is_some(), expiry.is_some(), "{name}");
-        // The broker takes off what it has kept it for.
-        let left = publication
+        assert_eq!(
+            publication.expiry.is_some(),
+            options.expiry.is_some(),
+            "{topic}"
+        );
+        // The broker subtracts the time that it has held the publication.
+        let in_range = publication
             .expiry
-            .zip(*expiry)
+            .zip(options.expiry)
             .is_none_or(|(left, whole)| left <= whole && left > whole / 2);
-        assert!(left, "{name}: {:?} of {expiry:?}", publication.expiry);
+        assert!(
+            in_range,
+            "{topic}: {:?} of {:?}",
+            publication.expiry, options.expiry
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_says_what_it_is() {
+async fn payloads_are_what_their_content_type_says() {
     let (early, late) = published().await;
     for publication in early.iter().chain(&late) {
-        let Topic {
-            name, content_type, ..
-        } = topic(publication);
+        let topic = &publication.topic;
+        let options = options(publication);
         assert_eq!(
             publication.content_type.as_deref(),
-            Some(*content_type),
-            "{name}"
+            Some(options.content_type),
+            "{topic}"
         );
         assert!(
-            *content_type != JSON
+            options.content_type != JSON
                 || serde_json::from_slice::<Value>(&publication.payload)
                     .is_ok_and(|json| json.is_object()),
-            "{name}"
+            "{topic}"
         );
-    }
-    for event in early
-        .iter()
-        .filter(|publication| topic(publication).name == EVENT)
-    {
-        let mut properties = event.user_properties.clone();
+        let mut properties = publication.user_properties.clone();
         properties.sort();
+        let expected = options.schema.map(|schema| {
+            [
+                ("ct".to_owned(), options.content_type.to_owned()),
+                ("schema".to_owned(), schema.to_owned()),
+            ]
+        });
         assert_eq!(
             properties,
-            [
-                ("ct".to_owned(), JSON.to_owned()),
-                ("schema".to_owned(), "event/1".to_owned())
-            ]
+            expected
+                .as_ref()
+                .map(<[_; 2]>::as_slice)
+                .unwrap_or_default(),
+            "{topic}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_is_the_picture_of_the_newest_event() {
+async fn a_snapshot_is_the_image_of_the_newest_event() {
     let (early, late) = published().await;
     let events = events(&early);
     let newest = events.iter().rfind(|event| event["type"] == "new").unwrap();
-    for heard in [early, late] {
-        let snapshot = heard
+    for received in [early, late] {
+        let snapshot = received
             .iter()
-            .rfind(|publication| topic(publication).name == SNAPSHOT)
+            .rfind(|publication| publication.topic.ends_with("/snapshot"))
             .unwrap();
         let sha256: String = Sha256::digest(&snapshot.payload)
             .iter()

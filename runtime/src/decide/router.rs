@@ -10,6 +10,7 @@ use serde::Serialize;
 
 /// Why an answer is settled where it is. The names are a published, closed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Reason {
     /// The kill switch is on.

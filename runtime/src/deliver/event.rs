@@ -1,7 +1,7 @@
-//! What is published: the event's JSON, and the small retained states beside it. Pure.
+//! The event's JSON, and the attributes published beside a rule's state. Pure.
 //!
-//! An event is one rule's local answer over time, told in steps of one id: `new`, any number of
-//! `update`, `end` (see `span`).
+//! An event follows one local answer of one rule. Its steps share an id: `new`, any number of
+//! `update`, `end` (see `span`). `docs/events.md` is made from the types and comments below.
 
 use std::time::Duration;
 
@@ -9,33 +9,41 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use crate::decide::router::Reason;
+#[cfg(test)]
+use crate::deliver::reference::{
+    ByteCount, EpochHex, Millis, Pixels, Probability, Sha256, Time, Usd,
+};
 use crate::deliver::topics::Topics;
 
 /// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
 const VERSION: u32 = 1;
 
-/// Which step of an event is told.
+/// One step in the life of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
-    /// The first answer, or another than before.
+    /// The rule has its first local answer, or another one than before.
     New,
-    /// What a pool said, or that it will not.
+    /// A pool answered, or will not answer.
     Update,
-    /// No longer so, or no longer watched.
+    /// The answer no longer holds, the camera is away, or the agent stops. The answer and all that
+    /// belongs to it are repeated from the step before.
     End,
 }
 
-/// The short state of a rule.
+/// A rule's answer in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum State {
     /// The answer is one of the rule's `alert` answers.
     #[serde(rename = "ON")]
     On,
-    /// The answer is none of them.
+    /// The answer is not one of the rule's `alert` answers.
     #[serde(rename = "OFF")]
     Off,
-    /// Not settled, or the rule has no `alert` answers.
+    /// The rule has no `alert` answers, only a pool may settle it and none has yet, or the camera
+    /// is away.
     #[serde(rename = "unknown")]
     Unknown,
 }
@@ -60,129 +68,146 @@ impl State {
     }
 }
 
-/// Who gave an answer, and what it took.
+/// The model that gave an answer, and the time it took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct By {
-    /// `local` or `pool`.
+    /// Where the model runs.
     #[serde(rename = "where")]
     pub place: Place,
-    /// The pool; absent for the local model.
+    /// Id of the pool; absent for the local model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// The model's name.
+    /// Name of the bundle, or the `model` of the pool's reply.
     pub model: String,
-    /// The bundle's identity; absent for a pool.
+    /// Identity of the bundle; absent for a pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_sha256: Option<String>,
-    /// `ort` or `tract`; absent for a pool.
+    /// `ort` (ONNX Runtime) or `tract`; absent for a pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// The execution provider that really ran, or `remote`.
+    /// The execution provider that ran, or `remote` for a pool.
     pub ep: String,
-    /// From the question to the answer.
+    /// From the question to the answer; for a pool, all attempts together.
     #[serde(rename = "total_ms", serialize_with = "millis")]
+    #[cfg_attr(test, schemars(with = "Millis"))]
     pub total: Duration,
-    /// Prompt through the decoder; absent for a pool.
+    /// Prefill; absent for a pool.
     #[serde(
         rename = "prefill_ms",
         skip_serializing_if = "Option::is_none",
         serialize_with = "some_millis"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Millis>"))]
     pub prefill: Option<Duration>,
-    /// After the prompt; absent for a pool.
+    /// All decode steps; absent for a pool.
     #[serde(
         rename = "decode_ms",
         skip_serializing_if = "Option::is_none",
         serialize_with = "some_millis"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Millis>"))]
     pub decode: Option<Duration>,
-    /// Length of the answer, if known.
+    /// Length of the answer in tokens; absent where the pool does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_out: Option<u64>,
 }
 
-/// On the box, or not.
+/// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
-    /// The model on the box.
+    /// On the node.
     Local,
-    /// A pool.
+    /// In a pool.
     Pool,
 }
 
-/// One answer: what, how sure, by whom.
+/// One answer, its confidence, and the model that gave it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settled {
     /// The answer.
     pub text: String,
     /// Probability that it is right, 0..=1, if the model gave one.
     pub confidence: Option<f64>,
-    /// What the confidence was read from: `candidates`, `tokens`, `pool` or `none`.
+    /// What the confidence is computed from: `candidates`, `tokens`, `pool` or `none`.
     pub confidence_kind: &'static str,
-    /// Who gave it.
+    /// The model that gave it.
     pub by: By,
 }
 
-/// How an escalation stands.
+/// What became of an escalation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// Nobody was to be asked.
+    /// The router kept the local answer.
     None,
-    /// A pool is asked.
+    /// A pool has been asked and has not answered yet; an `update` follows.
     Pending,
     /// A pool answered.
     Answered,
-    /// No pool answered in time.
+    /// No pool answered before the deadline.
     Expired,
-    /// Not asked, or asked in vain: the first reason says why.
+    /// No pool was asked, or the attempt failed; the first reason says why.
     Denied,
 }
 
-/// What the event says about its escalation.
+/// The escalation of one answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Escalation {
-    /// How it stands.
+    /// What became of it.
     pub outcome: Outcome,
-    /// In order; the first one decided.
+    /// Reason codes, the deciding one first.
     pub reasons: Vec<Reason>,
-    /// The rule's threshold, 0..=1.
+    /// The rule's deferral threshold: a local answer is kept at or above it.
+    #[cfg_attr(test, schemars(with = "Probability"))]
     pub threshold: f64,
-    /// Attempts made.
+    /// Requests sent to the pool, retries included.
     pub attempts: u32,
-    /// Request bytes sent, all attempts together.
+    /// Bytes of request bodies sent, all attempts together.
+    #[cfg_attr(test, schemars(with = "ByteCount"))]
     pub bytes_up: u64,
-    /// What the attempts cost; absent where the pool has no price.
+    /// Cost of the attempts; absent before the call has ended and where the pool has no
+    /// `usd-per-call`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<Usd>"))]
     pub cost_usd: Option<f64>,
-    /// The pool's deadline; absent where no pool is configured.
+    /// The pool's deadline, from the request on; absent where no pool is configured.
     #[serde(
         rename = "deadline_ms",
         skip_serializing_if = "Option::is_none",
         serialize_with = "some_millis"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Millis>"))]
     pub deadline: Option<Duration>,
 }
 
-/// The frame that was asked about.
+/// A frame that was asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FrameInfo {
     /// When it was captured.
     #[serde(serialize_with = "rfc3339")]
+    #[cfg_attr(test, schemars(with = "Time"))]
     pub time: Timestamp,
-    /// Pixels from left to right.
+    /// Width.
+    #[cfg_attr(test, schemars(with = "Pixels"))]
     pub w: u32,
-    /// Pixels from top to bottom.
+    /// Height.
+    #[cfg_attr(test, schemars(with = "Pixels"))]
     pub h: u32,
-    /// Hex sha256 of its JPEG.
+    /// Hash of the frame's JPEG.
+    #[cfg_attr(test, schemars(with = "Sha256"))]
     pub sha256: String,
-    /// The JPEG's size.
+    /// Size of its JPEG.
     #[serde(skip)]
     pub jpeg_bytes: usize,
 }
 
-/// One step of an event, before it has its place in the queue.
+/// One step of an event, before the outbox gives it a sequence number.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draft {
     /// Which step.
@@ -193,103 +218,181 @@ pub struct Draft {
     pub rule: String,
     /// The question asked.
     pub question: String,
-    /// The frame that opened the event: the picture on the snapshot topic, until another event
-    /// opens.
+    /// The frame that opened the event: the image on the snapshot topic until the camera opens
+    /// another event.
     pub opened_on: FrameInfo,
     /// The frame that the answer in force is about.
     pub frame: FrameInfo,
-    /// The short state.
+    /// The answer in one word.
     pub state: State,
     /// The answer in force.
     pub settled: Settled,
     /// The local answer about the same frame, once a pool's is in force.
     pub first: Option<Settled>,
-    /// How the escalation stands.
+    /// The escalation of the answer in force.
     pub escalation: Escalation,
-    /// A local answer that stands in for a pool's.
+    /// The answer in force is local, and only a pool may settle this rule.
     pub provisional: bool,
-    /// Told after the event's end.
+    /// An update published after the event's `end`.
     pub late: bool,
 }
 
-/// When an event was made, by every clock there is.
+/// When an event was made, by the wall clock and the monotonic clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moment {
     /// Wall clock.
     pub time: Timestamp,
-    /// Since the box started; never jumps.
+    /// Since the node was booted; never jumps.
     pub mono: Duration,
-    /// Names the box's start.
+    /// Names the boot that `mono` counts from.
     pub boot_id: String,
-    /// Whether the wall clock can be believed.
+    /// Whether the wall clock can be trusted: `synced`, `unsynced` or `jumped`.
     pub clock: &'static str,
 }
 
-/// Where on the box an event was made.
+/// The node and the camera that an event comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
     /// `[node] id`.
     pub node: &'a str,
-    /// The camera.
+    /// `[[camera]] id`.
     pub cam: &'a str,
 }
 
+/// One step of an event. Published on the camera's event topic.
 #[derive(Serialize)]
-struct Wire<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct EventPayload<'a> {
+    /// Version of this format: raised when a field changes its meaning, not when one is added.
     v: u32,
+    /// Which step of the event this is.
     r#type: Step,
-    /// Home Assistant's event platform wants this name for the same thing.
+    /// The same as `type`, under the name that Home Assistant's event platform reads.
     event_type: Step,
+    /// Names the event: the same in all its steps. A UUIDv7.
     id: &'a str,
+    /// Names the life of the outbox that numbered this event; another one after every restart.
+    #[cfg_attr(test, schemars(with = "EpochHex"))]
     epoch: String,
+    /// Place within the epoch, from 1, without holes over all cameras of the node.
     seq: u64,
+    /// `[node] id`.
     node: &'a str,
+    /// `[[camera]] id`.
     cam: &'a str,
+    /// `[[camera.rule]] id`.
     rule: &'a str,
+    /// When this step was made, by the node's wall clock.
     #[serde(serialize_with = "rfc3339_ref")]
+    #[cfg_attr(test, schemars(with = "Time"))]
     time: &'a Timestamp,
+    /// When this step was made, since the node was booted; never jumps.
     #[serde(rename = "mono_ms", serialize_with = "millis")]
+    #[cfg_attr(test, schemars(with = "Millis"))]
     mono: Duration,
+    /// Names the boot that `mono_ms` counts from: the first 8 characters of Linux's boot id.
     boot_id: &'a str,
+    /// Whether `time` can be trusted: `synced`; `unsynced`, the clock is before 2026;
+    /// `jumped`, it was set within the last minute.
     clock: &'a str,
+    /// The frame that the answer in force is about.
     frame: &'a FrameInfo,
+    /// The rule's question.
     question: &'a str,
+    /// The answer in force: one of the rule's `answers`, or free text where it has none.
     answer: &'a str,
+    /// The answer in one word.
     state: State,
+    /// `true` while a local answer stands in for a pool's under `route = "must-escalate"`; else
+    /// absent.
     #[serde(skip_serializing_if = "is_false")]
     provisional: bool,
+    /// `true` for an update that comes after the event's `end`; else absent.
     #[serde(skip_serializing_if = "is_false")]
     late: bool,
+    /// Probability that the answer is right, as the model gives it, not calibrated; `null` where a
+    /// pool gave none.
+    #[cfg_attr(test, schemars(with = "Option<Probability>"))]
     confidence: Option<f64>,
+    /// What the confidence is computed from: `candidates`, a softmax over the rule's `answers`;
+    /// `tokens`, the tokens of a free text; `pool`, as the pool reported it; `none`.
     confidence_kind: &'a str,
+    /// The model that gave the answer in force.
     by: &'a By,
+    /// The local answer about the same frame; absent until a pool's answer is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     first: Option<First<'a>>,
+    /// Reason codes, the deciding one first: the same list as `escalation.reasons`.
     reasons: &'a [Reason],
+    /// The escalation of the answer in force.
     escalation: &'a Escalation,
+    /// The JPEG of the frame that opened the event.
     image: Image<'a>,
 }
 
+/// A local answer that a pool's has replaced.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct First<'a> {
+    /// The local answer.
     answer: &'a str,
+    /// As `confidence`, of the local answer.
+    #[cfg_attr(test, schemars(with = "Option<Probability>"))]
     confidence: Option<f64>,
+    /// As `confidence_kind`, of the local answer.
     confidence_kind: &'a str,
     #[serde(flatten)]
     by: &'a By,
 }
 
+/// A reference to the image on the snapshot topic.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Image<'a> {
+    /// Where the JPEG is published, until the camera opens another event.
     topic: String,
+    /// Size of the JPEG.
+    #[cfg_attr(test, schemars(with = "ByteCount"))]
     bytes: usize,
+    /// Hash of the JPEG: the snapshot belongs to this event if its hash is the same.
+    #[cfg_attr(test, schemars(with = "Sha256"))]
     sha256: &'a str,
 }
 
+/// A rule's answer in full. Published beside its state.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct AttributesPayload<'a> {
+    /// The event that the answer belongs to.
+    id: &'a str,
+    /// When the event's step was made.
+    #[serde(serialize_with = "rfc3339_ref")]
+    #[cfg_attr(test, schemars(with = "Time"))]
+    time: &'a Timestamp,
+    /// The rule's question.
+    question: &'a str,
+    /// The answer in force.
+    answer: &'a str,
+    /// As in the event.
+    #[serde(skip_serializing_if = "is_false")]
+    provisional: bool,
+    /// As in the event.
+    #[cfg_attr(test, schemars(with = "Option<Probability>"))]
+    confidence: Option<f64>,
+    /// As in the event.
+    confidence_kind: &'a str,
+    /// The model that gave the answer in force.
+    by: &'a By,
+    /// Reason codes, the deciding one first.
+    reasons: &'a [Reason],
+    /// What became of the escalation.
+    outcome: Outcome,
+}
+
 impl Draft {
-    /// The event's JSON, with its place in the queue.
+    /// The event's JSON, with the sequence number that the outbox gave it.
     pub fn to_json(&self, origin: Origin<'_>, moment: &Moment, epoch: u64, seq: u64) -> Vec<u8> {
-        let wire = Wire {
+        let payload = EventPayload {
             v: VERSION,
             r#type: self.step,
             event_type: self.step,
@@ -326,27 +429,12 @@ impl Draft {
                 sha256: &self.opened_on.sha256,
             },
         };
-        serde_json::to_vec(&wire).expect("strings, numbers and lists always serialise")
+        to_vec(&payload)
     }
 
-    /// What stands retained beside the rule's state: the answer in full, and who gave it.
+    /// The JSON of the rule's attributes: the answer in full, and the model that gave it.
     pub fn attributes_json(&self, moment: &Moment) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Attributes<'a> {
-            id: &'a str,
-            #[serde(serialize_with = "rfc3339_ref")]
-            time: &'a Timestamp,
-            question: &'a str,
-            answer: &'a str,
-            #[serde(skip_serializing_if = "is_false")]
-            provisional: bool,
-            confidence: Option<f64>,
-            confidence_kind: &'a str,
-            by: &'a By,
-            reasons: &'a [Reason],
-            outcome: Outcome,
-        }
-        let attributes = Attributes {
+        let attributes = AttributesPayload {
             id: &self.id,
             time: &moment.time,
             question: &self.question,
@@ -358,13 +446,18 @@ impl Draft {
             reasons: &self.escalation.reasons,
             outcome: self.escalation.outcome,
         };
-        serde_json::to_vec(&attributes).expect("strings, numbers and lists always serialise")
+        to_vec(&attributes)
     }
 }
 
 /// An epoch as it is published: 16 hex digits, since JSON readers lose integers above 2^53.
 pub fn epoch_hex(epoch: u64) -> String {
     format!("{epoch:016x}")
+}
+
+/// The JSON of a payload.
+pub(super) fn to_vec(payload: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(payload).expect("strings, numbers and lists always serialize")
 }
 
 fn is_false(value: &bool) -> bool {
@@ -385,7 +478,7 @@ fn some_millis<S: Serializer>(
     }
 }
 
-fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     // Always three decimals, so that texts sort as times do.
     serializer.collect_str(&format_args!("{time:.3}"))
 }

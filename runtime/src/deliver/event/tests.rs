@@ -30,7 +30,7 @@ pub(crate) fn frame() -> FrameInfo {
     }
 }
 
-fn moment() -> Moment {
+pub(crate) fn moment() -> Moment {
     Moment {
         time: "2026-11-23T08:51:00.123Z".parse().expect("a time"),
         mono: Duration::from_millis(7_312_345),
@@ -39,7 +39,7 @@ fn moment() -> Moment {
     }
 }
 
-fn draft() -> Draft {
+pub(crate) fn draft() -> Draft {
     Draft {
         step: Step::New,
         id: "0193".into(),
@@ -64,7 +64,7 @@ fn draft() -> Draft {
     }
 }
 
-fn shown(bytes: &[u8]) -> String {
+pub(crate) fn shown(bytes: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(bytes).expect("json");
     serde_json::to_string_pretty(&value).expect("json")
 }

@@ -1,33 +1,32 @@
-//! Events that will never be published, as subscribers are told.
+//! Events that will never be published, declared so that a subscriber does not take them for lost
+//! ones. Pure.
 
-use crate::deliver::event::epoch_hex;
+use crate::deliver::payload::GapPayload;
 
-/// A stretch of events that will never be published.
+/// A range of events, some or all of which will never be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// First of them.
+    /// The first sequence number.
     pub from_seq: u64,
-    /// Last of them.
+    /// The last sequence number.
     pub to_seq: u64,
-    /// How many they are.
+    /// How many events of the range were given up.
     pub count: u64,
-    /// Why: `size` (the queue was full) or `refused` (the broker does not take them).
+    /// `size` (the outbox was full) or `refused` (the broker does not take them).
     pub reason: &'static str,
 }
 
 impl Gap {
     /// The gap's JSON.
     pub fn to_json(&self, epoch: u64) -> Vec<u8> {
-        let Gap {
-            from_seq,
-            to_seq,
-            count,
-            reason,
-        } = self;
-        let epoch = epoch_hex(epoch);
-        serde_json::json!({ "epoch": epoch, "from_seq": from_seq, "to_seq": to_seq, "reason": reason, "count": count })
-            .to_string()
-            .into_bytes()
+        GapPayload {
+            epoch,
+            from_seq: self.from_seq,
+            to_seq: self.to_seq,
+            reason: self.reason,
+            count: self.count,
+        }
+        .to_json()
     }
 }
 
@@ -36,13 +35,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gap() {
+    fn json() {
         let gap = Gap {
             from_seq: 3,
             to_seq: 9,
             count: 7,
             reason: "size",
         };
-        insta::assert_snapshot!(String::from_utf8(gap.to_json(255)).expect("json"), @r#"{"epoch":"00000000000000ff","from_seq":3,"to_seq":9,"reason":"size","count":7}"#);
+        insta::assert_snapshot!(String::from_utf8(gap.to_json(255)).expect("JSON is UTF-8"), @r#"{"epoch":"00000000000000ff","from_seq":3,"to_seq":9,"reason":"size","count":7}"#);
     }
 }
