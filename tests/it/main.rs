@@ -9,6 +9,7 @@ mod cameras;
 mod delivery;
 mod demo;
 mod exact;
+mod examples;
 mod export;
 mod exporter_cli;
 mod gateway;
