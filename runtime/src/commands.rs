@@ -2,6 +2,7 @@
 //! runs it.
 
 pub mod ask;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod exit;
 pub mod labels;
@@ -32,6 +33,7 @@ struct Cli {
 enum Command {
     /// The main job on bundled cameras and models: a small model here, a bigger one behind a
     /// broker, events over MQTT.
+    #[cfg(feature = "demo")]
     Demo(demo::Args),
     /// Run the agent: watch cameras, answer, escalate, publish.
     Run(run::Args),
@@ -41,6 +43,7 @@ enum Command {
     Serve(serve::Args),
     /// Answer a pool's requests from a broker, as one of its workers.
     Worker(worker::Args),
+    #[cfg(feature = "demo")]
     #[command(hide = true, about = "The demo's broker, in a process of its own")]
     DemoBroker(demo::broker::Args),
 }
@@ -49,10 +52,12 @@ impl Command {
     fn run(&self) -> Result<Exit, Failure> {
         match self {
             Command::Run(args) => run::run(args),
+            #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args),
             Command::Ask(args) => ask::run(args),
             Command::Serve(args) => serve::run(args),
             Command::Worker(args) => worker::run(args),
+            #[cfg(feature = "demo")]
             Command::DemoBroker(args) => demo::broker::run(args),
         }
     }
@@ -100,5 +105,12 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_demo_is_offered_where_it_is_built_in() {
+        let help = Cli::command().render_help().to_string();
+        assert_eq!(help.contains("\n  demo "), cfg!(feature = "demo"), "{help}");
+        assert!(!help.contains("demo-broker"), "{help}");
     }
 }
