@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds `egret` for 64-bit Arm (Jetson, Raspberry Pi) with Debian 12's own packages, and checks it under qemu:
+# Builds `egret` for 64-bit Arm (Jetson, Raspberry Pi) with Debian 12's own packages, without the demo and in the profile `dist`, and
+# checks it under qemu:
 #
 #   scripts/cross.sh            build, then check
 #   scripts/cross.sh --build    build alone
@@ -33,8 +34,8 @@ fi
 RUSTC=/usr/bin/rustc \
 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
-  /usr/bin/cargo build --release --target "$target" --target-dir target/cross -p runtime
-egret=target/cross/$target/release/egret
+  /usr/bin/cargo build --profile dist --target "$target" --target-dir target/cross -p runtime --no-default-features
+egret=target/cross/$target/dist/egret
 
 glibc=$(readelf --version-info "$egret" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//' | sort -uV | tail -n 1)
 [ "$(printf '%s\n' "$glibc" "$glibc_max" | sort -V | tail -n 1)" = "$glibc_max" ] ||
