@@ -185,6 +185,28 @@ fn foreign_libraries_are_each_named_in_one_place() {
     }
 }
 
+/// The demo's broker and what lies below it do not get onto a device.
+#[test]
+fn the_device_build_has_no_broker() {
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(["tree", "--locked", "-p", "runtime", "--no-default-features"])
+        .args(["-e", "normal,build", "--prefix", "none"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let tree = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && tree.contains("rumqttc v"),
+        "{tree}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let found: Vec<_> = ["rumqttd v", "config v", "tempfile v"]
+        .into_iter()
+        .filter(|name| tree.lines().any(|line| line.starts_with(name)))
+        .collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
 #[test]
 fn formats_have_no_io_and_no_async() {
     let found = files_naming(
