@@ -5,8 +5,8 @@
 //! alpha over white, 16-bit samples cut to their high byte.
 
 use std::io::{Cursor, ErrorKind};
-use std::sync::Arc;
 
+use bytes::Bytes;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
@@ -21,11 +21,12 @@ const DECODER_BYTES_MAX: u64 = PIXELS_MAX * 8 + (32 << 20);
 pub struct Picture {
     width: u32,
     height: u32,
-    pixels: Arc<[u8]>,
+    pixels: Bytes,
 }
 
 impl Picture {
-    /// A picture of `pixels`, [height, width, RGB] row-major.
+    /// A picture of `pixels`, [height, width, RGB] row-major. A `Vec<u8>` or [`Bytes`] is taken
+    /// over without a copy.
     ///
     /// # Errors
     /// When a side is zero, the area is above [`PIXELS_MAX`], or the length is not `width * height
@@ -33,7 +34,7 @@ impl Picture {
     pub fn from_rgb(
         width: u32,
         height: u32,
-        pixels: impl Into<Arc<[u8]>>,
+        pixels: impl Into<Bytes>,
     ) -> Result<Self, PictureError> {
         check_size(width, height)?;
         let pixels = pixels.into();

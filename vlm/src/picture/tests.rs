@@ -139,6 +139,21 @@ fn truncated_files_are_refused() {
     }
 }
 
+#[test]
+fn pixels_are_taken_over_without_a_copy() {
+    // Spare capacity, as a reader of a pipe leaves it.
+    let mut pixels = Vec::with_capacity(1000);
+    pixels.extend([7; 27]);
+    let address = pixels.as_ptr();
+    let picture = Picture::from_rgb(3, 3, pixels).expect("27 bytes");
+    assert_eq!(picture.pixels().as_ptr(), address);
+
+    let shared = Bytes::from(vec![7; 27]);
+    let picture = Picture::from_rgb(3, 3, shared.clone()).expect("27 bytes");
+    assert_eq!(picture.pixels().as_ptr(), shared.as_ptr());
+    assert_eq!(picture.clone().pixels().as_ptr(), shared.as_ptr());
+}
+
 /// A PNG header alone: the size is judged before anything is decoded.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut file = png(RgbImage::new(1, 1));
