@@ -1,9 +1,10 @@
-//! The stages a frame passes on the box, one by one.
+//! Each stage that a frame passes on the device.
 //!
-//! Budgets: the gate and the router must vanish beside a camera's frame interval (33 ms) — the gate
-//! under 1 ms for 480x270, a routing decision under a microsecond; preprocessing one tile must stay
-//! under a tenth of a vision encoder's run. `answer` is the whole of a local answer on the demo's
-//! bundle: the first question on a frame pays vision and prefix, the second only its own tokens.
+//! Budgets: the gate and the router must be negligible within a camera's frame interval (33 ms):
+//! the gate under 1 ms for 480x270, a routing decision under a microsecond. Preprocessing one tile
+//! must take less than a tenth of a run of the vision encoder. `answer` is a complete local answer
+//! on the demo's bundle: the first question on a frame includes the vision encoder and the prefill
+//! of the prefix, the second only its own tokens.
 //!
 //! `cargo bench -p benches`
 #![allow(missing_docs, clippy::unwrap_used)]

@@ -1,4 +1,3 @@
-//! Criterion benches of the hot stages; each says in its module docs which budget it defends.
-//! Nothing is asserted about time: machines differ, and what counts are ratios measured side by
-//! side.
+//! Criterion benches of the hot stages; each states in its module docs the budget it defends.
+//! No time is asserted: machines differ, and only ratios measured side by side are comparable.
 #![forbid(unsafe_code)]

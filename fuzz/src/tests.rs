@@ -1,4 +1,4 @@
-//! Whole files of each kind, damaged at random.
+//! Valid files of each kind, damaged at random.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -6,22 +6,22 @@ use proptest::sample::Index;
 /// One way to damage a file.
 #[derive(Debug, Clone)]
 enum Damage {
-    Flip(Place, u8),
-    Insert(Place, Vec<u8>),
-    Cut(Place, u8),
-    Repeat(Place, u8),
-    Truncate(Place),
+    Flip(Position, u8),
+    Insert(Position, Vec<u8>),
+    Cut(Position, u8),
+    Repeat(Position, u8),
+    Truncate(Position),
 }
 
-/// Where: near the beginning as often as anywhere, since that is where most formats say how long
-/// the rest is.
+/// Where the file is damaged: in half of the cases near its beginning, where most formats keep
+/// their lengths.
 #[derive(Debug, Clone)]
-struct Place {
+struct Position {
     head: bool,
     index: Index,
 }
 
-impl Place {
+impl Position {
     fn of(&self, bytes: &[u8]) -> usize {
         let end = if self.head {
             bytes.len().min(512)
@@ -32,17 +32,17 @@ impl Place {
     }
 }
 
-fn place() -> impl Strategy<Value = Place> {
-    (any::<bool>(), any::<Index>()).prop_map(|(head, index)| Place { head, index })
+fn position() -> impl Strategy<Value = Position> {
+    (any::<bool>(), any::<Index>()).prop_map(|(head, index)| Position { head, index })
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
-        4 => (place(), 1u8..).prop_map(|(at, mask)| Damage::Flip(at, mask)),
-        2 => (place(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, bytes)| Damage::Insert(at, bytes)),
-        2 => (place(), any::<u8>()).prop_map(|(at, length)| Damage::Cut(at, length)),
-        1 => (place(), any::<u8>()).prop_map(|(at, length)| Damage::Repeat(at, length)),
-        1 => place().prop_map(Damage::Truncate),
+        4 => (position(), 1u8..).prop_map(|(at, mask)| Damage::Flip(at, mask)),
+        2 => (position(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, bytes)| Damage::Insert(at, bytes)),
+        2 => (position(), any::<u8>()).prop_map(|(at, length)| Damage::Cut(at, length)),
+        1 => (position(), any::<u8>()).prop_map(|(at, length)| Damage::Repeat(at, length)),
+        1 => position().prop_map(Damage::Truncate),
     ]
 }
 
@@ -75,20 +75,20 @@ fn damaged(seed: &[u8], damages: &[Damage]) -> Vec<u8> {
     bytes
 }
 
-/// Hands `promise` the seeds as they are, then damaged.
-fn holds(seeds: &[&[u8]], promise: impl Fn(&[u8])) {
+/// Checks `property` on the seeds as they are, then damaged.
+fn holds(seeds: &[&[u8]], property: impl Fn(&[u8])) {
     for seed in seeds {
-        promise(seed);
+        property(seed);
     }
     let case = (any::<Index>(), prop::collection::vec(damage(), 1..6));
     proptest!(ProptestConfig::with_cases(512), |((seed, damages) in case)| {
-        promise(&damaged(seeds[seed.index(seeds.len())], &damages));
+        property(&damaged(seeds[seed.index(seeds.len())], &damages));
     });
 }
 
-fn holds_for_text(seeds: &[&str], promise: impl Fn(&str)) {
+fn holds_for_text(seeds: &[&str], property: impl Fn(&str)) {
     let seeds: Vec<&[u8]> = seeds.iter().map(|seed| seed.as_bytes()).collect();
-    holds(&seeds, |bytes| promise(&String::from_utf8_lossy(bytes)));
+    holds(&seeds, |bytes| property(&String::from_utf8_lossy(bytes)));
 }
 
 /// A safetensors file with two tensors of one layer.
@@ -132,7 +132,7 @@ fn onnx_files() {
 #[test]
 fn pictures() {
     let mut png = Vec::new();
-    // 1 x 1, grey, written by hand: the smallest whole PNG.
+    // 1 x 1, grey, written by hand: the smallest valid PNG.
     png.extend_from_slice(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU");
     png.extend_from_slice(b"\0\0\0\nIDATx\x9cc`\0\0\0\x02\0\x01H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82");
     let jpegs: [&[u8]; 3] = [
@@ -140,7 +140,7 @@ fn pictures() {
         include_bytes!("../../tests/data/pictures/exif_rotated.jpg"),
         include_bytes!("../../tests/data/pictures/progressive.jpg"),
     ];
-    assert!(vlm::Picture::decode(&png).is_ok(), "the seed is whole");
+    assert!(vlm::Picture::decode(&png).is_ok(), "the seed is valid");
     holds(&[&png, jpegs[0], jpegs[1], jpegs[2]], crate::picture);
 }
 
@@ -171,14 +171,14 @@ fn texts() {
 #[test]
 fn chat_requests() {
     let pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==";
-    let asked = format!(
+    let request = format!(
         r#"{{"model":"auto","messages":[{{"role":"system","content":"Short."}},{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"{pixel}"}}}},{{"type":"text","text":"a person?"}}]}}],"logprobs":true,"top_logprobs":5,"max_tokens":9,"response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{{"type":"object","properties":{{"answer":{{"type":"string","enum":["yes","no"]}}}},"required":["answer"],"additionalProperties":false}}}}}}}}"#
     );
     assert!(
-        runtime::serve::chat::read(asked.as_bytes()).is_ok(),
-        "the seed is whole"
+        runtime::serve::chat::read(request.as_bytes()).is_ok(),
+        "the seed is valid"
     );
-    holds(&[asked.as_bytes()], crate::chat_request);
+    holds(&[request.as_bytes()], crate::chat_request);
 }
 
 #[test]
