@@ -8,13 +8,11 @@
 //! of them, which is what one answer holds at most (`max_new_tokens`, and the model's context). A
 //! client that reads slowly, or not at all, costs that memory and stops nobody.
 
-use std::ops::ControlFlow;
-
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use vlm::answer::Piece;
-use vlm::{Answer, Identity, Request, Vlm, VlmError};
+use vlm::{Answer, Identity, Request, Sink, Vlm, VlmError};
 
 /// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and
 /// its frames with it.
@@ -28,16 +26,11 @@ pub trait Answerer: Send {
     /// Which model it is.
     fn identity(&self) -> &Identity;
 
-    /// Answers one request, piece by piece; `Break` ends the answer there. `None` only asks whether
-    /// to go on.
+    /// Answers one request, piece by piece, until the sink cancels.
     ///
     /// # Errors
     /// When the request cannot be put to the model, or the model fails.
-    fn answer(
-        &mut self,
-        request: &Request,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
-    ) -> Result<Answer, VlmError>;
+    fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError>;
 
     /// Length of a text in tokens.
     fn token_count(&self, text: &str) -> usize;
@@ -48,12 +41,8 @@ impl Answerer for Vlm {
         Vlm::identity(self)
     }
 
-    fn answer(
-        &mut self,
-        request: &Request,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
-    ) -> Result<Answer, VlmError> {
-        self.ask_streaming(request, on_piece)
+    fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError> {
+        self.ask_streaming(request, sink)
     }
 
     fn token_count(&self, text: &str) -> usize {
@@ -90,6 +79,23 @@ struct Job {
     pieces: Option<mpsc::Sender<Piece>>,
     /// Has room for every answer; closed by an asker who lost interest.
     replies: mpsc::Sender<Result<Answer, VlmError>>,
+}
+
+/// Sends an answer's pieces to the asker; cancelled when the asker is gone.
+struct AskerSink<'a>(&'a Job);
+
+impl Sink for AskerSink<'_> {
+    fn piece(&mut self, piece: &Piece) {
+        if let Some(pieces) = &self.0.pieces {
+            // There is room for it; a closed receiver cancels.
+            let _ = pieces.try_send(piece.clone());
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        let pieces = self.0.pieces.as_ref();
+        self.0.replies.is_closed() || pieces.is_some_and(mpsc::Sender::is_closed)
+    }
 }
 
 /// The thread's side; [`Inference::run`] is its body.
@@ -242,20 +248,7 @@ impl Inference {
     }
 
     fn answer(&mut self, job: &Job, request: &Request) {
-        let mut on_piece = |piece: Option<&Piece>| {
-            if let (Some(piece), Some(pieces)) = (piece, &job.pieces) {
-                // There is room for it; a receiver that is gone is seen below.
-                let _ = pieces.try_send(piece.clone());
-            }
-            let left =
-                job.replies.is_closed() || job.pieces.as_ref().is_some_and(mpsc::Sender::is_closed);
-            if left {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        let answer = self.model.answer(request, &mut on_piece);
+        let answer = self.model.answer(request, &mut AskerSink(job));
         // An asker who lost interest does not stop the thread, and there is room for every answer.
         let _ = job.replies.try_send(answer);
     }
@@ -303,11 +296,7 @@ pub(crate) mod tests {
             &self.identity
         }
 
-        fn answer(
-            &mut self,
-            request: &Request,
-            on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
-        ) -> Result<Answer, VlmError> {
+        fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError> {
             let (text, p) = (self.script)(request);
             let token = Token {
                 id: 1,
@@ -315,10 +304,10 @@ pub(crate) mod tests {
                 logprob: p.ln() as f32,
                 top: Vec::new(),
             };
-            let _ = on_piece(Some(&Piece {
+            sink.piece(&Piece {
                 text: text.clone(),
                 tokens: vec![token.clone()],
-            }));
+            });
             Ok(Answer {
                 text: text.clone(),
                 finish_reason: FinishReason::Stop,
@@ -388,21 +377,18 @@ pub(crate) mod tests {
             self.0.identity()
         }
 
-        fn answer(
-            &mut self,
-            request: &Request,
-            on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
-        ) -> Result<Answer, VlmError> {
+        fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError> {
             let piece = Piece {
                 text: "word ".into(),
                 tokens: Vec::new(),
             };
             for _ in 1..request.max_new_tokens {
-                if on_piece(Some(&piece)).is_break() {
+                sink.piece(&piece);
+                if sink.is_cancelled() {
                     break;
                 }
             }
-            self.0.answer(request, on_piece)
+            self.0.answer(request, sink)
         }
 
         fn token_count(&self, text: &str) -> usize {

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::{ErrorKind, Read, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
@@ -29,7 +28,7 @@ use tests::started::Started;
 use tests::synth::Synthetic;
 use tokio::net::TcpListener;
 use vlm::answer::Piece;
-use vlm::{Answer, Identity, Request, VlmError};
+use vlm::{Answer, Identity, Request, Sink, VlmError};
 
 use crate::brokers::Certificates;
 
@@ -411,22 +410,19 @@ impl Answerer for Talker {
         self.0.identity()
     }
 
-    fn answer(
-        &mut self,
-        request: &Request,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
-    ) -> Result<Answer, VlmError> {
+    fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError> {
         let piece = Piece {
             text: "word ".into(),
             tokens: Vec::new(),
         };
         for _ in 1..request.max_new_tokens {
-            if on_piece(Some(&piece)).is_break() {
+            sink.piece(&piece);
+            if sink.is_cancelled() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        self.0.answer(request, on_piece)
+        self.0.answer(request, sink)
     }
 
     fn token_count(&self, text: &str) -> usize {

@@ -1,12 +1,11 @@
 //! A model that says what a test wants, and pictures to ask it about.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
 use runtime::infer::Answerer;
-use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Piece, Timings};
-use vlm::{Answer, Identity, Request, VlmError};
+use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Timings};
+use vlm::{Answer, Identity, Request, Sink, VlmError};
 
 /// Answers by a script instead of a graph.
 pub struct Scripted {
@@ -49,11 +48,7 @@ impl Answerer for Scripted {
         &self.identity
     }
 
-    fn answer(
-        &mut self,
-        request: &Request,
-        _: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
-    ) -> Result<Answer, VlmError> {
+    fn answer(&mut self, request: &Request, _: &mut dyn Sink) -> Result<Answer, VlmError> {
         let (text, p) = (self.script)(request);
         Ok(Answer {
             text: text.clone(),

@@ -4,10 +4,9 @@
 //! The prompt is run once; a candidate of one token is read off its last position, a longer one
 //! costs one decoder run of its tokens behind the shared cache.
 
-use std::ops::ControlFlow;
-
 use crate::logits::{LogitsRow, Reading};
 use crate::model::{Decoded, Logits, Model, ModelError};
+use crate::sink::Sink;
 use crate::tokenizer::TokenizerError;
 
 /// Most candidates of one question.
@@ -115,20 +114,19 @@ pub(crate) fn sequences(
 }
 
 /// Reads each token of each sequence, given the prompt and the tokens before it, with the `top`
-/// likeliest beside it. `None` when `look`, which is called before each sequence, says to break
-/// off.
+/// likeliest beside it. `None` when `sink`, which is asked before each sequence, cancels.
 pub(crate) fn read(
     model: &mut dyn Model,
     prompt: &Decoded,
     sequences: &[Vec<u32>],
     top: usize,
-    look: &mut dyn FnMut() -> ControlFlow<()>,
+    sink: &dyn Sink,
 ) -> Result<Option<Vec<Vec<Reading>>>, ModelError> {
     let first = LogitsRow::new(&prompt.logits)?;
     let vocab_size = prompt.logits.len();
     let mut scored = Vec::with_capacity(sequences.len());
     for ids in sequences {
-        if look().is_break() {
+        if sink.is_cancelled() {
             return Ok(None);
         }
         let mut readings = vec![first.read(ids[0], top)?];
@@ -175,6 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::answer::Piece;
     use crate::fake::{FakeModel, HIDDEN};
     use crate::generate::prefill;
     use crate::model::KvCache;
@@ -243,11 +242,9 @@ mod tests {
         )
         .unwrap();
         let sequences = [vec![4], vec![5, 6, 7], vec![5, 8]];
-        let scored = read(&mut model, &prompt, &sequences, 1, &mut || {
-            ControlFlow::Continue(())
-        })
-        .unwrap()
-        .unwrap();
+        let scored = read(&mut model, &prompt, &sequences, 1, &|_: &Piece| {})
+            .unwrap()
+            .unwrap();
         for (ids, scored) in sequences.iter().zip(&scored) {
             for (at, (&id, scored)) in ids.iter().zip(scored).enumerate() {
                 let seen = [&prompt_ids, &ids[..at]].concat();

@@ -17,6 +17,7 @@ use crate::prefix::{PrefixKey, Prefixes};
 use crate::prompt::{Prompt, PromptError, PromptRules};
 use crate::request::{Request, Split};
 use crate::score::{self, CandidateError, Sequences};
+use crate::sink::Sink;
 use crate::special_tokens::{self, SpecialTokens, SpecialTokensError};
 use crate::template::{Template, TemplateError};
 use crate::tiles::{Tiles, pixel_values, tiles_of_turns, u8_sha256};
@@ -121,20 +122,18 @@ impl Vlm {
     /// When the request cannot be put to this model ([`VlmError::is_bad_request`]), or the model
     /// fails.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, VlmError> {
-        self.ask_streaming(request, &mut |_| ControlFlow::Continue(()))
+        self.ask_streaming(request, &mut |_: &Piece| {})
     }
 
-    /// As [`Vlm::ask`], and hands over each piece of the text as soon as it is known (with
-    /// candidates, the winner at the end); `Break` ends the answer there. Before each picture and
-    /// each candidate `on_piece` is called with `None`, only to learn whether to go on: these take
-    /// long, and nothing is known after one of them.
+    /// As [`Vlm::ask`], with each piece of the text given to `sink`. Where the sink cancels, free
+    /// text ends with the pieces it has taken.
     ///
     /// # Errors
-    /// As [`Vlm::ask`]; [`VlmError::BrokenOff`] at a `Break` before there is any answer.
+    /// As [`Vlm::ask`]; [`VlmError::Cancelled`] when the sink cancels before there is any answer.
     pub fn ask_streaming(
         &mut self,
         request: &Request,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        sink: &mut dyn Sink,
     ) -> Result<Answer, VlmError> {
         let started = Instant::now();
         let mut timings = Timings::default();
@@ -151,25 +150,23 @@ impl Vlm {
         timings.preprocess = started.elapsed();
 
         let (decoded, mut trace) =
-            self.prefill(&prompt, &tiles, request.trace, &mut timings, on_piece)?;
+            self.prefill(&prompt, &tiles, request.trace, &mut timings, sink)?;
         if let Some(trace) = &mut trace {
             trace.logits.clone_from(&decoded.logits);
         }
-        let mut first_token = None;
-        let mut told = |piece: Option<&Piece>| {
-            if piece.is_some() {
-                first_token.get_or_insert_with(|| started.elapsed());
-            }
-            on_piece(piece)
+        let mut sink = Timed {
+            sink,
+            started,
+            first_piece: None,
         };
         let decoding = Instant::now();
         let said = match &task {
-            Task::Choose(sequences) => self.choose(&decoded, request, sequences, &mut told)?,
-            Task::Generate => self.generate(decoded, request, &mut told)?,
+            Task::Choose(sequences) => self.choose(&decoded, request, sequences, &mut sink)?,
+            Task::Generate => self.generate(decoded, request, &mut sink)?,
         };
         timings.decode = decoding.elapsed();
         timings.total = started.elapsed();
-        timings.first_token = first_token.unwrap_or(timings.total);
+        timings.first_token = sink.first_piece.unwrap_or(timings.total);
         Ok(Answer {
             confidence: match &task {
                 Task::Choose(_) => confidence::of_candidates(
@@ -253,7 +250,7 @@ impl Vlm {
         tiles: &[Tiles],
         trace: bool,
         timings: &mut Timings,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        sink: &mut dyn Sink,
     ) -> Result<(Decoded, Option<Trace>), VlmError> {
         let hidden = self.manifest.geometry.text.hidden_size;
         let (prefix_ids, rest) = prompt.input_ids.split_at(prompt.prefix_len);
@@ -271,7 +268,7 @@ impl Vlm {
                     Some(cache) => cache,
                     None => {
                         self.prefixes.make_room();
-                        let features = self.encode(tiles, timings, on_piece)?;
+                        let features = self.encode(tiles, timings, sink)?;
                         let prefilling = Instant::now();
                         let inputs_embeds = self.embed_with_features(
                             prefix_ids,
@@ -317,12 +314,12 @@ impl Vlm {
         &mut self,
         tiles: &[Tiles],
         timings: &mut Timings,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        sink: &mut dyn Sink,
     ) -> Result<Vec<f32>, VlmError> {
         let mut features = Vec::new();
         for tiles in tiles {
-            if on_piece(None).is_break() {
-                return Err(VlmError::BrokenOff);
+            if sink.is_cancelled() {
+                return Err(VlmError::Cancelled);
             }
             let preprocessing = Instant::now();
             let pixels = pixel_values(tiles, &self.manifest.image);
@@ -366,7 +363,7 @@ impl Vlm {
         &mut self,
         prompt: Decoded,
         request: &Request,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        sink: &mut dyn Sink,
     ) -> Result<Said, VlmError> {
         let limits = Limits {
             stop: &self.manifest.prompt.stop,
@@ -376,16 +373,20 @@ impl Vlm {
         };
         let mut text = TokenText::new(&self.tokenizer);
         let mut written = Written::default();
-        let mut flow = ControlFlow::Continue(());
+        let mut cancelled = false;
         let finish_reason = generate(&mut *self.model, prompt, limits, &mut |reading| {
             let token = token(&reading, &mut text);
-            flow = on_piece(Some(&written.piece(&token.text.clone(), vec![token])));
-            flow
+            sink.piece(&written.piece(&token.text.clone(), vec![token]));
+            cancelled = sink.is_cancelled();
+            if cancelled {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         let rest = text.finish();
-        if flow.is_continue() && !rest.is_empty() {
-            // There is nothing behind it to be broken off.
-            let _ = on_piece(Some(&written.piece(&rest, Vec::new())));
+        if !cancelled && !rest.is_empty() {
+            sink.piece(&written.piece(&rest, Vec::new()));
         }
         let Written { text, tokens, .. } = written;
         Ok(Said {
@@ -402,17 +403,16 @@ impl Vlm {
         prompt: &Decoded,
         request: &Request,
         sequences: &Sequences,
-        on_piece: &mut dyn FnMut(Option<&Piece>) -> ControlFlow<()>,
+        sink: &mut dyn Sink,
     ) -> Result<Said, VlmError> {
-        let mut look = || on_piece(None);
         let readings = score::read(
             &mut *self.model,
             prompt,
             &sequences.tokens,
             request.top_logprobs,
-            &mut look,
+            sink,
         )?;
-        let readings = readings.ok_or(VlmError::BrokenOff)?;
+        let readings = readings.ok_or(VlmError::Cancelled)?;
         let scores = score::scores(&readings);
         let candidates: Vec<Candidate> = request
             .candidates
@@ -442,8 +442,7 @@ impl Vlm {
             text: candidates[winner].text.clone(),
             tokens,
         };
-        // There is nothing behind it to be broken off.
-        let _ = on_piece(Some(&whole));
+        sink.piece(&whole);
         Ok(Said {
             text: whole.text,
             tokens: whole.tokens,
@@ -494,6 +493,25 @@ fn token(reading: &Reading, text: &mut TokenText<'_>) -> Token {
         text: text.push(reading.id),
         logprob: reading.logprob as f32,
         top,
+    }
+}
+
+/// A sink that notes when its first piece came.
+struct Timed<'a> {
+    sink: &'a mut dyn Sink,
+    started: Instant,
+    first_piece: Option<Duration>,
+}
+
+impl Sink for Timed<'_> {
+    fn piece(&mut self, piece: &Piece) {
+        self.first_piece
+            .get_or_insert_with(|| self.started.elapsed());
+        self.sink.piece(piece);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.sink.is_cancelled()
     }
 }
 
@@ -572,9 +590,9 @@ pub enum VlmError {
     /// The conversation cannot be put to the model.
     #[error(transparent)]
     Prompt(#[from] PromptError),
-    /// Whoever asked does not want the answer any more.
-    #[error("the question was broken off before there was an answer; ask it again")]
-    BrokenOff,
+    /// The sink cancelled.
+    #[error("the question was cancelled before there was an answer; ask it again")]
+    Cancelled,
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -601,7 +619,7 @@ impl VlmError {
             | VlmError::Template(_)
             | VlmError::SpecialTokens(_)
             | VlmError::NoEndToken
-            | VlmError::BrokenOff
+            | VlmError::Cancelled
             | VlmError::Model(_) => false,
         }
     }

@@ -5,13 +5,12 @@ mod clip;
 mod record;
 
 use std::io::{self, Read, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use devices::file::readable;
 use vlm::answer::{Answer, Piece};
-use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Split, Turn, Vlm};
+use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Sink, Split, Turn, Vlm};
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::memory;
@@ -203,20 +202,28 @@ fn read_picture(path: &Path) -> Result<Picture, Failure> {
 
 /// Asks, and prints the answer piece by piece, free text while it is decoded.
 fn ask_aloud(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
-    let mut printed = Ok(());
-    let answer = vlm.ask_streaming(request, &mut |piece: Option<&Piece>| {
-        printed = piece.map_or(Ok(()), |piece| print(&piece.text));
-        if printed.is_ok() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })?;
-    printed?;
+    let mut stdout = Stdout { printed: Ok(()) };
+    let answer = vlm.ask_streaming(request, &mut stdout)?;
+    stdout.printed?;
     if answer.text.is_empty() {
         print("(no answer: the model ended at once)")?;
     }
     Ok(answer)
+}
+
+/// Prints each piece; cancelled when standard output cannot be written.
+struct Stdout {
+    printed: Result<(), Failure>,
+}
+
+impl Sink for Stdout {
+    fn piece(&mut self, piece: &Piece) {
+        self.printed = print(&piece.text);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.printed.is_err()
+    }
 }
 
 /// What stands below the answer for people.

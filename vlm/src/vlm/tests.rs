@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -121,6 +121,54 @@ fn said(answer: &Answer) -> (String, Vec<(u32, u32)>, Vec<u64>) {
             .map(|candidate| candidate.probability.to_bits())
             .collect(),
     )
+}
+
+/// Joins the pieces, and cancels once it has taken a number of them.
+struct Pieces {
+    cancel_at: usize,
+    taken: usize,
+    text: String,
+    tokens: Vec<Token>,
+}
+
+impl Pieces {
+    fn until(cancel_at: usize) -> Self {
+        Pieces {
+            cancel_at,
+            taken: 0,
+            text: String::new(),
+            tokens: Vec::new(),
+        }
+    }
+}
+
+impl Sink for Pieces {
+    fn piece(&mut self, piece: &Piece) {
+        self.taken += 1;
+        self.text.push_str(&piece.text);
+        self.tokens.extend_from_slice(&piece.tokens);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.taken >= self.cancel_at
+    }
+}
+
+/// Cancels when it has been asked this often whether to.
+struct Looks(Cell<u32>);
+
+impl Sink for Looks {
+    fn piece(&mut self, _: &Piece) {}
+
+    fn is_cancelled(&self) -> bool {
+        match self.0.get() {
+            0 => true,
+            left => {
+                self.0.set(left - 1);
+                false
+            }
+        }
+    }
 }
 
 /// The four lines of the documentation, held to compile.
@@ -247,9 +295,8 @@ fn free_text_is_streamed_as_it_is_answered() {
 
     let mut streamed = String::new();
     let answer = vlm
-        .ask_streaming(&request, &mut |piece| {
-            streamed.push_str(piece.map_or("", |piece| &piece.text));
-            ControlFlow::Continue(())
+        .ask_streaming(&request, &mut |piece: &Piece| {
+            streamed.push_str(&piece.text)
         })
         .unwrap();
     assert_eq!(
@@ -265,19 +312,13 @@ fn free_text_is_streamed_as_it_is_answered() {
     assert_eq!(answer.confidence.source, ConfidenceSource::Tokens);
     assert!((answer.confidence.p - 0.5).abs() < 1e-6);
 
-    let mut at_a_piece = |piece: Option<&Piece>| {
-        if piece.is_some() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    let stopped = vlm.ask_streaming(&request, &mut at_a_piece).unwrap();
+    let mut first_piece = Pieces::until(1);
+    let stopped = vlm.ask_streaming(&request, &mut first_piece).unwrap();
     assert_eq!(stopped.text, "A");
 }
 
 #[test]
-fn an_answer_nobody_waits_for_is_not_worked_out() {
+fn a_cancelled_question_runs_nothing_more() {
     let pictures = |count: u8| {
         let shown = (0..count).map(|level| Content::Picture(grey(level)));
         vec![Turn {
@@ -294,17 +335,9 @@ fn an_answer_nobody_waits_for_is_not_worked_out() {
             candidates: candidates.clone(),
             ..Request::default()
         };
-        let mut left = looks;
-        let outcome = vlm.ask_streaming(&request, &mut |_| {
-            left -= 1;
-            if left < 0 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
+        let outcome = vlm.ask_streaming(&request, &mut Looks(Cell::new(looks)));
         assert_eq!(
-            matches!(outcome, Err(VlmError::BrokenOff)),
+            matches!(outcome, Err(VlmError::Cancelled)),
             looks < 99,
             "{looks}: {outcome:?}"
         );
@@ -374,7 +407,7 @@ fn script() -> impl Strategy<Value = Vec<u32>> {
 #[test]
 fn the_pieces_add_up_to_the_answer() {
     let vlm = RefCell::new(hashing().0);
-    proptest!(ProptestConfig::with_cases(64), |(script in script(), break_at in 1_usize..12, candidate in prop::option::of("[a-zé\u{4}]{1,9}"))| {
+    proptest!(ProptestConfig::with_cases(64), |(script in script(), cancel_at in 1_usize..12, candidate in prop::option::of("[a-zé\u{4}]{1,9}"))| {
         let vlm = &mut *vlm.borrow_mut();
         let turns = vec![Turn { role: Role::User, content: vec![Content::Text("What is it?".into())] }];
         // Candidates come as they were asked, blanks and all.
@@ -385,31 +418,16 @@ fn the_pieces_add_up_to_the_answer() {
         let said = vlm.tokenizer.decode(&script);
         vlm.model = Box::new(FakeModel::scripted(VOCAB, prompt, &[&script[..], &[49279]].concat()));
 
-        let (mut pieces, mut tokens) = (String::new(), Vec::new());
-        let answer = vlm
-            .ask_streaming(&request, &mut |piece| {
-                if let Some(piece) = piece {
-                    pieces.push_str(&piece.text);
-                    tokens.extend_from_slice(&piece.tokens);
-                }
-                ControlFlow::Continue(())
-            })
-            .unwrap();
-        prop_assert_eq!((&pieces, &tokens), (&answer.text, &answer.tokens));
+        let mut all = Pieces::until(usize::MAX);
+        let answer = vlm.ask_streaming(&request, &mut all).unwrap();
+        prop_assert_eq!((&all.text, &all.tokens), (&answer.text, &answer.tokens));
         if request.candidates.is_empty() {
-            prop_assert_eq!(&pieces[..], said.strip_prefix(' ').unwrap_or(&said));
+            prop_assert_eq!(&all.text[..], said.strip_prefix(' ').unwrap_or(&said));
         }
 
-        let (mut pieces, mut seen) = (String::new(), 0);
-        let answer = vlm
-            .ask_streaming(&request, &mut |piece| {
-                let Some(piece) = piece else { return ControlFlow::Continue(()) };
-                pieces.push_str(&piece.text);
-                seen += 1;
-                if seen == break_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
-            .unwrap();
-        prop_assert_eq!(pieces, answer.text, "broken off");
-        prop_assert!(seen <= break_at);
+        let mut some = Pieces::until(cancel_at);
+        let answer = vlm.ask_streaming(&request, &mut some).unwrap();
+        prop_assert_eq!(some.text, answer.text, "cancelled");
+        prop_assert!(some.taken <= cancel_at);
     });
 }
