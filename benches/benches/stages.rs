@@ -14,12 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use firmware_config::agent::{BackendChoice, Gate as GateSettings, KillSwitch, RouteMode};
+use firmware_config::agent::{Gate as GateSettings, KillSwitch, RouteMode};
 use firmware_config::manifest::ImageRules;
 use runtime::capture::gate::{Gate, Thumbnail};
 use runtime::decide::router::{Terms, route};
-use vlm::picture::Picture;
-use vlm::{Options, Request, Vlm, tiles};
+use vlm::{BackendChoice, Options, Picture, Request, Vlm, tiles};
 
 fn demo(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

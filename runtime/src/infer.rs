@@ -8,11 +8,12 @@
 //! of them, which is what one answer holds at most (`max_new_tokens`, and the model's context). A
 //! client that reads slowly, or not at all, costs that memory and stops nobody.
 
+use firmware_config::agent;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use vlm::answer::Piece;
-use vlm::{Answer, Identity, Request, Sink, Vlm, VlmError};
+use vlm::{Answer, BackendChoice, Identity, Options, Request, Sink, Vlm, VlmError};
 
 /// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and
 /// its frames with it.
@@ -20,6 +21,20 @@ pub const QUEUE: usize = 16;
 
 /// More than any context has tokens.
 const PIECES_MAX: usize = 1 << 20;
+
+/// How the configuration's bundle is run.
+pub(crate) fn options(model: &agent::Model) -> Options {
+    Options {
+        backend: match model.backend {
+            agent::BackendChoice::Auto => BackendChoice::Auto,
+            agent::BackendChoice::Ort => BackendChoice::Ort,
+            agent::BackendChoice::Tract => BackendChoice::Tract,
+        },
+        threads: model.threads,
+        ort_library: model.ort_library.clone(),
+        require_execution_provider: model.require_execution_provider.clone(),
+    }
+}
 
 /// What answers: a [`Vlm`], or a stand-in of a test.
 pub trait Answerer: Send {

@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
-use vlm::{Options, Vlm, VlmError};
+use vlm::{Vlm, VlmError};
 
 use crate::capture::Join;
 use crate::decide::call::Escalations;
@@ -161,12 +161,7 @@ pub async fn run_in(
 
 async fn open_model(config: &AgentConfig) -> Result<Vlm, RunError> {
     let path = config.model.bundle.clone();
-    let options = Options {
-        backend: config.model.backend,
-        threads: config.model.threads,
-        ort_library: config.model.ort_library.clone(),
-        require_execution_provider: config.model.require_execution_provider.clone(),
-    };
+    let options = infer::options(&config.model);
     let opening = tokio::task::spawn_blocking(move || {
         Vlm::open(&path, &options).map_err(|source| RunError::Model { path, source })
     });

@@ -8,11 +8,22 @@ pub use tract::LOG_FILTER;
 
 use std::path::{Path, PathBuf};
 
-pub use firmware_config::agent::BackendChoice;
 use firmware_config::manifest::{Manifest, Precision};
 
 use crate::bundle::Bundle;
 use crate::model::{Model, ModelError};
+
+/// Which inference engine runs a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendChoice {
+    /// ONNX Runtime when its library is found, else tract.
+    #[default]
+    Auto,
+    /// ONNX Runtime, or an error.
+    Ort,
+    /// tract, always built in.
+    Tract,
+}
 
 /// How a bundle is run.
 #[derive(Debug, Clone, Default)]

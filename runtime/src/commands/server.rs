@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use firmware_config::agent::{self, AgentConfig, BackendChoice};
+use firmware_config::agent::{self, AgentConfig};
 use tokio::signal::unix::{SignalKind, signal};
-use vlm::{Options, Vlm};
+use vlm::{BackendChoice, Options, Vlm};
 
 use crate::commands::ask::EngineArgs;
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::run;
-use crate::infer::Handle;
+use crate::infer::{self, Handle};
 use crate::pipeline::{self, RunError};
 
 /// Arguments that name the model.
@@ -48,17 +48,18 @@ impl ModelArgs {
 
 fn options(flags: Options, model: Option<&agent::Model>) -> Options {
     let Some(model) = model else { return flags };
+    let configured = infer::options(model);
     Options {
         backend: if flags.backend == BackendChoice::Auto {
-            model.backend
+            configured.backend
         } else {
             flags.backend
         },
-        threads: flags.threads.or(model.threads),
-        ort_library: flags.ort_library.or_else(|| model.ort_library.clone()),
+        threads: flags.threads.or(configured.threads),
+        ort_library: flags.ort_library.or(configured.ort_library),
         require_execution_provider: flags
             .require_execution_provider
-            .or_else(|| model.require_execution_provider.clone()),
+            .or(configured.require_execution_provider),
     }
 }
 
