@@ -20,8 +20,7 @@ use std::path::{Path, PathBuf};
 use firmware_config::manifest::{FileEntry, Manifest};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use vlm::bundle::MANIFEST;
-use vlm::hash::hex;
+use vlm::{MANIFEST, hex};
 
 use crate::interrupt::HalfWritten;
 

@@ -14,8 +14,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
-use vlm::hash::hex;
-use vlm::mapped::MappedFile;
+use vlm::{MappedFile, hex};
 
 pub use config::Config;
 use header::HeaderError;

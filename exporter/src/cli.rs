@@ -135,7 +135,7 @@ pub fn main() -> ExitCode {
         }
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| vlm::backend::LOG_FILTER.into());
+        .unwrap_or_else(|_| vlm::LOG_FILTER.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use firmware_config::manifest::{Geometry, ImageRules, Precision, VideoRules};
 use serde::Serialize;
-use vlm::bundle::{Bundle, MANIFEST};
+use vlm::{Bundle, MANIFEST};
 
 use crate::ExportError;
 use crate::arch::smolvlm::{self, SmolVlm};

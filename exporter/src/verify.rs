@@ -23,10 +23,8 @@ use std::path::{Path, PathBuf};
 use firmware_config::manifest::Manifest;
 use vlm::answer::FinishReason;
 use vlm::model::{KvCache, Logits, ModelError};
-use vlm::picture::PictureError;
 use vlm::tiles::{pixel_values, tiles_of_turns};
-use vlm::tokenizer::TokenizerError;
-use vlm::{BackendChoice, Split, Vlm, VlmError};
+use vlm::{BackendChoice, PictureError, Split, TokenizerError, Vlm, VlmError};
 
 use crate::arch::ArchError;
 use crate::arch::smolvlm::SmolVlm;

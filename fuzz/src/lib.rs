@@ -17,8 +17,7 @@ use runtime::pool::{question, reading};
 use runtime::serve::openai::Completion;
 use vlm::picture::PIXELS_MAX;
 use vlm::template::{Piece, Template};
-use vlm::tokenizer::Tokenizer;
-use vlm::{Content, Picture, Role, Turn};
+use vlm::{Content, Picture, Role, Tokenizer, Turn};
 
 /// The released tokenizer.
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {

@@ -27,8 +27,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use vlm::Picture;
-use vlm::picture::PictureError;
+use vlm::{Picture, PictureError};
 
 use crate::environment::Environment;
 use crate::environment::backoff::Backoff;
@@ -251,7 +250,7 @@ impl Capture {
         }
         let jpeg = own_or_encoded(&picture, own_jpeg)?;
         self.gate.admitted(thumbnail, now);
-        let sha256 = vlm::hash::hex(&Sha256::digest(&jpeg));
+        let sha256 = vlm::hex(&Sha256::digest(&jpeg));
         // The events of a box whose clock is before 1970 or after 9999 say `unsynced`.
         let time = Timestamp::try_from(captured_at).unwrap_or(Timestamp::UNIX_EPOCH);
         let admitted = AdmittedFrame {

@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
 /// Logs and progress go to stderr, so that stdout carries answers only; `RUST_LOG` filters them.
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| vlm::backend::LOG_FILTER.into());
+        .unwrap_or_else(|_| vlm::LOG_FILTER.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

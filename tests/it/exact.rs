@@ -18,9 +18,8 @@ use firmware_config::manifest::Precision;
 use tests::synth::Synthetic;
 use tests::transformers::{Case, LastLogits, REFERENCE};
 use vlm::answer::Trace;
-use vlm::logits::LogitsRow;
 use vlm::tiles::{pixel_values, tiles_of_turns};
-use vlm::{BackendChoice, Options, Vlm};
+use vlm::{BackendChoice, LogitsRow, Options, Vlm};
 
 /// Largest difference of features and logits, as a share of the largest value among the reference's
 /// samples.

@@ -181,9 +181,7 @@ fn a_bundle_lists_every_file_and_opens() {
     present.retain(|name| name != "manifest.json");
     assert_eq!(manifest.files.keys().cloned().collect::<Vec<_>>(), present);
     assert_eq!(
-        vlm::bundle::Bundle::open(&bench.path("bundle"))
-            .unwrap()
-            .manifest(),
+        vlm::Bundle::open(&bench.path("bundle")).unwrap().manifest(),
         &manifest
     );
     assert_eq!(manifest.prompt.stop, [6, 2, 0]);

@@ -743,5 +743,5 @@ fn weights_of(file: &[u8], tensor: &str) -> usize {
 }
 
 fn sha256(path: &Path) -> String {
-    vlm::hash::hex(&Sha256::digest(fs::read(path).unwrap()))
+    vlm::hex(&Sha256::digest(fs::read(path).unwrap()))
 }

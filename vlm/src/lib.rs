@@ -13,35 +13,42 @@
 //! time.
 
 pub mod answer;
-pub mod backend;
-pub mod bundle;
+mod backend;
+mod bundle;
 mod confidence;
 #[cfg(test)]
 mod fake;
 mod generate;
-pub mod hash;
-pub mod logits;
-pub mod mapped;
+mod hash;
+mod logits;
+mod mapped;
 pub mod model;
-pub mod picture;
+mod picture;
 mod prefix;
-pub mod prompt;
+mod prompt;
 #[cfg(test)]
 mod reference;
-pub mod request;
-pub mod resample;
-pub mod score;
+mod request;
+mod resample;
+mod score;
 mod sink;
 pub mod special_tokens;
 pub mod template;
 pub mod tiles;
-pub mod tokenizer;
+mod tokenizer;
 pub mod video;
 mod vlm;
 
 pub use answer::Answer;
-pub use backend::{BackendChoice, Options};
-pub use picture::Picture;
+pub use backend::{BackendChoice, BackendError, LOG_FILTER, Options};
+pub use bundle::{Bundle, BundleError, MANIFEST};
+pub use hash::hex;
+pub use logits::LogitsRow;
+pub use mapped::MappedFile;
+pub use picture::{PIXELS_MAX, Picture, PictureError};
+pub use prompt::PromptError;
 pub use request::{Content, Request, Role, Split, Turn};
+pub use score::{CANDIDATES_MAX, CandidateError};
 pub use sink::Sink;
+pub use tokenizer::{Tokenizer, TokenizerError};
 pub use vlm::{Identity, Vlm, VlmError};

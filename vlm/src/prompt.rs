@@ -16,36 +16,36 @@ use crate::video::Clip;
 
 /// Most bytes that are said in one conversation: above this no context is long enough, and
 /// tokenizing would only take time.
-pub const TEXT_BYTES_MAX: usize = 1 << 20;
+const TEXT_BYTES_MAX: usize = 1 << 20;
 
 /// What turns conversations into prompts for one model.
 #[derive(Clone, Copy)]
-pub struct PromptRules<'a> {
+pub(crate) struct PromptRules<'a> {
     /// The checkpoint's chat template.
-    pub template: &'a Template,
+    pub(crate) template: &'a Template,
     /// The checkpoint's tokenizer.
-    pub tokenizer: &'a Tokenizer,
+    pub(crate) tokenizer: &'a Tokenizer,
     /// Ids of the image tokens.
-    pub tokens: &'a PromptTokens,
+    pub(crate) tokens: &'a PromptTokens,
     /// How pictures are tiled.
-    pub image: &'a ImageRules,
+    pub(crate) image: &'a ImageRules,
     /// Longest sequence in tokens.
-    pub context_length: usize,
+    pub(crate) context_length: usize,
 }
 
 /// What the decoder is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
+pub(crate) struct Prompt {
     /// The conversation as rendered, `<image>` and `<video>` where pictures and clips stand.
-    pub text: String,
+    pub(crate) text: String,
     /// Its ids, every picture expanded to its image tokens.
-    pub input_ids: Vec<u32>,
+    pub(crate) input_ids: Vec<u32>,
     /// Length of the part that does not depend on the question: up to and including the last image
     /// token, 0 without pictures.
-    pub prefix_len: usize,
+    pub(crate) prefix_len: usize,
     /// Where the image tokens are, ascending: the rows of the image features, in their order, go
     /// there.
-    pub image_positions: Vec<usize>,
+    pub(crate) image_positions: Vec<usize>,
 }
 
 impl PromptRules<'_> {
@@ -54,7 +54,7 @@ impl PromptRules<'_> {
     /// # Errors
     /// When nothing is asked, the prompt is longer than the context, the template fails or loses a
     /// picture, or `split` is asked of a model without tile tokens.
-    pub fn prompt(&self, turns: &[Turn], split: bool) -> Result<Prompt, PromptError> {
+    pub(crate) fn prompt(&self, turns: &[Turn], split: bool) -> Result<Prompt, PromptError> {
         check_turns(turns)?;
         let pictures: Vec<&Picture> = turns
             .iter()
@@ -292,48 +292,6 @@ fn words(count: usize) -> String {
     }
 }
 
-/// The prompt's tokens by their content; answers end at `eos`, `<|im_end|>` and `<|endoftext|>`,
-/// where they exist.
-///
-/// # Errors
-/// When the tokenizer lacks an image token.
-pub fn find_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<PromptTokens, PromptError> {
-    let find = |name: &str| {
-        tokenizer.id(name).ok_or_else(|| PromptError::NoToken {
-            name: name.to_owned(),
-        })
-    };
-    let mut rows_cols = std::collections::BTreeMap::new();
-    let tile = |row: usize, col: usize| {
-        let name = format!("<row_{row}_col_{col}>");
-        tokenizer.id(&name).map(|id| (name, id))
-    };
-    for row in 1.. {
-        let cols = (1..).map_while(|col| tile(row, col)).collect::<Vec<_>>();
-        if cols.is_empty() {
-            break;
-        }
-        rows_cols.extend(cols);
-    }
-    let mut stop: Vec<u32> = Vec::new();
-    for id in eos.iter().copied().chain(
-        ["<|im_end|>", "<|endoftext|>"]
-            .into_iter()
-            .filter_map(|name| tokenizer.id(name)),
-    ) {
-        if !stop.contains(&id) {
-            stop.push(id);
-        }
-    }
-    Ok(PromptTokens {
-        image: find("<image>")?,
-        fake_token_around_image: find("<fake_token_around_image>")?,
-        global_img: find("<global-img>")?,
-        rows_cols,
-        stop,
-    })
-}
-
 /// Why there is no prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -372,12 +330,6 @@ pub enum PromptError {
     /// The model cannot be told where a tile lies.
     #[error("picture cannot be split: the tokenizer has no {name}; turn splitting off")]
     NoTileToken {
-        /// The missing token.
-        name: String,
-    },
-    /// Not a tokenizer of this family.
-    #[error("tokenizer has no {name}: expected a SmolVLM tokenizer")]
-    NoToken {
         /// The missing token.
         name: String,
     },

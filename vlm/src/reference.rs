@@ -8,7 +8,6 @@ use firmware_config::manifest::{ImageRules, PromptTokens};
 use serde_json::Value;
 
 use crate::picture::Picture;
-use crate::prompt::find_tokens;
 use crate::request::{Content, Role, Turn};
 use crate::tokenizer::Tokenizer;
 
@@ -45,7 +44,31 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 }
 
 pub(crate) fn tokens() -> PromptTokens {
-    find_tokens(&tokenizer(), &[49279]).expect("the tokenizer has every image token")
+    let tokenizer = tokenizer();
+    let id = |name: &str| {
+        tokenizer
+            .id(name)
+            .unwrap_or_else(|| panic!("the tokenizer has no {name}"))
+    };
+    let tile = |row, col| {
+        let name = format!("<row_{row}_col_{col}>");
+        let id = id(&name);
+        (name, id)
+    };
+    PromptTokens {
+        image: id("<image>"),
+        fake_token_around_image: id("<fake_token_around_image>"),
+        global_img: id("<global-img>"),
+        rows_cols: (1..=6)
+            .flat_map(|row| (1..=6).map(move |col| (row, col)))
+            .map(|(row, col)| tile(row, col))
+            .collect(),
+        stop: vec![
+            id("<end_of_utterance>"),
+            id("<|im_end|>"),
+            id("<|endoftext|>"),
+        ],
+    }
 }
 
 pub(crate) fn sizes() -> &'static Value {

@@ -16,18 +16,18 @@ const HALF: i32 = 1 << (PRECISION - 1);
 
 /// Width and height in pixels, each 1 or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct Size {
     /// Pixels from left to right.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Pixels from top to bottom.
-    pub height: usize,
+    pub(crate) height: usize,
 }
 
 /// Resamples `pixels` ([height, width, RGB] of `from`) to `to`.
 ///
 /// # Panics
 /// When `pixels` is not `from` in size, or a side is zero.
-pub fn lanczos(pixels: &[u8], from: Size, to: Size) -> Vec<u8> {
+pub(crate) fn lanczos(pixels: &[u8], from: Size, to: Size) -> Vec<u8> {
     assert_eq!(
         pixels.len(),
         from.width * from.height * 3,

@@ -13,7 +13,7 @@ use crate::tokenizer::TokenizerError;
 pub const CANDIDATES_MAX: usize = 64;
 
 /// Most tokens of one candidate, end token included.
-pub const CANDIDATE_TOKENS_MAX: usize = 64;
+const CANDIDATE_TOKENS_MAX: usize = 64;
 
 /// Why candidates cannot be scored.
 #[derive(Debug, thiserror::Error)]

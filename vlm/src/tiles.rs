@@ -54,7 +54,7 @@ impl Tiles {
 }
 
 /// The layout that [`tiles`] gives a picture of this size, without touching a pixel.
-pub fn layout(width: u32, height: u32, rules: &ImageRules, split: bool) -> Layout {
+pub(crate) fn layout(width: u32, height: u32, rules: &ImageRules, split: bool) -> Layout {
     let grid = grid(
         scaled(size(width, height), rules.longest_edge),
         rules.tile_size,
@@ -155,7 +155,7 @@ pub fn pixel_values(tiles: &Tiles, rules: &ImageRules) -> Vec<f32> {
 }
 
 /// Lower-case hex sha256 of the tiles' pixels, one after the other.
-pub fn u8_sha256(tiles: &[Tiles]) -> String {
+pub(crate) fn u8_sha256(tiles: &[Tiles]) -> String {
     let mut hash = Sha256::new();
     for tiles in tiles {
         hash.update(&tiles.pixels);

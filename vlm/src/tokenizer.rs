@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use tokenizers::{AddedToken, AddedVocabulary, DecoderWrapper, Model};
 
 /// The largest `tokenizer.json` that is read, in bytes; published ones have 3.5 MB.
-pub const JSON_BYTES_MAX: usize = 64 << 20;
+const JSON_BYTES_MAX: usize = 64 << 20;
 
 /// A byte-level BPE tokenizer with its special tokens kept apart.
 pub struct Tokenizer {
@@ -32,7 +32,7 @@ struct Words {
 
 /// A stretch of text, or a special token found in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Span<'a> {
+pub(crate) enum Span<'a> {
     /// Text between special tokens, never empty.
     Text(&'a str),
     /// A special token's id.
@@ -43,7 +43,7 @@ impl Tokenizer {
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
-    /// When it is larger than [`JSON_BYTES_MAX`], damaged, or not byte-level.
+    /// When it is larger than 64 MiB, damaged, or not byte-level.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
         if json.len() > JSON_BYTES_MAX {
             return Err(TokenizerError::Size { bytes: json.len() });
@@ -124,7 +124,7 @@ impl Tokenizer {
     }
 
     /// Cuts trusted text at the special tokens it spells out, leftmost first, longest first.
-    pub fn split<'a>(&self, text: &'a str) -> Vec<Span<'a>> {
+    pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<Span<'a>> {
         let mut spans = Vec::new();
         let (mut begin, mut at) = (0, 0);
         while at < text.len() {
@@ -244,14 +244,14 @@ fn byte(c: char) -> Option<u8> {
 
 /// Text of an answer while its tokens arrive. A character that spans tokens comes with the token
 /// that completes it.
-pub struct TokenText<'a> {
+pub(crate) struct TokenText<'a> {
     tokenizer: &'a Tokenizer,
     pending: Vec<u8>,
 }
 
 impl<'a> TokenText<'a> {
     /// Before the first token.
-    pub fn new(tokenizer: &'a Tokenizer) -> Self {
+    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
         TokenText {
             tokenizer,
             pending: Vec::new(),
@@ -259,12 +259,12 @@ impl<'a> TokenText<'a> {
     }
 
     /// The text of a token by itself, whatever came before it.
-    pub fn alone(&self, id: u32) -> String {
+    pub(crate) fn alone(&self, id: u32) -> String {
         String::from_utf8_lossy(&self.tokenizer.bytes(id)).into_owned()
     }
 
     /// The text that `id` completes; empty for special tokens.
-    pub fn push(&mut self, id: u32) -> String {
+    pub(crate) fn push(&mut self, id: u32) -> String {
         self.pending.extend(self.tokenizer.bytes(id));
         let mut text = String::new();
         // Only the last chunk can be the beginning of a character that is still to come.
@@ -288,7 +288,7 @@ impl<'a> TokenText<'a> {
     }
 
     /// What is left after the last token: U+FFFD when a character was never completed.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 }

@@ -608,10 +608,7 @@ impl VlmError {
             VlmError::Prompt(PromptError::Template(TemplateError::Changed)) => true,
             VlmError::Prompt(error) => !matches!(
                 error,
-                PromptError::NoToken { .. }
-                    | PromptError::Template(_)
-                    | PromptError::Tokenizer(_)
-                    | PromptError::Pictures { .. }
+                PromptError::Template(_) | PromptError::Tokenizer(_) | PromptError::Pictures { .. }
             ),
             VlmError::Bundle(_)
             | VlmError::Backend(_)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
 use reqwest::{Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
-use vlm::hash::hex;
+use vlm::hex;
 
 use super::progress::Progress;
 use super::settings::Settings;

@@ -8,8 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use firmware_config::manifest::{Manifest, PromptTokens};
-use vlm::bundle::MANIFEST;
-use vlm::tokenizer::Tokenizer;
+use vlm::{MANIFEST, Tokenizer};
 
 use super::VerifyError;
 use crate::arch::smolvlm::{self, SmolVlm};

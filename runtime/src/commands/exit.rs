@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use vlm::VlmError;
-use vlm::backend::BackendError;
+use vlm::{BackendError, VlmError};
 
 /// Exit codes; the numbers above 1 are those of `sysexits.h`, so that systemd and scripts can tell
 /// them apart.

@@ -8,7 +8,7 @@ use firmware_config::agent::{AgentConfig, PoolTransport, RouteMode, Source};
 use firmware_config::redact;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
-use vlm::bundle::Bundle;
+use vlm::Bundle;
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::preflight;

@@ -291,28 +291,6 @@ fn a_template_that_loses_pictures_is_refused() {
     insta::assert_snapshot!(error, @"chat template places 0 pictures: expected 1; the template must print <image> once for each");
 }
 
-#[test]
-fn tokens_are_found_by_content() {
-    let tokens = reference::tokens();
-    assert_eq!(
-        (
-            tokens.image,
-            tokens.fake_token_around_image,
-            tokens.global_img
-        ),
-        (49190, 49189, 49152)
-    );
-    assert_eq!(
-        (
-            tokens.rows_cols.len(),
-            tokens.rows_cols["<row_1_col_1>"],
-            tokens.rows_cols["<row_6_col_6>"]
-        ),
-        (36, 49153, 49188)
-    );
-    assert_eq!(tokens.stop, [49279, 2, 0]);
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

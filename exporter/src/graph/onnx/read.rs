@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use vlm::mapped::MappedFile;
+use vlm::MappedFile;
 
 use super::{EXTERNAL, OnnxError, element, field, proto};
 use crate::graph::{Dim, Element, ValueInfo};

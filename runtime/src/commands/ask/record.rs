@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use vlm::Identity;
 use vlm::answer::{Answer, Timings, Trace};
-use vlm::logits::LogitsRow;
 use vlm::model::ModelError;
+use vlm::{Identity, LogitsRow};
 
 /// The object, its trace included where the answer has one.
 pub(super) fn record(

@@ -1,8 +1,7 @@
 //! A chat request, checked and turned into a question to the model.
 
 use serde_json::Value;
-use vlm::picture::PIXELS_MAX;
-use vlm::{Content, Picture, Request, Role, Split, Turn};
+use vlm::{Content, PIXELS_MAX, Picture, Request, Role, Split, Turn};
 
 use super::data_uri;
 use super::schema::{self, EnumObject};

@@ -5,7 +5,7 @@
 //! and the reply is the object.
 
 use serde_json::{Value, json};
-use vlm::score::CANDIDATES_MAX;
+use vlm::CANDIDATES_MAX;
 
 use crate::serve::openai::ApiError;
 use crate::serve::openai::request::ResponseFormat;

@@ -335,8 +335,7 @@ fn pool_error(error: EscalationError) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use vlm::prompt::PromptError;
-    use vlm::score::CandidateError;
+    use vlm::{CandidateError, PromptError};
 
     use super::*;
 
