@@ -12,6 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use vlm::{BackendChoice, Options, Picture, Request, Vlm};
 
+/// `vlm`'s example, compiled here as well.
+#[path = "../../vlm/examples/ask.rs"]
+#[expect(dead_code, unreachable_pub, reason = "it is a program of its own")]
+mod example;
+
 /// Largest difference of a candidate's probability.
 const TOLERANCE: f64 = 0.02;
 
@@ -55,6 +60,18 @@ fn nano_pool_on_tract() {
 #[test]
 fn nano_pool_on_ort() {
     answers_as_transformers("nano-pool", BackendChoice::Ort);
+}
+
+#[test]
+fn the_example_answers_in_free_text() {
+    let frame = tests::demo("frames/lobby/035000.jpg");
+    let answer = example::ask(
+        &tests::demo("bundles/nano-edge"),
+        &frame,
+        "is there a person?",
+    )
+    .unwrap();
+    assert_eq!(answer.text, "yes");
 }
 
 fn answers_as_transformers(name: &str, backend: BackendChoice) {

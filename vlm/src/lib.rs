@@ -11,6 +11,12 @@
 //!
 //! No async, no network, no policy: a [`Vlm`] is owned by one thread and asked one [`Request`] at a
 //! time.
+//!
+//! `examples/ask.rs`, which the integration tests run:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/ask.rs")]
+//! ```
 
 pub mod answer;
 mod backend;

@@ -171,16 +171,6 @@ impl Sink for Looks {
     }
 }
 
-/// The four lines of the documentation, held to compile.
-#[expect(dead_code, reason = "compiled, never run")]
-fn four_lines() -> Result<(), Box<dyn std::error::Error>> {
-    let mut vlm = crate::Vlm::open("smolvlm2-256m-int8".as_ref(), &crate::Options::default())?;
-    let picture = crate::Picture::decode(&std::fs::read("door.jpg")?)?;
-    let answer = vlm.ask(&crate::Request::question(picture, "Is the door open?"))?;
-    println!("{} ({:.2})", answer.text, answer.confidence.p);
-    Ok(())
-}
-
 #[test]
 fn questions_on_one_frame_share_its_prefix() {
     let questions = [
