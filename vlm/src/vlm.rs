@@ -23,8 +23,9 @@ use crate::template::{Template, TemplateError};
 use crate::tiles::{Tiles, pixel_values, tiles_of_turns, u8_sha256};
 use crate::tokenizer::{TokenText, Tokenizer, TokenizerError};
 
-/// Which model answers, and on what.
-#[derive(Debug, Clone)]
+/// Which model answers, and on what. Serialized it is the `model` object of `egret ask --json`, of
+/// a node's info topic and of the gateway's health check.
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct Identity {
     /// The manifest's name.
     pub name: String,
@@ -37,6 +38,7 @@ pub struct Identity {
     /// The execution provider that really runs.
     pub execution_provider: String,
     /// What opening took, hashing included.
+    #[serde(skip)]
     pub load: Duration,
 }
 

@@ -201,11 +201,9 @@ async fn models(State(gateway): State<Arc<Gateway>>) -> axum::Json<ModelList> {
 }
 
 async fn healthz(State(gateway): State<Arc<Gateway>>) -> axum::Json<serde_json::Value> {
-    let identity = gateway.parts.local.identity();
     axum::Json(serde_json::json!({
         "status": "ok",
-        "model": {"name": identity.name, "sha256": identity.sha256, "precision": identity.precision, "backend": identity.backend,
-                  "execution_provider": identity.execution_provider},
+        "model": gateway.parts.local.identity(),
     }))
 }
 

@@ -31,13 +31,7 @@ pub(super) fn record(
         "confidence": {"p": answer.confidence.p, "source": answer.confidence.source.as_str(), "state": "uncertified"},
         "prompt_tokens": answer.prompt_tokens,
         "timings_ms": timings_ms(&answer.timings, identity.load),
-        "model": {
-            "name": identity.name,
-            "sha256": identity.sha256,
-            "precision": identity.precision,
-            "backend": identity.backend,
-            "execution_provider": identity.execution_provider,
-        },
+        "model": identity,
         "peak_rss_bytes": peak_rss_bytes,
     });
     if let (Some(trace), Value::Object(record)) = (&answer.trace, &mut record) {
