@@ -15,9 +15,8 @@ use firmware_config::agent::AgentConfig;
 use firmware_config::manifest::Manifest;
 use runtime::pool::{question, reading};
 use runtime::serve::openai::Completion;
-use vlm::picture::PIXELS_MAX;
-use vlm::template::{Piece, Template};
-use vlm::{Content, Picture, Role, Tokenizer, Turn};
+use vlm::template::{Part, Template};
+use vlm::{Content, PIXELS_MAX, Picture, Role, Tokenizer, Turn};
 
 /// The released tokenizer.
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
@@ -117,14 +116,11 @@ pub fn template(source: &str) {
     };
     for piece in pieces {
         match piece {
-            Piece::Said(text) => assert_eq!(text.trim(), MESSAGE),
-            Piece::Own(text) => {
-                assert!(
-                    !text.contains(MESSAGE) || source.contains(MESSAGE),
-                    "{text:?}"
-                );
+            Part::Text(text) => assert_eq!(text.trim(), MESSAGE),
+            Part::Markup(text) => {
+                assert!(!text.contains(MESSAGE) || source.contains(MESSAGE), "{text:?}")
             }
-            Piece::Shown(_) => unreachable!("the message has no clip"),
+            Part::Clip(_) => unreachable!("the conversation has no clip"),
         }
     }
 }

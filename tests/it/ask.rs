@@ -359,6 +359,6 @@ fn a_library_that_is_not_there_is_told_or_replaced() {
     let output = start("auto");
     assert_eq!(json(&output)["model"]["backend"], "tract");
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("running on tract: ONNX Runtime: ORT_DYLIB_PATH names /nowhere/libonnxruntime.so, which is no file"), "{said}");
+    assert!(said.contains("running on tract: ONNX Runtime: no library found at /nowhere/libonnxruntime.so, which ORT_DYLIB_PATH names"), "{said}");
     assert_eq!(start("ort").status.code(), Some(64));
 }

@@ -1,5 +1,4 @@
-//! Asks a model about an image:
-//! `cargo run -p vlm --example ask -- demo/bundles/nano-edge demo/frames/lobby/035000.jpg "is there a person?"`
+//! Asks a model about an image. Arguments: bundle folder, image file, question.
 
 use std::error::Error;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What a model answered, how sure it was, and what that took.
+//! A model's answer, its confidence and its timings.
 
 use std::time::Duration;
 
@@ -20,21 +20,22 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Where the time went.
     pub timings: Timings,
-    /// What the model was fed and put out, when asked for.
+    /// The model's inputs and outputs, where [`Request::trace`](crate::Request::trace) asked for
+    /// them.
     pub trace: Option<Trace>,
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// At an end token, at the end of a candidate, or where the asker broke off.
+    /// At an end token, at the end of a candidate, or where the sink cancelled.
     Stop,
     /// At `max_new_tokens`, or at the end of the context.
     Length,
 }
 
 impl FinishReason {
-    /// `stop` or `length`, as OpenAI's field has it.
+    /// `stop` or `length`, as in OpenAI's `finish_reason`.
     pub fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
@@ -43,14 +44,14 @@ impl FinishReason {
     }
 }
 
-/// A stretch of an answer, handed over as soon as it is known: all of them, one after another, are
+/// A part of an answer, given to the sink as soon as it is known; all of them together are
 /// [`Answer::text`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// More of the text; empty while a character is not complete.
+    /// The text that is added; empty while a character is incomplete.
     pub text: String,
-    /// The tokens it came with: one of free text, all of a winning candidate; none where the last
-    /// character was never completed.
+    /// Its tokens: one of free text, all of a winning candidate; none where the text ends within a
+    /// character.
     pub tokens: Vec<Token>,
 }
 
@@ -59,7 +60,7 @@ pub struct Piece {
 pub struct Token {
     /// Its id in the tokenizer.
     pub id: u32,
-    /// Its text; parts of a character that spans tokens come with the token that completes it.
+    /// Its text; a character that spans tokens belongs to the token that completes it.
     pub text: String,
     /// Natural log of its probability given all before it.
     pub logprob: f32,
@@ -67,7 +68,7 @@ pub struct Token {
     pub top: Vec<TopToken>,
 }
 
-/// A token that could have stood there.
+/// A token that was possible there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopToken {
     /// Its id in the tokenizer.
@@ -81,7 +82,7 @@ pub struct TopToken {
 /// One of the answers to choose from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// As asked.
+    /// As in the request.
     pub text: String,
     /// Sum of its tokens' log-probabilities, natural log.
     pub score: f64,
@@ -94,11 +95,11 @@ pub struct Candidate {
 pub struct Confidence {
     /// 0..=1.
     pub p: f64,
-    /// What it was read from.
+    /// What it was computed from.
     pub source: ConfidenceSource,
 }
 
-/// What a confidence was read from.
+/// What a confidence was computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfidenceSource {
     /// The top candidate's probability.
@@ -120,13 +121,13 @@ impl ConfidenceSource {
 /// Where the time of one answer went. A reused prefix costs neither vision nor its prefill.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timings {
-    /// Pictures to pixel values and prompt to ids.
+    /// Images to pixel values and prompt to ids.
     pub preprocess: Duration,
     /// Vision encoder.
     pub vision: Duration,
     /// Prompt through the decoder.
     pub prefill: Duration,
-    /// From the request to the first token.
+    /// From the request to the first token of the answer.
     pub first_token: Duration,
     /// Everything after the prompt: decode steps, or candidate scoring.
     pub decode: Duration,
@@ -134,18 +135,18 @@ pub struct Timings {
     pub total: Duration,
 }
 
-/// What the model was fed and put out, in the form of a reference record.
+/// The model's inputs and outputs for one request.
 #[derive(Debug, Clone)]
 pub struct Trace {
-    /// The rendered prompt before image expansion, `<image>` where a picture stands.
+    /// The rendered prompt before image expansion, with one `<image>` for each image.
     pub prompt: String,
     /// The prompt's token ids after expansion.
     pub input_ids: Vec<u32>,
-    /// Shape [1, frames, 3, T, T]; `None` without pictures.
+    /// Shape [1, frames, 3, T, T]; `None` without images.
     pub pixel_shape: Option<[usize; 5]>,
     /// Hex sha256 of the u8 pixels as [frames, T, T, RGB], tiles row-major, global frame last.
     pub pixel_sha256: Option<String>,
-    /// The vision encoder's output, [frames · S, H] row-major; `None` without pictures.
+    /// The vision encoder's output, [frames · S, H] row-major; `None` without images.
     pub image_features: Option<Vec<f32>>,
     /// Logits of the last prompt position, one per vocabulary entry.
     pub logits: Vec<f32>,

@@ -1,5 +1,5 @@
-//! Which inference engine runs a bundle: ONNX Runtime when its library is found, else tract, which
-//! is always built in.
+//! The choice of the inference engine: ONNX Runtime when its library is found, else tract, which is
+//! always built in.
 
 mod ort;
 mod tract;
@@ -30,27 +30,27 @@ pub enum BackendChoice {
 pub struct Options {
     /// Which inference engine runs it.
     pub backend: BackendChoice,
-    /// Inference threads; `None` leaves the choice to the engine: a thread for each core.
+    /// Inference threads; `None` leaves the choice to the engine: one for each core.
     pub threads: Option<usize>,
-    /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
+    /// Path of ONNX Runtime's shared library; `ORT_DYLIB_PATH` takes precedence, and `None` looks
+    /// beside the binary.
     pub ort_library: Option<PathBuf>,
     /// Opening fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`,
     /// `tract`).
     pub require_execution_provider: Option<String>,
 }
 
-/// Loads the bundle's graphs with the engine that `options` ask for.
+/// Loads the bundle's graphs with the engine that `options` choose.
 pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
     let model = match options.backend {
         BackendChoice::Tract => load_tract(bundle, options)?,
         BackendChoice::Ort => load_ort(bundle, options)?,
-        // Asking for tract's own provider settles the choice.
+        // A required provider of tract's decides the choice.
         BackendChoice::Auto if options.require_execution_provider.as_deref() == Some("tract") => {
             load_tract(bundle, options)?
         }
         BackendChoice::Auto => load_ort(bundle, options).or_else(|reason| {
-            // Without a library tract is what this box has; one that is there and does not work is
-            // worth a look.
+            // A missing library is normal; one that is present and does not load is not.
             match reason {
                 BackendError::NoLibrary => tracing::info!("running on tract: {reason}"),
                 _ => tracing::warn!("running on tract: {reason}"),
@@ -71,7 +71,7 @@ pub(crate) fn load(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>,
 fn load_tract(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, BackendError> {
     if bundle.manifest().precision == Precision::Int8 {
         tracing::warn!(
-            "tract runs int8 activations 10 to 20 times slower than ONNX Runtime; give it an fp32 or fp16 bundle"
+            "tract runs int8 activations 10 to 20 times slower than ONNX Runtime; use an fp32 or fp16 bundle"
         );
     }
     Ok(Box::new(tract::TractModel::load(bundle, options.threads)?))
@@ -90,14 +90,14 @@ fn load_ort(bundle: &Bundle, options: &Options) -> Result<Box<dyn Model>, Backen
     )?))
 }
 
-/// Finds ONNX Runtime's shared library. The first place that names one decides: a wrong path there
-/// is an error, not a reason to look further and run something nobody asked for.
+/// Finds ONNX Runtime's shared library. The first source that names one decides: a wrong path there
+/// is an error, not a reason to look further and load a library that was not asked for.
 fn find_library(
     environment: Option<PathBuf>,
     configured: Option<&Path>,
     beside_binary: impl FnOnce() -> Option<PathBuf>,
 ) -> Result<PathBuf, BackendError> {
-    let (place, path) = match (
+    let (source, path) = match (
         environment.filter(|path| !path.as_os_str().is_empty()),
         configured,
     ) {
@@ -108,16 +108,19 @@ fn find_library(
             beside_binary().ok_or(BackendError::NoLibrary)?,
         ),
     };
-    // The engine's loader takes a relative path as relative to the binary, and lets a missing file
-    // end the process.
+    // ort resolves a relative path against the binary's folder, and aborts the process when the
+    // file is missing.
     match path.canonicalize() {
         Ok(path) if path.is_file() => Ok(path),
-        _ => Err(BackendError::LibraryMissing { place, path }),
+        _ => Err(BackendError::LibraryMissing {
+            named_by: source,
+            path,
+        }),
     }
 }
 
-/// `libonnxruntime.so`, with or without a version, in the folder of the running program; the
-/// highest name where there are several.
+/// `libonnxruntime.so`, with or without a version, in the folder of the running program; the last
+/// by name where there are several.
 fn beside_binary() -> Option<PathBuf> {
     let dir = std::env::current_exe().ok()?.parent()?.to_owned();
     let name = format!(
@@ -136,7 +139,7 @@ fn beside_binary() -> Option<PathBuf> {
         .max()
 }
 
-/// A tensor's shape as both engines' outputs are held to it.
+/// Checks a tensor's shape against the manifest's.
 fn expect_shape(
     graph: &'static str,
     tensor: &'static str,
@@ -155,9 +158,9 @@ fn expect_shape(
     }
 }
 
-/// The sizes both engines need, from the manifest.
+/// The dimensions both engines need, from the manifest.
 #[derive(Debug, Clone, Copy)]
-struct Sizes {
+struct Dimensions {
     /// Side of a tile in pixels, T.
     tile: usize,
     /// Image tokens for one tile, S.
@@ -174,10 +177,10 @@ struct Sizes {
     vocab: usize,
 }
 
-impl Sizes {
+impl Dimensions {
     fn new(manifest: &Manifest) -> Self {
         let text = &manifest.geometry.text;
-        Sizes {
+        Dimensions {
             tile: manifest.image.tile_size,
             tokens_per_tile: manifest.image.tokens_per_tile,
             hidden: text.hidden_size,
@@ -188,13 +191,13 @@ impl Sizes {
         }
     }
 
-    /// Numbers of one tile: [3, T, T].
+    /// Number of values of one tile, [3, T, T].
     fn tile_values(&self) -> usize {
         3 * self.tile * self.tile
     }
 
-    /// Checks ids before they reach an engine: what a Gather does with one outside its table
-    /// differs between engines.
+    /// Checks ids before they reach an engine: engines differ in what a Gather does with an id
+    /// outside its table.
     fn token_ids(&self, input_ids: &[u32]) -> Result<Vec<i64>, ModelError> {
         match input_ids.iter().find(|&&id| id as usize >= self.vocab) {
             Some(&id) => Err(ModelError::TokenId {
@@ -206,7 +209,7 @@ impl Sizes {
     }
 }
 
-/// The cache tensors' names, in the order both engines keep them: key and value of each layer.
+/// The cache tensors' names in the order both engines keep them: key and value of each layer.
 fn cache_names(prefix: &str, layers: usize) -> Vec<String> {
     (0..layers)
         .flat_map(|layer| {
@@ -218,28 +221,28 @@ fn cache_names(prefix: &str, layers: usize) -> Vec<String> {
         .collect()
 }
 
-/// Why no engine runs the bundle.
+/// Why no engine can run the bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// ONNX Runtime is nowhere.
+    /// No source names ONNX Runtime's library.
     #[error(
-        "no ONNX Runtime library: set ORT_DYLIB_PATH to libonnxruntime.so, name it in the configuration, or put it beside the binary"
+        "no ONNX Runtime library found: set ORT_DYLIB_PATH to libonnxruntime.so, name it in the configuration, or put it beside the binary"
     )]
     NoLibrary,
-    /// ONNX Runtime is not where it was said to be.
-    #[error("ONNX Runtime: {place} names {path}, which is no file", path = .path.display())]
+    /// The named library does not exist.
+    #[error("ONNX Runtime: no library found at {path}, which {named_by} names; correct the path", path = .path.display())]
     LibraryMissing {
-        /// Who named it.
-        place: &'static str,
-        /// The path.
+        /// Where the path is from.
+        named_by: &'static str,
+        /// The library's path.
         path: PathBuf,
     },
-    /// The library cannot be used.
+    /// The library does not load.
     #[error("ONNX Runtime at {path}: {message}", path = .path.display())]
     Library {
-        /// The path.
+        /// The library's path.
         path: PathBuf,
-        /// The loader's words.
+        /// The loader's own message.
         message: String,
     },
     /// A graph does not load.
@@ -247,19 +250,19 @@ pub enum BackendError {
     Graph {
         /// `ort` or `tract`.
         backend: &'static str,
-        /// The graph.
+        /// The graph's path.
         path: PathBuf,
-        /// The engine's own words.
+        /// The engine's own message.
         message: String,
     },
-    /// Another execution provider runs than is required.
+    /// The execution provider that runs is not the required one.
     #[error(
         "execution provider {required} is required, but {got} runs; drop require-execution-provider, or install a library that offers {required}"
     )]
     ExecutionProvider {
-        /// As configured.
+        /// From the options.
         required: String,
-        /// What really runs.
+        /// The one that runs.
         got: String,
     },
 }
@@ -270,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_place_that_names_a_library_decides() {
+    fn the_first_source_that_names_a_library_decides() {
         let dir = tempfile::tempdir().unwrap();
         let touch = |name: &str| {
             let path = dir.path().join(name);
@@ -289,16 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_path_is_told_not_skipped() {
+    fn a_wrong_path_is_an_error() {
         let error = find_library(Some("/nowhere/libonnxruntime.so".into()), None, || {
             Some("/bin/sh".into())
         })
         .unwrap_err();
-        insta::assert_snapshot!(error, @"ONNX Runtime: ORT_DYLIB_PATH names /nowhere/libonnxruntime.so, which is no file");
+        insta::assert_snapshot!(error, @"ONNX Runtime: no library found at /nowhere/libonnxruntime.so, which ORT_DYLIB_PATH names; correct the path");
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_an_error() {
+    fn a_file_that_is_not_a_library_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("libonnxruntime.so");
         std::fs::write(&path, "not ELF").unwrap();

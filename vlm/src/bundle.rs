@@ -1,5 +1,4 @@
-//! A bundle folder, checked: nothing in it is used before its size and sha256 are those of the
-//! manifest.
+//! A bundle folder, checked: no file in it is used before its size and sha256 match the manifest.
 
 use std::fs;
 use std::io;
@@ -17,7 +16,7 @@ pub const MANIFEST: &str = "manifest.json";
 /// Largest manifest that is read. A real one is some 100 KiB.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
-/// A bundle whose every listed file is as the manifest says.
+/// A bundle in which every listed file matches the manifest.
 #[derive(Debug)]
 pub struct Bundle {
     dir: PathBuf,
@@ -49,7 +48,7 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// What is in the bundle and how its model must be fed.
+    /// What the bundle holds and how its model is fed.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -60,7 +59,7 @@ impl Bundle {
         &self.sha256
     }
 
-    /// Where a file of the bundle lies.
+    /// The path of a file of the bundle.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -68,7 +67,7 @@ impl Bundle {
     /// A small file's content.
     ///
     /// # Errors
-    /// When the manifest does not list it, so that nobody has checked it, or it cannot be read.
+    /// When the manifest does not list it, so that it was not checked, or it cannot be read.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, BundleError> {
         let path = self.path(name);
         if !self.manifest.files.contains_key(name) {
@@ -102,7 +101,7 @@ fn read_manifest(path: &Path) -> Result<Vec<u8>, BundleError> {
     })
 }
 
-/// Compares a file with its entry: the size first, which costs nothing, then every byte.
+/// Compares a file with its entry: the size first, which is cheap, then the hash of every byte.
 fn check(path: &Path, entry: &FileEntry) -> Result<(), BundleError> {
     let file = MappedFile::open(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => BundleError::Missing {
@@ -132,27 +131,16 @@ fn check(path: &Path, entry: &FileEntry) -> Result<(), BundleError> {
     Ok(())
 }
 
-impl BundleError {
-    /// Whether the bundle is there, but is not what was exported: cut short, changed, or with files
-    /// missing.
-    pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            BundleError::Missing { .. } | BundleError::Size { .. } | BundleError::Sha256 { .. }
-        )
-    }
-}
-
-/// Why a folder is no bundle that can be used.
+/// Why a folder cannot be used as a bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// No manifest.
     #[error("{path}: no such file; a bundle is the folder that `egret-export` wrote", path = .path.display())]
     NoManifest {
-        /// Where it was looked for.
+        /// The path where it was expected.
         path: PathBuf,
     },
-    /// A manifest that cannot be one.
+    /// A manifest that is too large.
     #[error("{path} is {bytes} bytes: expected at most {MANIFEST_BYTES_MAX}; export the bundle again", path = .path.display())]
     ManifestSize {
         /// The manifest.
@@ -165,17 +153,17 @@ pub enum BundleError {
     Manifest {
         /// The manifest.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's error.
         error: ManifestError,
     },
-    /// A listed file is not there.
+    /// A listed file is missing.
     #[error("{path}: no such file, but the manifest lists it; copy the whole bundle again", path = .path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// A file that the manifest does not list.
-    #[error("{path} is not listed in the manifest, so nothing says what it should be; export the bundle again", path = .path.display())]
+    #[error("{path} is not listed in the manifest: expected its size and sha256 there; export the bundle again", path = .path.display())]
     Unlisted {
         /// The file.
         path: PathBuf,
@@ -201,11 +189,22 @@ pub enum BundleError {
         got: String,
     },
     /// The file system failed.
-    #[error("cannot read {path}", path = .path.display())]
+    #[error("{path} cannot be read", path = .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+}
+
+impl BundleError {
+    /// Whether the bundle exists but differs from what was exported: files are missing, cut short
+    /// or changed.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            BundleError::Missing { .. } | BundleError::Size { .. } | BundleError::Sha256 { .. }
+        )
+    }
 }

@@ -1,9 +1,9 @@
-//! How sure a model is of its answer, read from its own probabilities. Uncalibrated.
+//! How sure a model is of its answer, from its own probabilities. Uncalibrated.
 
 use crate::answer::{Confidence, ConfidenceSource};
 
-/// The share of tokens that may be less likely than the confidence says: one bad token in a long
-/// answer does not ruin it, a bad stretch does.
+/// The share of tokens that may be less likely than the confidence: one unlikely token in a long
+/// answer does not lower it, several do.
 const QUANTILE: f64 = 0.1;
 
 /// The confidence of a choice among candidates: the winner's probability.
@@ -18,7 +18,7 @@ pub(crate) fn of_candidates(probabilities: impl IntoIterator<Item = f64>) -> Con
 /// logs, 0 or less).
 ///
 /// The quantile lies at rank `0.1 · (n - 1)` of the sorted values, interpolated linearly between
-/// its two neighbours (numpy's default). No tokens, no confidence: an empty answer is 0.
+/// its two neighbours (numpy's default). An empty answer has confidence 0.
 pub(crate) fn of_tokens(logprobs: impl IntoIterator<Item = f32>) -> Confidence {
     let mut sorted: Vec<f64> = logprobs.into_iter().map(f64::from).collect();
     sorted.sort_by(f64::total_cmp);
@@ -29,13 +29,13 @@ pub(crate) fn of_tokens(logprobs: impl IntoIterator<Item = f32>) -> Confidence {
     }
 }
 
-/// The `q` quantile, 0..=1, of ascending values; `None` of none.
+/// The `q` quantile (0..=1) of ascending values; `None` when there are none.
 fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let rank = q * last as f64;
     let below = sorted[rank.floor() as usize];
     let above = sorted[rank.ceil() as usize];
-    // Two infinite neighbours would give NaN below.
+    // Also for two infinite neighbours, of which the line below would make NaN.
     if below == above {
         return Some(below);
     }

@@ -1,5 +1,4 @@
-//! A model without weights, for tests of what drives one: it says what it is told to, or what a
-//! hash of all it saw gives.
+//! A model without weights for tests: it answers with a script, or with a hash of its inputs.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -19,20 +18,19 @@ pub(crate) struct Runs {
     pub(crate) decoded_tokens: AtomicUsize,
 }
 
-/// Everything seen, to the logits of what comes next.
+/// From everything seen, [seen, HIDDEN], to the logits of the next token.
 pub(crate) type NextLogits = Box<dyn Fn(&[f32]) -> Vec<f32> + Send>;
 
-/// Its cache is the list of embeddings it has seen.
+/// A model that keeps the embeddings it has seen as its cache.
 pub(crate) struct FakeModel {
     pub(crate) vocab_size: usize,
     pub(crate) tokens_per_tile: usize,
     pub(crate) runs: Arc<Runs>,
-    /// The logits after everything seen so far, [seen, HIDDEN].
     pub(crate) logits: NextLogits,
 }
 
 impl FakeModel {
-    /// Puts out logits that depend on every value it saw.
+    /// A model with logits that depend on every value it has seen.
     pub(crate) fn hashing(vocab_size: usize, tokens_per_tile: usize) -> Self {
         let logits = move |seen: &[f32]| {
             (0..vocab_size)
@@ -55,13 +53,15 @@ impl FakeModel {
         }
     }
 
-    /// Says `script` after a prompt of `prompt_tokens`, each token with logit `ln(vocab_size - 1)`:
-    /// probability one half.
+    /// A model that answers `script` after a prompt of `prompt_tokens`, each token with logit
+    /// `ln(vocab_size - 1)`: probability one half.
     pub(crate) fn scripted(vocab_size: usize, prompt_tokens: usize, script: &[u32]) -> Self {
         let script = script.to_vec();
         let logits = move |seen: &[f32]| {
             let mut row = vec![0.0; vocab_size];
-            if let Some(&id) = script.get(seen.len() / HIDDEN - prompt_tokens) {
+            // Positions within the prompt predict nothing in particular.
+            let answered = (seen.len() / HIDDEN).checked_sub(prompt_tokens);
+            if let Some(&id) = answered.and_then(|answered| script.get(answered)) {
                 row[id as usize] = ((vocab_size - 1) as f32).ln();
             }
             row
@@ -74,7 +74,7 @@ impl FakeModel {
         }
     }
 
-    /// The embeddings of `ids`, as [`Model::embed`] gives them.
+    /// The embeddings of `ids`, as [`Model::embed`] returns them.
     pub(crate) fn embedded(ids: &[u32]) -> Vec<f32> {
         ids.iter().flat_map(|&id| [id as f32, 1.0]).collect()
     }
@@ -120,7 +120,7 @@ impl Model for FakeModel {
         assert_eq!(
             seen.len(),
             past.tokens * HIDDEN,
-            "a cache holds what it says"
+            "a cache has as many embeddings as it counts"
         );
         let mut rows = Vec::new();
         for embedding in inputs_embeds.chunks(HIDDEN) {

@@ -1,17 +1,17 @@
 //! Free text, decoded greedily: prefill in chunks, then one token a step until an end token, a
-//! limit, or the caller stops it.
+//! limit, or the caller ends it.
 
 use std::ops::ControlFlow;
 
 use crate::answer::FinishReason;
-use crate::logits::{LogitsRow, Reading};
+use crate::logits::{LogitsRow, TokenLogprobs};
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError};
 
-/// Tokens run through the decoder at once while prefilling. The published graphs put out logits of
+/// Tokens run through the decoder at once while prefilling. The published graphs return logits for
 /// every position, so this bounds them: 256 · 49,280 · 4 bytes = 50 MB.
 const PREFILL_CHUNK: usize = 256;
 
-/// Runs `inputs_embeds` ([n, hidden_size], n ≥ 1) behind `past` and returns the last position's
+/// Runs `inputs_embeds` ([n, hidden_size], n ≥ 1) after `past` and returns the last position's
 /// logits and the grown cache.
 pub(crate) fn prefill(
     model: &mut dyn Model,
@@ -29,37 +29,38 @@ pub(crate) fn prefill(
     Ok(decoded)
 }
 
-/// When to end.
+/// How free text is decoded, and when it ends.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits<'a> {
+pub(crate) struct GenerateOptions<'a> {
     /// Ids that end an answer; not part of it.
     pub(crate) stop: &'a [u32],
     /// Most tokens of the answer.
     pub(crate) max_new_tokens: usize,
     /// Longest sequence the model was made for, prompt and answer together.
     pub(crate) context_length: usize,
-    /// Likeliest tokens told beside each of the answer's.
+    /// Likeliest tokens listed beside each of the answer's.
     pub(crate) top_logprobs: usize,
 }
 
-/// Decodes greedily behind a prefilled prompt; `on_token` gets each as soon as it is known.
+/// Decodes greedily after a prefilled prompt. `on_token` gets each token as soon as it is known,
+/// and may end the answer there.
 pub(crate) fn generate(
     model: &mut dyn Model,
     prompt: Decoded,
-    limits: Limits<'_>,
-    on_token: &mut dyn FnMut(Reading) -> ControlFlow<()>,
+    options: GenerateOptions<'_>,
+    on_token: &mut dyn FnMut(TokenLogprobs) -> ControlFlow<()>,
 ) -> Result<FinishReason, ModelError> {
     let mut decoded = prompt;
-    for _ in 0..limits.max_new_tokens {
+    for _ in 0..options.max_new_tokens {
         let row = LogitsRow::new(&decoded.logits)?;
         let id = row.top();
-        if limits.stop.contains(&id) {
+        if options.stop.contains(&id) {
             return Ok(FinishReason::Stop);
         }
-        if on_token(row.read(id, limits.top_logprobs)?).is_break() {
+        if on_token(row.token(id, options.top_logprobs)?).is_break() {
             return Ok(FinishReason::Stop);
         }
-        if decoded.cache.tokens >= limits.context_length {
+        if decoded.cache.tokens >= options.context_length {
             return Ok(FinishReason::Length);
         }
         let inputs_embeds = model.embed(&[id])?;
@@ -77,7 +78,7 @@ mod tests {
     use crate::fake::{FakeModel, HIDDEN};
 
     const PROMPT: [u32; 3] = [1, 2, 3];
-    const LIMITS: Limits<'_> = Limits {
+    const OPTIONS: GenerateOptions<'_> = GenerateOptions {
         stop: &[9, 8],
         max_new_tokens: 10,
         context_length: 100,
@@ -86,7 +87,7 @@ mod tests {
 
     fn run(
         model: &mut FakeModel,
-        limits: Limits<'_>,
+        options: GenerateOptions<'_>,
         mut stop_at: usize,
     ) -> (Vec<u32>, Vec<f64>, Result<FinishReason, ModelError>) {
         let prompt = prefill(
@@ -97,7 +98,7 @@ mod tests {
         )
         .unwrap();
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
-        let finish = generate(model, prompt, limits, &mut |token| {
+        let finish = generate(model, prompt, options, &mut |token| {
             ids.push(token.id);
             logprobs.push(token.logprob);
             stop_at -= 1;
@@ -111,11 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn ends_where_it_must() {
+    fn ends_at_an_end_token_a_limit_or_the_caller() {
         struct Case {
             name: &'static str,
             script: &'static [u32],
-            limits: Limits<'static>,
+            options: GenerateOptions<'static>,
             stop_at: usize,
             ids: &'static [u32],
             finish: FinishReason,
@@ -124,7 +125,7 @@ mod tests {
             Case {
                 name: "first end token",
                 script: &[5, 6, 9],
-                limits: LIMITS,
+                options: OPTIONS,
                 stop_at: 99,
                 ids: &[5, 6],
                 finish: FinishReason::Stop,
@@ -132,15 +133,15 @@ mod tests {
             Case {
                 name: "other end token",
                 script: &[5, 8, 6],
-                limits: LIMITS,
+                options: OPTIONS,
                 stop_at: 99,
                 ids: &[5],
                 finish: FinishReason::Stop,
             },
             Case {
-                name: "nothing to say",
+                name: "end token at once",
                 script: &[9],
-                limits: LIMITS,
+                options: OPTIONS,
                 stop_at: 99,
                 ids: &[],
                 finish: FinishReason::Stop,
@@ -148,22 +149,22 @@ mod tests {
             Case {
                 name: "token limit",
                 script: &[5, 6, 7, 9],
-                limits: Limits {
+                options: GenerateOptions {
                     max_new_tokens: 2,
-                    ..LIMITS
+                    ..OPTIONS
                 },
                 stop_at: 99,
                 ids: &[5, 6],
                 finish: FinishReason::Length,
             },
             Case {
-                // Three tokens of prompt and two fed fill the context; the third is still read off
-                // its last position.
+                // Three tokens of prompt and two fed fill the context; the third is still predicted
+                // at its last position.
                 name: "context end",
                 script: &[5, 6, 7, 7],
-                limits: Limits {
+                options: GenerateOptions {
                     context_length: 5,
-                    ..LIMITS
+                    ..OPTIONS
                 },
                 stop_at: 99,
                 ids: &[5, 6, 7],
@@ -172,7 +173,7 @@ mod tests {
             Case {
                 name: "caller",
                 script: &[5, 6, 7, 9],
-                limits: LIMITS,
+                options: OPTIONS,
                 stop_at: 2,
                 ids: &[5, 6],
                 finish: FinishReason::Stop,
@@ -180,7 +181,7 @@ mod tests {
         ];
         for case in cases {
             let mut model = FakeModel::scripted(10, PROMPT.len(), case.script);
-            let (ids, logprobs, finish) = run(&mut model, case.limits, case.stop_at);
+            let (ids, logprobs, finish) = run(&mut model, case.options, case.stop_at);
             assert_eq!(ids, case.ids, "{}", case.name);
             assert_eq!(finish.unwrap(), case.finish, "{}", case.name);
             assert!(
@@ -206,8 +207,8 @@ mod tests {
                 10
             ]
         });
-        let (ids, _, finish) = run(&mut model, LIMITS, 99);
-        assert_eq!(ids, [0], "the token before the overflow stands");
+        let (ids, _, finish) = run(&mut model, OPTIONS, 99);
+        assert_eq!(ids, [0], "the token before the overflow is kept");
         assert!(matches!(finish, Err(ModelError::Logits { index: 0, .. })));
     }
 

@@ -1,6 +1,6 @@
-//! How hashes are written.
+//! Hashes as text.
 
-/// Lower-case hex, as in manifests.
+/// A hash in lower-case hex, as in manifests.
 pub fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

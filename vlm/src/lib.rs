@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bundle folder ──Bundle::open──▶ files, every one hashed
-//! Request ─▶ picture ─▶ tiles ─▶ pixel_values ─▶ Model::encode ─▶ image features ─┐
+//! Request ─▶ images ──▶ tiles ─▶ pixel_values ─▶ Model::encode ─▶ image features ─┐
 //!        └─▶ template ─▶ prompt ─▶ input_ids ──▶ Model::embed ──▶ inputs_embeds ◀─┘
 //!                                                    │ prefill (prefix kept: the next question on the frame starts here)
 //!                                                    ▼

@@ -1,4 +1,4 @@
-//! A row of logits, read as a distribution over the vocabulary: the likeliest token, and
+//! A row of logits as a distribution over the vocabulary: the likeliest token, and
 //! log-probabilities.
 //!
 //! Sums over the vocabulary are done in f64: with tens of thousands of terms, f32 would lose the
@@ -14,23 +14,23 @@ pub struct LogitsRow<'a> {
     logsumexp: f64,
 }
 
-/// A token read off its row.
+/// A token's log-probability in its row, and the likeliest tokens there.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Reading {
+pub(crate) struct TokenLogprobs {
     /// The token.
     pub(crate) id: u32,
     /// Natural log of its probability.
     pub(crate) logprob: f64,
-    /// The likeliest tokens there with theirs, likeliest first.
+    /// The likeliest tokens in the row with theirs, likeliest first.
     pub(crate) top: Vec<(u32, f64)>,
 }
 
 impl<'a> LogitsRow<'a> {
-    /// Reads a row.
+    /// Checks a row and normalises it.
     ///
     /// # Errors
-    /// When it holds NaN or +inf, or nothing but -inf: a model that overflowed has no answer, and
-    /// an arbitrary token is not one.
+    /// When it holds NaN or +inf, or nothing but -inf: the model overflowed, and an arbitrary token
+    /// would be no answer.
     pub fn new(logits: &'a [f32]) -> Result<Self, ModelError> {
         if let Some((index, &value)) = logits
             .iter()
@@ -99,24 +99,24 @@ impl<'a> LogitsRow<'a> {
         Ok(f64::from(*logit) - self.logsumexp)
     }
 
-    /// Reads the token `id` off the row, with the `top` likeliest beside it.
+    /// The log-probability of the token `id`, and those of the `top` likeliest.
     ///
     /// # Errors
     /// When the id is outside the vocabulary.
-    pub(crate) fn read(&self, id: u32, top: usize) -> Result<Reading, ModelError> {
+    pub(crate) fn token(&self, id: u32, top: usize) -> Result<TokenLogprobs, ModelError> {
         let top = self
             .top_n(top)
             .into_iter()
             .map(|(id, logit)| (id, f64::from(logit) - self.logsumexp))
             .collect();
-        Ok(Reading {
+        Ok(TokenLogprobs {
             id,
             logprob: self.logprob(id)?,
             top,
         })
     }
 
-    /// Natural log of the sum of the exponentials.
+    /// Natural log of the sum of the row's exponentials.
     pub fn logsumexp(&self) -> f64 {
         self.logsumexp
     }

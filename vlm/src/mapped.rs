@@ -1,4 +1,5 @@
-//! Files as memory: bundles and checkpoints are larger than the memory of the boxes that read them.
+//! Memory-mapped files: bundles and checkpoints are larger than the memory of the devices that read
+//! them.
 //!
 //! The only unsafe code of the workspace.
 
@@ -9,7 +10,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-/// A whole file, readable as bytes; pages are loaded when touched.
+/// A whole file as bytes; pages are loaded when touched.
 #[derive(Debug)]
 pub struct MappedFile(Mmap);
 
@@ -17,7 +18,7 @@ impl MappedFile {
     /// Maps a file for reading.
     ///
     /// # Errors
-    /// When the file cannot be opened or mapped; a folder or another special file is refused.
+    /// When the file cannot be opened or mapped, or is a folder or another special file.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
@@ -30,9 +31,9 @@ impl MappedFile {
             unsafe_code,
             reason = "mapping is what lets a checkpoint exceed memory"
         )]
-        // SAFETY: the bytes are only ever read. A file that another process changes meanwhile would
-        // change under us, which is why nobody writes into a published bundle or checkpoint: they
-        // are replaced whole, by rename.
+        // SAFETY: the bytes are only read. A file that another process writes to would change under
+        // us, so published bundles and checkpoints are never written to: they are replaced whole,
+        // by rename.
         let map = unsafe { Mmap::map(&file)? };
         Ok(MappedFile(map))
     }

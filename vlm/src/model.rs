@@ -1,5 +1,4 @@
-//! The seam between generation and an inference engine: three graphs, run by whichever backend is
-//! present.
+//! The interface between generation and an inference engine: three graphs, run by one backend.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ pub trait Model: Send {
     /// Runs the vision encoder on each frame.
     ///
     /// `pixel_values`: [frames, 3, T, T] f32, row-major, normalised. Returns [frames · S, H] f32,
-    /// row-major.
+    /// row-major, where T is a tile's side, S its image tokens and H the hidden size.
     ///
     /// # Errors
     /// When the backend fails or returns another shape.
@@ -21,10 +20,10 @@ pub trait Model: Send {
     /// When the backend fails, or an id is outside the vocabulary.
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError>;
 
-    /// Runs the decoder over `inputs_embeds` ([n, H]) behind `past`.
+    /// Runs the decoder over `inputs_embeds` ([n, H] f32, row-major) after `past`.
     ///
-    /// Returns logits of the positions asked for and the cache grown by n. `past` is untouched, so
-    /// several continuations may start from one prefix.
+    /// Returns the logits of the requested positions and the cache grown by n. `past` is untouched,
+    /// so several continuations may start from one prefix.
     ///
     /// # Errors
     /// When the backend fails, returns another shape, or `past` is another backend's.
@@ -53,7 +52,7 @@ pub enum Logits {
 pub struct Decoded {
     /// [1 or n, vocabulary] f32, row-major.
     pub logits: Vec<f32>,
-    /// The past of the next run.
+    /// The tokens so far: the next run's `past`.
     pub cache: KvCache,
 }
 
@@ -68,7 +67,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// The past of a first token.
+    /// The cache before the first token.
     pub fn empty() -> Self {
         KvCache {
             tokens: 0,
@@ -106,12 +105,12 @@ pub enum ModelError {
         backend: &'static str,
         /// The graph it ran.
         graph: &'static str,
-        /// The engine's own words.
+        /// The engine's own message.
         message: String,
     },
-    /// A tensor has another shape than the manifest says.
+    /// A tensor's shape is not the manifest's.
     #[error(
-        "{graph}: expected {tensor} of {expected:?}, got {got:?}; manifest and graph are of different models: export the bundle again"
+        "{graph}: expected {tensor} of {expected:?}, got {got:?}; the manifest and the graph are of different models: export the bundle again"
     )]
     Shape {
         /// The graph it ran.
@@ -123,19 +122,19 @@ pub enum ModelError {
         /// From the engine.
         got: Vec<usize>,
     },
-    /// The decoder put out something that is no distribution.
+    /// The decoder's output is not a distribution.
     #[error(
-        "logits hold {value} at token id {index}: expected finite numbers; the model overflowed, or its weights are damaged"
+        "logits are {value} at token id {index}: expected finite numbers; the model overflowed, or its weights are damaged: export the bundle again"
     )]
     Logits {
         /// The first offending token id.
         index: usize,
-        /// What stands there.
+        /// Its logit.
         value: f32,
     },
     /// A token id outside the vocabulary.
     #[error(
-        "token id {id} is outside the vocabulary of {vocab_size}; the tokenizer is another model's: export the bundle again with its own"
+        "token id {id} is outside the vocabulary of {vocab_size}; the tokenizer is that of another model: export the bundle again with its own"
     )]
     TokenId {
         /// The id.

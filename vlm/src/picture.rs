@@ -1,8 +1,8 @@
-//! Pictures as 8-bit RGB, and the decoding of picture files into them.
+//! Images as 8-bit RGB, and the decoding of image files into them.
 //!
-//! File bytes come from cameras and strangers: the size is judged from the header before a pixel is
-//! decoded, and what the model sees is settled here once and for all: EXIF orientation applied,
-//! alpha over white, 16-bit samples cut to their high byte.
+//! File bytes are untrusted: the size is checked in the header before a pixel is decoded. What the
+//! model sees is decided here: EXIF orientation is applied, alpha is blended over white, 16-bit
+//! samples are cut to their high byte.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -13,10 +13,11 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Li
 /// The largest picture that is decoded, in pixels.
 pub const PIXELS_MAX: u64 = firmware_config::limits::IMAGE_PIXELS_MAX;
 
-/// What a decoder may allocate: [`PIXELS_MAX`] of the widest pixel (16-bit RGBA), and its tables.
+/// Bytes that a decoder may allocate: [`PIXELS_MAX`] of the widest pixel (16-bit RGBA), and its
+/// tables.
 const DECODER_BYTES_MAX: u64 = PIXELS_MAX * 8 + (32 << 20);
 
-/// An 8-bit RGB picture, cheap to clone.
+/// An 8-bit RGB image, cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     width: u32,
@@ -54,15 +55,14 @@ impl Picture {
         })
     }
 
-    /// Decodes a JPEG, PNG, WebP, BMP or GIF file (its first frame), whichever its first bytes say
-    /// it is.
+    /// Decodes a JPEG, PNG, WebP, BMP or GIF file (its first frame), recognised by its first bytes.
     ///
     /// # Errors
-    /// When the bytes are none of these, are cut short or damaged, or the header tells of more than
+    /// When the bytes are none of these, are cut short or damaged, or the header has more than
     /// [`PIXELS_MAX`] pixels.
     pub fn decode(bytes: &[u8]) -> Result<Self, PictureError> {
         let (mut decoder, format) = decoder(bytes)?;
-        // Damaged metadata is no reason to lose the picture.
+        // Damaged metadata is no reason to refuse the image.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let decoded = DynamicImage::from_decoder(decoder);
         let mut decoded =
@@ -71,10 +71,11 @@ impl Picture {
         Picture::from_rgb(decoded.width(), decoded.height(), rgb(decoded))
     }
 
-    /// The pixels that [`Picture::decode`] would give, width times height, by the header alone.
+    /// Number of pixels that [`Picture::decode`] would return, width times height, from the header
+    /// alone.
     ///
     /// # Errors
-    /// As [`Picture::decode`], as far as the header shows it.
+    /// As [`Picture::decode`], for faults that the header shows.
     pub fn pixels_of(bytes: &[u8]) -> Result<u64, PictureError> {
         let (decoder, _) = decoder(bytes)?;
         let (width, height) = decoder.dimensions();
@@ -103,7 +104,7 @@ impl std::fmt::Debug for Picture {
     }
 }
 
-/// What decodes a picture file, its header read and found small enough.
+/// A decoder for an image file, after its header has been read and its size checked.
 fn decoder(bytes: &[u8]) -> Result<(impl ImageDecoder, ImageFormat), PictureError> {
     if bytes.is_empty() {
         return Err(PictureError::Empty);
@@ -136,7 +137,7 @@ fn check_size(width: u32, height: u32) -> Result<(), PictureError> {
     }
 }
 
-/// [height, width, RGB] of a decoded picture.
+/// The pixels of a decoded image, [height, width, RGB] row-major.
 fn rgb(decoded: DynamicImage) -> Vec<u8> {
     let channels = usize::from(decoded.color().channel_count());
     let samples = match decoded {
@@ -164,25 +165,25 @@ fn rgb(decoded: DynamicImage) -> Vec<u8> {
     }
 }
 
-/// Cut, not rounded: 16-bit PNGs reach the models this way in training.
+/// 16-bit samples to 8 bits: cut, not rounded, as in the models' training.
 fn high_bytes(samples: &[u16]) -> Vec<u8> {
     samples.iter().map(|sample| (sample >> 8) as u8).collect()
 }
 
-/// A sample of straight alpha on a white ground, rounded to nearest.
+/// A sample with straight alpha blended over white, rounded to nearest.
 fn over_white(sample: u8, alpha: u8) -> u8 {
     let (sample, alpha) = (u32::from(sample), u32::from(alpha));
     ((sample * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
 
-/// Whether a JPEG's image data is closed by an end marker. The decoder fills what is missing with
-/// grey and reports nothing.
+/// Whether a JPEG's image data has its end marker. The decoder fills missing data with grey and
+/// reports no error.
 fn jpeg_ends(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
         match (bytes.get(at), bytes.get(at + 1)) {
             (None, _) | (_, None) => return false,
-            // Fill bytes may stand before a marker.
+            // Fill bytes are allowed before a marker.
             (Some(0xFF), Some(0xFF)) => at += 1,
             // Within image data, FF is followed by 00 or a restart marker, so FF D9 can only be the
             // end.
@@ -195,29 +196,28 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
                 }
                 None => return false,
             },
-            // Not a marker: let the decoder say what is wrong.
+            // Not a marker: the decoder reports what is wrong.
             _ => return true,
         }
     }
 }
 
+/// The format's usual file extension.
 fn name(format: ImageFormat) -> &'static str {
-    format
-        .extensions_str()
-        .first()
-        .copied()
-        .unwrap_or("picture")
+    format.extensions_str().first().copied().unwrap_or("image")
 }
 
-/// Why there is no picture.
+/// Why bytes are not an image.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
     /// No bytes at all.
-    #[error("picture: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes")]
+    #[error(
+        "image: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes; send the whole file"
+    )]
     Empty,
     /// The first bytes are of no known format.
     #[error(
-        "picture: expected a jpeg, png, webp, bmp or gif file, got {bytes} bytes that begin with {head}; convert it first"
+        "image: expected a jpeg, png, webp, bmp or gif file, got {bytes} bytes that begin with {head}; convert it first"
     )]
     Format {
         /// Length of the file.
@@ -227,7 +227,7 @@ pub enum PictureError {
     },
     /// A side of zero, or too many pixels.
     #[error(
-        "picture of {width}x{height}: expected sides of 1 or more and at most {PIXELS_MAX} pixels; scale it first"
+        "image of {width}x{height}: expected sides of 1 or more and at most {PIXELS_MAX} pixels; scale it first"
     )]
     Size {
         /// From the header.
@@ -235,9 +235,9 @@ pub enum PictureError {
         /// From the header.
         height: u32,
     },
-    /// The file ends before the picture does.
+    /// The file ends before its image data does.
     #[error(
-        "picture: {format} file ends after {bytes} bytes, before its last pixel; send the whole file"
+        "image: {format} file ends after {bytes} bytes, before its last pixel; send the whole file"
     )]
     Truncated {
         /// `jpg`, `png`, ….
@@ -245,20 +245,20 @@ pub enum PictureError {
         /// Length of the file.
         bytes: usize,
     },
-    /// The decoder gave up.
-    #[error("picture: damaged or unsupported {format} file: {message}")]
+    /// The decoder failed.
+    #[error("image: damaged or unsupported {format} file: {message}; convert it first")]
     Decode {
         /// `jpg`, `png`, ….
         format: &'static str,
-        /// The decoder's own words.
+        /// The decoder's own message.
         message: String,
     },
-    /// The pixels do not fill the sides.
-    #[error("picture of {width}x{height} RGB: expected {expected} bytes, got {got}")]
+    /// The length of the pixels is not that of the sides.
+    #[error("image of {width}x{height} RGB: expected {expected} bytes, got {got}")]
     Length {
-        /// As told.
+        /// As given.
         width: u32,
-        /// As told.
+        /// As given.
         height: u32,
         /// width x height x 3.
         expected: usize,

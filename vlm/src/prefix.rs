@@ -1,5 +1,5 @@
-//! Prompt prefixes whose KV cache is kept: every question about a picture begins with the same
-//! tokens and the same pixels.
+//! Prompt prefixes with their KV caches: every question about an image begins with the same tokens
+//! and the same pixels.
 
 use std::collections::VecDeque;
 
@@ -12,9 +12,9 @@ const PREFIXES_MAX: usize = 2;
 /// What makes two prefixes the same to the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PrefixKey {
-    /// Token ids up to and with the last image token.
+    /// Token ids up to and including the last image token.
     pub(crate) input_ids: Vec<u32>,
-    /// Hex sha256 of the pixels that stand behind the image tokens.
+    /// Hex sha256 of the pixels that the image tokens stand for.
     pub(crate) pixel_sha256: String,
 }
 
@@ -34,13 +34,12 @@ impl Prefixes {
         Some(cache)
     }
 
-    /// Frees what the next [`Prefixes::keep`] would drop, before the memory for its successor is
-    /// taken.
+    /// Drops what the next [`Prefixes::keep`] would, before memory for its successor is allocated.
     pub(crate) fn make_room(&mut self) {
         self.kept.truncate(PREFIXES_MAX - 1);
     }
 
-    /// Keeps a prefix, in place of the one not used for the longest time.
+    /// Keeps a prefix in place of the least recently used one.
     pub(crate) fn keep(&mut self, key: PrefixKey, cache: KvCache) {
         self.kept.retain(|(kept, _)| *kept != key);
         self.make_room();

@@ -1,7 +1,7 @@
 //! A conversation to the prompt's token ids.
 //!
-//! template -> pieces -> stretches of text between special tokens, each tokenized whole -> ids.
-//! Every picture becomes its image tokens, every clip a list of timed frames.
+//! template -> parts -> text between special tokens, tokenized as one -> ids. Every image becomes
+//! its image tokens, every clip a list of timed frames.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use firmware_config::manifest::{ImageRules, PromptTokens};
 
 use crate::picture::Picture;
 use crate::request::{Content, Role, Turn};
-use crate::template::{Piece, Template, TemplateError};
+use crate::template::{Part, Template, TemplateError};
 use crate::tiles::{Layout, layout};
 use crate::tokenizer::{Span, Tokenizer, TokenizerError};
 use crate::video::Clip;
 
-/// Most bytes that are said in one conversation: above this no context is long enough, and
-/// tokenizing would only take time.
+/// Most bytes of text in one conversation: no context is long enough for more, and tokenizing it
+/// would only take time.
 const TEXT_BYTES_MAX: usize = 1 << 20;
 
 /// What turns conversations into prompts for one model.
@@ -27,24 +27,24 @@ pub(crate) struct PromptRules<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     /// Ids of the image tokens.
     pub(crate) tokens: &'a PromptTokens,
-    /// How pictures are tiled.
+    /// How images are tiled.
     pub(crate) image: &'a ImageRules,
     /// Longest sequence in tokens.
     pub(crate) context_length: usize,
 }
 
-/// What the decoder is given.
+/// The decoder's input for one conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prompt {
-    /// The conversation as rendered, `<image>` and `<video>` where pictures and clips stand.
+    /// The conversation as rendered, `<image>` and `<video>` in place of images and clips.
     pub(crate) text: String,
-    /// Its ids, every picture expanded to its image tokens.
+    /// Its ids, every image expanded to its image tokens.
     pub(crate) input_ids: Vec<u32>,
     /// Length of the part that does not depend on the question: up to and including the last image
-    /// token, 0 without pictures.
+    /// token, 0 without images.
     pub(crate) prefix_len: usize,
-    /// Where the image tokens are, ascending: the rows of the image features, in their order, go
-    /// there.
+    /// Positions of the image tokens, ascending: the rows of the image features go there, in their
+    /// order.
     pub(crate) image_positions: Vec<usize>,
 }
 
@@ -52,60 +52,52 @@ impl PromptRules<'_> {
     /// The prompt of a conversation whose last turn is the user's.
     ///
     /// # Errors
-    /// When nothing is asked, the prompt is longer than the context, the template fails or loses a
-    /// picture, or `split` is asked of a model without tile tokens.
+    /// When the last turn has no text, the prompt is longer than the context, the template fails or
+    /// drops an image, or `split` is asked of a model without tile tokens.
     pub(crate) fn prompt(&self, turns: &[Turn], split: bool) -> Result<Prompt, PromptError> {
         check_turns(turns)?;
-        let pictures: Vec<&Picture> = turns
+        let images: Vec<&Picture> = turns
             .iter()
             .flat_map(|turn| &turn.content)
-            .filter_map(picture)
+            .filter_map(image)
             .collect();
-        let mut unplaced = pictures.iter();
+        let mut unplaced = images.iter();
         let mut placed = 0;
-        let mut draft = Draft {
-            rules: self,
-            text: String::new(),
-            stretch: String::new(),
-            input_ids: Vec::new(),
-        };
-        for piece in self.template.render(turns)? {
-            match piece {
-                Piece::Said(text) => draft.say(text),
-                Piece::Shown(clip) => draft.clip(clip)?,
-                Piece::Own(own) => {
-                    draft.text.push_str(&own);
-                    for span in self.tokenizer.split(&own) {
+        let mut prompt = PromptBuilder::new(self);
+        for part in self.template.render(turns)? {
+            match part {
+                Part::Text(text) => prompt.text(text),
+                Part::Clip(clip) => prompt.clip(clip)?,
+                // Only the template's own markup may hold special tokens.
+                Part::Markup(markup) => {
+                    prompt.rendered.push_str(&markup);
+                    for span in self.tokenizer.split(&markup) {
                         match span {
-                            Span::Text(text) => draft.stretch.push_str(text),
+                            Span::Text(text) => prompt.pending.push_str(text),
                             Span::Special(id) if id == self.tokens.image => {
                                 placed += 1;
-                                if let Some(picture) = unplaced.next() {
-                                    draft.tiles(layout(
-                                        picture.width(),
-                                        picture.height(),
-                                        self.image,
-                                        split,
-                                    ))?;
+                                if let Some(image) = unplaced.next() {
+                                    let (width, height) = (image.width(), image.height());
+                                    prompt.tiles(layout(width, height, self.image, split))?;
                                 }
                             }
-                            Span::Special(id) => draft.special(id)?,
+                            Span::Special(id) => prompt.special(id)?,
                         }
                     }
                 }
             }
         }
-        if placed != pictures.len() {
-            return Err(PromptError::Pictures {
-                given: pictures.len(),
+        if placed != images.len() {
+            return Err(PromptError::Images {
+                given: images.len(),
                 placed,
             });
         }
-        draft.finish()
+        prompt.finish()
     }
 }
 
-fn picture(content: &Content) -> Option<&Picture> {
+fn image(content: &Content) -> Option<&Picture> {
     match content {
         Content::Picture(picture) => Some(picture),
         Content::Text(_) | Content::Clip(_) => None,
@@ -113,14 +105,14 @@ fn picture(content: &Content) -> Option<&Picture> {
 }
 
 fn check_turns(turns: &[Turn]) -> Result<(), PromptError> {
-    let said = |turn: &Turn| {
+    let has_text = |turn: &Turn| {
         turn.content
             .iter()
             .any(|content| matches!(content, Content::Text(text) if !text.trim().is_empty()))
     };
     if !turns
         .last()
-        .is_some_and(|turn| turn.role == Role::User && said(turn))
+        .is_some_and(|turn| turn.role == Role::User && has_text(turn))
     {
         return Err(PromptError::Empty);
     }
@@ -144,55 +136,65 @@ fn check_turns(turns: &[Turn]) -> Result<(), PromptError> {
     }
 }
 
-/// A prompt in the making.
-struct Draft<'a> {
+/// A prompt while its parts are added.
+struct PromptBuilder<'a> {
     rules: &'a PromptRules<'a>,
-    text: String,
-    /// Text since the last special token: tokens may reach across its parts, so it is tokenized
-    /// whole.
-    stretch: String,
+    rendered: String,
+    /// Text since the last special token: tokens may reach across its parts, so it is tokenized as
+    /// one.
+    pending: String,
     input_ids: Vec<u32>,
 }
 
-impl Draft<'_> {
-    fn say(&mut self, text: &str) {
-        self.text.push_str(text);
-        self.stretch.push_str(text);
+impl<'a> PromptBuilder<'a> {
+    fn new(rules: &'a PromptRules<'a>) -> Self {
+        PromptBuilder {
+            rules,
+            rendered: String::new(),
+            pending: String::new(),
+            input_ids: Vec::new(),
+        }
     }
 
+    fn text(&mut self, text: &str) {
+        self.rendered.push_str(text);
+        self.pending.push_str(text);
+    }
+
+    /// The pending text's ids, then a special token.
     fn special(&mut self, id: u32) -> Result<(), PromptError> {
         self.input_ids
-            .extend(self.rules.tokenizer.encode(&self.stretch)?);
-        self.stretch.clear();
+            .extend(self.rules.tokenizer.encode(&self.pending)?);
+        self.pending.clear();
         self.input_ids.push(id);
         Ok(())
     }
 
-    /// One picture: its tiles row by row, a line end after each row, then the whole.
+    /// One image: its tiles row by row, a newline after each row, then the whole image.
     fn tiles(&mut self, layout: Layout) -> Result<(), PromptError> {
         let tokens = self.rules.tokens;
         for row in 1..=layout.rows {
             for col in 1..=layout.cols {
                 let name = format!("<row_{row}_col_{col}>");
-                let Some(&place) = tokens.rows_cols.get(&name) else {
+                let Some(&position) = tokens.rows_cols.get(&name) else {
                     return Err(PromptError::NoTileToken { name });
                 };
-                self.frame(place)?;
+                self.tile(position)?;
             }
-            self.stretch.push('\n');
+            self.pending.push('\n');
         }
         if layout != Layout::WHOLE {
-            self.stretch.push('\n');
+            self.pending.push('\n');
         }
-        self.frame(tokens.global_img)?;
+        self.tile(tokens.global_img)?;
         self.special(tokens.fake_token_around_image)
     }
 
-    /// One tile's image tokens behind the token that tells its place.
-    fn frame(&mut self, place: u32) -> Result<(), PromptError> {
+    /// One tile: the token of its position in the image, then its image tokens.
+    fn tile(&mut self, position: u32) -> Result<(), PromptError> {
         let tokens = self.rules.tokens;
         self.special(tokens.fake_token_around_image)?;
-        self.special(place)?;
+        self.special(position)?;
         self.input_ids.extend(std::iter::repeat_n(
             tokens.image,
             self.rules.image.tokens_per_tile,
@@ -200,27 +202,28 @@ impl Draft<'_> {
         Ok(())
     }
 
+    /// One clip: a sentence about it, then its frames with their times, unsplit.
     fn clip(&mut self, clip: &Clip) -> Result<(), PromptError> {
-        self.text.push_str("<video>");
+        self.rendered.push_str("<video>");
         let (count, length) = (words(clip.frames.len()), clock(clip.duration));
         // "[H:MM:SS]" is what the models were trained on, brackets and all.
-        self.stretch.push_str(&format!("You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"));
+        self.pending.push_str(&format!("You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"));
         for frame in &clip.frames {
             let seconds = frame.at.as_secs();
-            self.stretch.push_str(&format!(
+            self.pending.push_str(&format!(
                 "\nFrame from {:02}:{:02}:",
                 seconds / 60,
                 seconds % 60
             ));
             self.tiles(Layout::WHOLE)?;
         }
-        self.stretch.push_str("\n\n");
+        self.pending.push_str("\n\n");
         Ok(())
     }
 
     fn finish(mut self) -> Result<Prompt, PromptError> {
         self.input_ids
-            .extend(self.rules.tokenizer.encode(&self.stretch)?);
+            .extend(self.rules.tokenizer.encode(&self.pending)?);
         let (tokens, context) = (self.input_ids.len(), self.rules.context_length);
         if tokens > context {
             return Err(PromptError::TooLong { tokens, context });
@@ -231,7 +234,7 @@ impl Draft<'_> {
             .collect();
         let prefix_len = image_positions.last().map_or(0, |last| last + 1);
         Ok(Prompt {
-            text: self.text,
+            text: self.rendered,
             input_ids: self.input_ids,
             prefix_len,
             image_positions,
@@ -239,7 +242,7 @@ impl Draft<'_> {
     }
 }
 
-/// A length as Python prints it: `0:00:04`, `1 day, 2:03:04`.
+/// A duration as Python prints it: `0:00:04`, `1 day, 2:03:04`.
 fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let clock = format!(
@@ -255,7 +258,8 @@ fn clock(duration: Duration) -> String {
     }
 }
 
-/// A count in English words, as in training; digits from a thousand on, which no context holds.
+/// A count in English words, as in training; digits from 1000, more frames than any context
+/// holds.
 fn words(count: usize) -> String {
     const SMALL: [&str; 20] = [
         "zero",
@@ -292,24 +296,24 @@ fn words(count: usize) -> String {
     }
 }
 
-/// Why there is no prompt.
+/// Why a conversation has no prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
-    /// No question.
-    #[error("prompt is empty: expected a last turn of the user with text in it; ask something")]
+    /// The last turn is not a question.
+    #[error("prompt has no question: expected a last turn by the user, with text; ask something")]
     Empty,
-    /// A clip that shows nothing.
-    #[error("clip has no frames: expected at least one")]
+    /// A clip without frames.
+    #[error("clip has no frames: expected at least one; sample it again")]
     EmptyClip,
     /// More text than any context holds.
     #[error("prompt has {bytes} bytes of text: expected at most {TEXT_BYTES_MAX}; shorten it")]
     TextBytes {
-        /// Of all turns.
+        /// In all turns.
         bytes: usize,
     },
     /// Longer than the context.
     #[error(
-        "prompt has {tokens} tokens: the context holds {context}; shorten it, or show fewer or unsplit pictures"
+        "prompt has {tokens} tokens: expected at most the context's {context}; shorten it, or show fewer or unsplit images"
     )]
     TooLong {
         /// Image tokens included.
@@ -317,23 +321,23 @@ pub enum PromptError {
         /// The model's context length.
         context: usize,
     },
-    /// The template and the conversation disagree.
+    /// The template drops or repeats an image.
     #[error(
-        "chat template places {placed} pictures: expected {given}; the template must print <image> once for each"
+        "chat template places {placed} images: expected {given}; the template must print <image> once for each"
     )]
-    Pictures {
+    Images {
         /// In the conversation.
         given: usize,
         /// `<image>` in the template's output.
         placed: usize,
     },
-    /// The model cannot be told where a tile lies.
-    #[error("picture cannot be split: the tokenizer has no {name}; turn splitting off")]
+    /// The tokenizer has no token for a tile's position.
+    #[error("image cannot be split: the tokenizer has no {name}; turn splitting off")]
     NoTileToken {
         /// The missing token.
         name: String,
     },
-    /// The template fails.
+    /// The template fails, or changes a text.
     #[error(transparent)]
     Template(#[from] TemplateError),
     /// The tokenizer fails.

@@ -1,4 +1,4 @@
-//! What transformers computes, for the tests: `tests/data/reference.json` and the pictures and
+//! What transformers computes, for the tests: `tests/data/reference.json`, and the images and
 //! tokenizer it was made with.
 
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ pub(crate) fn picture_file(name: &str) -> Vec<u8> {
 }
 
 pub(crate) fn picture(name: &str) -> Picture {
-    Picture::decode(&file(&format!("images/{name}"))).expect("a reference picture decodes")
+    Picture::decode(&file(&format!("images/{name}"))).expect("a reference image decodes")
 }
 
 pub(crate) fn tokenizer() -> Arc<Tokenizer> {
@@ -115,7 +115,9 @@ pub(crate) fn turns(case: &Value) -> Vec<Turn> {
         .map(|name| picture(name.as_str().expect("a name")));
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let mut content = |item: &Value| match item[0].as_str() {
-        Some("image") => Content::Picture(pictures.next().expect("as many pictures as places")),
+        Some("image") => {
+            Content::Picture(pictures.next().expect("as many images as `image` items"))
+        }
         _ => Content::Text(text(&item[1])),
     };
     let turn = |turn: &Value| Turn {

@@ -1,20 +1,21 @@
-//! What is asked of a model.
+//! A request to a model: the conversation, and how to answer it.
 
 use crate::picture::Picture;
 use crate::video::Clip;
 
-/// One question, with everything the model sees before it.
+/// One question, with the conversation before it.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// The conversation, oldest turn first; the last one is the user's.
     pub turns: Vec<Turn>,
-    /// The answers to choose from; empty for free text.
+    /// The answers to choose from, at most [`CANDIDATES_MAX`](crate::CANDIDATES_MAX); empty for
+    /// free text.
     pub candidates: Vec<String>,
-    /// Whether pictures are split into tiles.
+    /// Whether images are split into tiles.
     pub split: Split,
-    /// Longest free-text answer in tokens, 1 or more.
+    /// Longest free-text answer in tokens, 1 or more; not used with candidates.
     pub max_new_tokens: usize,
-    /// Likeliest tokens told beside each of the answer's.
+    /// Likeliest tokens listed beside each of the answer's.
     pub top_logprobs: usize,
     /// Whether the answer carries its trace.
     pub trace: bool,
@@ -23,18 +24,18 @@ pub struct Request {
 /// One message of the conversation.
 #[derive(Debug, Clone)]
 pub struct Turn {
-    /// Who speaks.
+    /// The speaker.
     pub role: Role,
-    /// What is said and shown, in order.
+    /// Its texts, images and clips, in order.
     pub content: Vec<Content>,
 }
 
-/// Who speaks.
+/// The speaker of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Standing instructions.
+    /// Instructions for the whole conversation.
     System,
-    /// The person asking.
+    /// The person who asks.
     User,
     /// The model's earlier answers.
     Assistant,
@@ -43,31 +44,31 @@ pub enum Role {
 /// One item of a message.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// Outside text: special tokens in it stay text.
+    /// Untrusted text: special tokens in it stay text.
     Text(String),
-    /// A still picture.
+    /// A still image.
     Picture(Picture),
     /// Frames of a clip with their times.
     Clip(Clip),
 }
 
-/// Whether pictures are split into tiles for small text.
+/// Whether images are split into tiles, for small text in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Split {
-    /// Off: one tile, the whole picture.
+    /// As [`Split::Off`].
     #[default]
     Auto,
-    /// 13-17 tiles and the whole picture.
+    /// A grid of tiles (4 to 16 with the released models), then the whole image as one more.
     On,
-    /// One tile, the whole picture.
+    /// One tile, the whole image.
     Off,
 }
 
 impl Request {
-    /// Longest free-text answer where nobody says otherwise, in tokens.
+    /// Default length limit of a free-text answer, in tokens.
     pub const MAX_NEW_TOKENS: usize = 128;
 
-    /// A question about a picture, answered in free text.
+    /// A question about an image, answered in free text.
     pub fn question(picture: Picture, question: &str) -> Self {
         let content = vec![
             Content::Picture(picture),

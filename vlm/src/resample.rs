@@ -1,8 +1,8 @@
-//! Lanczos resampling of 8-bit RGB, to the bit as Pillow up to 12 does it: the pictures models were
-//! trained and scored with.
+//! Lanczos resampling of 8-bit RGB, bit for bit as in Pillow up to 12, which models were trained
+//! and scored with.
 //!
-//! Two passes, horizontal first (but for pictures over 100 times as tall as wide), rounded to u8 in
-//! between; weights in 10.22 fixed point. A pass that changes nothing is skipped. Pillow 13 runs
+//! Two passes, horizontal first (except for images over 100 times as tall as wide), rounded to u8
+//! in between; weights in 10.22 fixed point. A pass that changes nothing is skipped. Pillow 13 runs
 //! the vertical pass first on more shapes, which changes bytes; the order here stays.
 
 use std::f64::consts::PI;
@@ -41,7 +41,7 @@ pub(crate) fn lanczos(pixels: &[u8], from: Size, to: Size) -> Vec<u8> {
         (true, true) => pixels.to_vec(),
         (false, true) => horizontal(pixels, from, to.width),
         (true, false) => vertical(pixels, from, to.height),
-        // Pillow's own exception, to save work on very tall pictures that lose height.
+        // Pillow's own exception, to save work on very tall images that are shrunk in height.
         (false, false) if from.height > 100 * from.width && to.height < from.height => horizontal(
             &vertical(pixels, from, to.height),
             Size {
@@ -89,6 +89,7 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
     (0..to).map(tap).collect()
 }
 
+/// The Lanczos-3 kernel.
 fn kernel(t: f64) -> f64 {
     if (-SUPPORT..SUPPORT).contains(&t) {
         sinc(t) * sinc(t / SUPPORT)
@@ -105,11 +106,12 @@ fn sinc(t: f64) -> f64 {
     }
 }
 
-/// Halves round away from zero; the cast truncates.
+/// A weight in fixed point; halves round away from zero, because the cast truncates.
 fn fixed(weight: f64) -> i32 {
     (weight * f64::from(1 << PRECISION) + 0.5_f64.copysign(weight)) as i32
 }
 
+/// A weighted sum in fixed point, which already has one half added, as a sample.
 fn to_u8(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn very_tall_pictures_lose_their_height_first() {
+    fn very_tall_images_are_resampled_vertically_first() {
         let (from, to) = (
             Size {
                 width: 2,
@@ -245,13 +247,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_flat_picture_stays_flat(w in side(), h in side(), to_w in side(), to_h in side(), level: u8) {
+        fn a_flat_image_stays_flat(w in side(), h in side(), to_w in side(), to_h in side(), level: u8) {
             let out = lanczos(&vec![level; w * h * 3], Size { width: w, height: h }, Size { width: to_w, height: to_h });
             prop_assert_eq!(out, vec![level; to_w * to_h * 3]);
         }
 
         #[test]
-        fn the_same_size_is_the_same_picture(w in 1usize..24, h in 1usize..24, seed: u8) {
+        fn the_same_size_is_the_same_image(w in 1usize..24, h in 1usize..24, seed: u8) {
             let pixels: Vec<u8> = (0..w * h * 3).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
             let size = Size { width: w, height: h };
             prop_assert_eq!(lanczos(&pixels, size, size), pixels);

@@ -1,10 +1,9 @@
-//! Candidates, scored: how likely the model would continue with each of them, and so which one it
-//! means.
+//! Scoring of candidates: how likely the model is to continue the prompt with each of them.
 //!
-//! The prompt is run once; a candidate of one token is read off its last position, a longer one
-//! costs one decoder run of its tokens behind the shared cache.
+//! The prompt is run once. A candidate of one token is scored at its last position; a longer one
+//! costs one decoder run of its tokens after the shared cache.
 
-use crate::logits::{LogitsRow, Reading};
+use crate::logits::{LogitsRow, TokenLogprobs};
 use crate::model::{Decoded, Logits, Model, ModelError};
 use crate::sink::Sink;
 use crate::tokenizer::TokenizerError;
@@ -18,7 +17,7 @@ const CANDIDATE_TOKENS_MAX: usize = 64;
 /// Why candidates cannot be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum CandidateError {
-    /// More than are scored.
+    /// More than [`CANDIDATES_MAX`].
     #[error(
         "{count} candidates: expected at most {CANDIDATES_MAX}; use free text for open questions"
     )]
@@ -26,13 +25,13 @@ pub enum CandidateError {
         /// How many were given.
         count: usize,
     },
-    /// Nothing left after trimming.
+    /// No text after trimming, or none the vocabulary has tokens for.
     #[error("candidate {position} is empty: expected text; remove it")]
     Empty {
         /// Counted from 1.
         position: usize,
     },
-    /// Two that the model cannot tell apart.
+    /// Two with the same tokens.
     #[error("candidates {first:?} and {second:?} are the same to the model; keep one")]
     Duplicate {
         /// The earlier one.
@@ -40,14 +39,14 @@ pub enum CandidateError {
         /// The later one.
         second: String,
     },
-    /// Longer than is scored.
+    /// Longer than [`CANDIDATE_TOKENS_MAX`].
     #[error(
         "candidate {begin:?}… is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers"
     )]
     TooLong {
-        /// How it begins.
+        /// Its first 32 characters.
         begin: String,
-        /// Its length.
+        /// Its length in tokens.
         tokens: usize,
     },
     /// The tokenizer fails.
@@ -67,8 +66,8 @@ pub(crate) struct Sequences {
 /// Checks candidates and turns each into the tokens the model would continue with: a space, then
 /// the trimmed text.
 ///
-/// When one candidate's tokens begin another's, the shorter could never lose, so the end token is
-/// added to all.
+/// When one candidate's tokens are a prefix of another's, the shorter could never lose, so the end
+/// token is added to all.
 pub(crate) fn sequences(
     candidates: &[String],
     tokenize: impl Fn(&str) -> Result<Vec<u32>, TokenizerError>,
@@ -113,15 +112,16 @@ pub(crate) fn sequences(
     Ok(Sequences { tokens, ended })
 }
 
-/// Reads each token of each sequence, given the prompt and the tokens before it, with the `top`
-/// likeliest beside it. `None` when `sink`, which is asked before each sequence, cancels.
-pub(crate) fn read(
+/// The log-probability of each token of each sequence, given the prompt and the tokens before it,
+/// with the `top` likeliest beside it. `None` when `sink`, which is asked before each sequence,
+/// cancels.
+pub(crate) fn logprobs(
     model: &mut dyn Model,
     prompt: &Decoded,
     sequences: &[Vec<u32>],
     top: usize,
     sink: &dyn Sink,
-) -> Result<Option<Vec<Vec<Reading>>>, ModelError> {
+) -> Result<Option<Vec<Vec<TokenLogprobs>>>, ModelError> {
     let first = LogitsRow::new(&prompt.logits)?;
     let vocab_size = prompt.logits.len();
     let mut scored = Vec::with_capacity(sequences.len());
@@ -129,35 +129,34 @@ pub(crate) fn read(
         if sink.is_cancelled() {
             return Ok(None);
         }
-        let mut readings = vec![first.read(ids[0], top)?];
+        let mut tokens = vec![first.token(ids[0], top)?];
         // The last token is only predicted, never fed.
         let fed = &ids[..ids.len() - 1];
         if !fed.is_empty() {
             let inputs_embeds = model.embed(fed)?;
             let decoded = model.decode(&inputs_embeds, &prompt.cache, Logits::All)?;
             for (row, &id) in decoded.logits.chunks_exact(vocab_size).zip(&ids[1..]) {
-                readings.push(LogitsRow::new(row)?.read(id, top)?);
+                tokens.push(LogitsRow::new(row)?.token(id, top)?);
             }
         }
-        scored.push(readings);
+        scored.push(tokens);
     }
     Ok(Some(scored))
 }
 
-/// Each candidate's score: the natural-log probability of all its tokens, which is the sum of
-/// theirs.
-pub(crate) fn scores(readings: &[Vec<Reading>]) -> Vec<f64> {
-    readings
+/// Each candidate's score: the sum of its tokens' log-probabilities, natural log.
+pub(crate) fn scores(logprobs: &[Vec<TokenLogprobs>]) -> Vec<f64> {
+    logprobs
         .iter()
         .map(|tokens| tokens.iter().map(|token| token.logprob).sum())
         .collect()
 }
 
-/// Softmax of the scores.
+/// Softmax of the scores, in their order; equal shares when every score is -inf.
 pub(crate) fn probabilities(scores: &[f64]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if max == f64::NEG_INFINITY {
-        // None is possible to the model: it has no preference.
+        // All are impossible to the model: it has no preference.
         return vec![1.0 / scores.len() as f64; scores.len()];
     }
     let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_token_is_added_to_all_where_one_begins_another() {
+    fn the_end_token_is_added_to_all_where_one_is_a_prefix_of_another() {
         let found = tokenized(&strings(&["1", "10", "2"])).unwrap();
         assert!(found.ended);
         assert_eq!(
@@ -242,7 +241,7 @@ mod tests {
         )
         .unwrap();
         let sequences = [vec![4], vec![5, 6, 7], vec![5, 8]];
-        let scored = read(&mut model, &prompt, &sequences, 1, &|_: &Piece| {})
+        let scored = logprobs(&mut model, &prompt, &sequences, 1, &|_: &Piece| {})
             .unwrap()
             .unwrap();
         for (ids, scored) in sequences.iter().zip(&scored) {
@@ -251,7 +250,7 @@ mod tests {
                 let row = (model.logits)(&FakeModel::embedded(&seen));
                 assert_eq!(
                     scored,
-                    &LogitsRow::new(&row).unwrap().read(id, 1).unwrap(),
+                    &LogitsRow::new(&row).unwrap().token(id, 1).unwrap(),
                     "token {at} of {ids:?}"
                 );
             }

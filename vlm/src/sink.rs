@@ -2,7 +2,7 @@
 
 use crate::answer::Piece;
 
-/// Takes the pieces of one answer, and says when the answer is no longer wanted.
+/// Takes the pieces of one answer, and cancels the rest when it is no longer wanted.
 ///
 /// A closure over pieces is a sink that never cancels.
 pub trait Sink {

@@ -1,25 +1,25 @@
-//! The special tokens that a chat template knows by name (`bos_token`, `eos_token`, …), as
-//! transformers hands them to it.
+//! The special tokens that a chat template may use by name (`bos_token`, `eos_token`, …), as
+//! transformers passes them.
 //!
-//! They stand in `tokenizer_config.json`; older files have them in `special_tokens_map.json` as
-//! well, which then counts.
+//! They are in `tokenizer_config.json`. Older checkpoints have them in `special_tokens_map.json` as
+//! well, which then takes precedence.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// The file that names them.
+/// File name of the tokenizer's configuration, which names them.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// The file of older tokenizers that names them too.
+/// File name of the map of older tokenizers, which names them too.
 pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 
-/// Name in a template to content.
+/// From the name in a template to the token's content.
 pub type SpecialTokens = BTreeMap<String, String>;
 
-/// Reads the names and contents from the two files, where they are there.
+/// Reads names and contents from the two files, each `None` where it does not exist.
 ///
 /// # Errors
-/// When one is no JSON object.
+/// When one is not a JSON object.
 pub fn read(
     tokenizer_config: Option<&[u8]>,
     special_tokens_map: Option<&[u8]>,
@@ -32,8 +32,8 @@ pub fn read(
     Ok(tokens)
 }
 
-/// Whether a `special_tokens_map.json` beside this `tokenizer_config.json` is read at all: a config
-/// that lists its added tokens says everything itself.
+/// Whether a `special_tokens_map.json` beside this `tokenizer_config.json` is read: a config that
+/// lists its added tokens is complete without it.
 pub fn takes_map(tokenizer_config: &Map<String, Value>) -> bool {
     !tokenizer_config.contains_key("added_tokens_decoder")
 }
@@ -48,21 +48,21 @@ fn object(
     )
 }
 
-/// Every `…_token` of a file, and those of other names that a model has for itself.
+/// Every `…_token` of a file, and the model's own under other names.
 fn named(file: &Map<String, Value>) -> SpecialTokens {
     let own = ["extra_special_tokens", "model_specific_special_tokens"];
     let own = own
         .iter()
         .filter_map(|key| file.get(*key)?.as_object())
         .flatten();
-    let standing = file.iter().filter(|(name, _)| name.ends_with("_token"));
-    standing
+    let standard = file.iter().filter(|(name, _)| name.ends_with("_token"));
+    standard
         .chain(own)
         .filter_map(|(name, token)| Some((name.clone(), content(token)?)))
         .collect()
 }
 
-/// A token is written as its content, or as an object that has it.
+/// A token's content: the value itself, or its field `content`.
 fn content(token: &Value) -> Option<String> {
     token
         .as_str()
@@ -70,13 +70,13 @@ fn content(token: &Value) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Why the names cannot be read.
+/// Why the special tokens cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{file} cannot be read: {error}; expected a JSON object as save_pretrained writes it")]
 pub struct SpecialTokensError {
-    /// Which file.
+    /// The file's name.
     file: &'static str,
-    /// The parser's own words.
+    /// The parser's own error.
     error: serde_json::Error,
 }
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_in_every_spelling() {
+    fn tokens_are_read_in_every_form() {
         let config = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}, "pad_token": null, "add_bos_token": false,
             "tokenizer_class": "GPT2Tokenizer", "extra_special_tokens": {"image_token": "<image>"}}"#;
         assert_eq!(
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_map_counts_where_the_config_does_not_list_its_tokens() {
+    fn the_older_map_takes_precedence_where_the_config_does_not_list_its_tokens() {
         let map = r#"{"bos_token": "<map>", "additional_special_tokens": ["<image>"]}"#;
         assert_eq!(
             tokens(r#"{"bos_token": "<config>"}"#, map),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_by_name() {
+    fn a_file_without_an_object_is_refused_by_name() {
         let error = read(Some(b"[]"), None).expect_err("a list").to_string();
         assert!(
             error.starts_with("tokenizer_config.json cannot be read: "),

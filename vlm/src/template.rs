@@ -1,11 +1,11 @@
-//! The checkpoint's own chat template, rendered without what was said in it.
+//! The checkpoint's own chat template, rendered apart from the texts of the conversation.
 //!
-//! A template sees a placeholder for each text from outside, so nothing a person writes can take
-//! part in the markup: the result is the template's own words with those texts between them, still
-//! apart. Blanks around a text may be cut, as many templates do; whatever else a template does to
-//! one would be lost on the placeholder, so each conversation is rendered once more with the texts
-//! themselves, and another result is an error. Pictures are the template's `<image>`. A clip is a
-//! text to the template, because the released templates know none.
+//! A template sees a placeholder for each untrusted text, so nothing a person writes can become
+//! markup: the result is the template's own markup with the texts between, still apart. Whitespace
+//! around a text may be trimmed, as many templates do. Any other change of a text would be lost on
+//! its placeholder, so each conversation is rendered a second time with the texts themselves, and a
+//! different result is an error. Images are the template's `<image>`. A clip is a text to the
+//! template, because the released templates know no clips.
 
 use std::io;
 
@@ -17,30 +17,29 @@ use crate::request::{Content, Role, Turn};
 use crate::special_tokens::SpecialTokens;
 use crate::video::Clip;
 
-/// The family's template, for checkpoints that carry none: `User:` or `User: `, what is shown and
-/// said, `<end_of_utterance>`.
+/// The family's template, for checkpoints without one: `User:` or `User: `, images and texts,
+/// `<end_of_utterance>`.
 pub const DEFAULT: &str = "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}\
 {{ ':' if message['content'][0]['type'] == 'image' else ': ' }}\
 {% for item in message['content'] %}{{ '<image>' if item['type'] == 'image' else item['text'] }}{% endfor %}\
 <end_of_utterance>{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}";
 
-/// What the engine calls the template in its errors; the file it came from is the caller's to name.
+/// The template's name in the engine's errors; callers add the file it came from.
 const NAME: &str = "chat_template";
 /// The longest template that is read, in bytes; the released one has 430.
 pub const SOURCE_BYTES_MAX: usize = 64 << 10;
-/// The longest rendering without the outside texts, in bytes.
+/// The longest rendering without the untrusted texts, in bytes.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
-/// Template instructions run before giving up; one message takes about fifty.
+/// Template instructions run at most; one message takes about fifty.
 const FUEL: u64 = 1_000_000;
 
-/// Around the number of an outside text: characters for private use, which no template is allowed
-/// to hold.
+/// Around the number of an untrusted text: characters for private use, which no template may hold.
 const OPEN: char = '\u{F0000}';
 const CLOSE: char = '\u{F0001}';
-/// Before and behind a placeholder: blanks that are gone when a template cuts those around a text,
-/// and that none writes itself.
+/// Before and after a placeholder: whitespace that is gone when a template trims a text, and that
+/// no template writes itself.
 const BEFORE: char = '\u{205F}';
-const BEHIND: char = '\u{1680}';
+const AFTER: char = '\u{1680}';
 
 /// A chat template that compiles.
 #[derive(Debug, Clone)]
@@ -51,20 +50,20 @@ pub struct Template {
 
 /// A part of a rendered conversation.
 #[derive(Debug, Clone)]
-pub enum Piece<'a> {
-    /// The template's own words: the only place where special tokens are special.
-    Own(String),
-    /// What a person or an earlier answer said.
-    Said(&'a str),
-    /// A clip that was shown.
-    Shown(&'a Clip),
+pub enum Part<'a> {
+    /// The template's own text: the only place where special tokens are special.
+    Markup(String),
+    /// A person's text, or an earlier answer's.
+    Text(&'a str),
+    /// A clip.
+    Clip(&'a Clip),
 }
 
 impl Template {
     /// Compiles a Jinja chat template.
     ///
     /// # Errors
-    /// When it is larger than [`SOURCE_BYTES_MAX`], holds a character kept for placeholders, or
+    /// When it is larger than [`SOURCE_BYTES_MAX`], holds a character reserved for placeholders, or
     /// does not compile.
     pub fn new(source: &str) -> Result<Self, TemplateError> {
         if source.len() > SOURCE_BYTES_MAX {
@@ -75,7 +74,7 @@ impl Template {
         if source.contains([OPEN, CLOSE]) {
             return Err(TemplateError::Reserved);
         }
-        let source = as_jinja2_reads(source);
+        let source = as_jinja2(source);
         environment()
             .template_from_named_str(NAME, &source)
             .map_err(TemplateError::new)?;
@@ -85,10 +84,10 @@ impl Template {
         })
     }
 
-    /// The same template, which may call these special tokens by their names.
+    /// The same template, with these special tokens as variables.
     ///
     /// # Errors
-    /// When one holds a character kept for placeholders.
+    /// When one holds a character reserved for placeholders.
     pub fn with_special_tokens(self, special_tokens: SpecialTokens) -> Result<Self, TemplateError> {
         if special_tokens
             .values()
@@ -102,27 +101,28 @@ impl Template {
         })
     }
 
-    /// The conversation, ready for the model's answer.
+    /// Renders the conversation up to where the model's answer begins.
     ///
     /// # Errors
-    /// When the template fails, refuses the conversation, changes what is said in it, or its output
-    /// or run time passes its limit.
-    pub fn render<'a>(&self, turns: &'a [Turn]) -> Result<Vec<Piece<'a>>, TemplateError> {
+    /// When the template fails, refuses the conversation, changes a text, or exceeds the limit of
+    /// its output or its instructions.
+    pub fn render<'a>(&self, turns: &'a [Turn]) -> Result<Vec<Part<'a>>, TemplateError> {
         let contents: Vec<&Content> = turns.iter().flat_map(|turn| &turn.content).collect();
-        let mut output = Bounded::default();
+        // With placeholders, to tell markup from texts.
+        let mut output = BoundedBuffer::default();
         self.run(turns, Texts::Placeholders, &mut output)?;
-        let pieces = pieces(&output.text()?, &contents)?;
-        // What transformers would print must be what these pieces say together.
-        let mut expected = Expected {
-            text: &said(&pieces, &contents),
+        let parts = parts(&output.text()?, &contents)?;
+        // With the texts, as transformers renders it: the result must be the same parts.
+        let mut expected = ExpectedOutput {
+            text: &joined(&parts, &contents),
             at: 0,
             differs: false,
         };
-        let outcome = self.run(turns, Texts::AsSaid, &mut expected);
+        let outcome = self.run(turns, Texts::Verbatim, &mut expected);
         if expected.differs || outcome.is_ok() && expected.at != expected.text.len() {
             return Err(TemplateError::Changed);
         }
-        outcome.map(|()| pieces)
+        outcome.map(|()| parts)
     }
 
     fn run(
@@ -136,7 +136,7 @@ impl Template {
             .iter()
             .map(|turn| message(turn, texts, &mut number))
             .collect();
-        // As transformers calls a template: what is not given is none, not undefined.
+        // As transformers calls a template: what is not given is `none`, not undefined.
         let call = context! {
             messages, add_generation_prompt => true, tools => (), documents => (),
             ..Value::from_pairs(self.special_tokens.clone())
@@ -148,36 +148,36 @@ impl Template {
     }
 }
 
-/// The source as jinja2 has it: every line end is a line feed; and blocks that only mark a
-/// trainer's tokens are blocks without effect.
-fn as_jinja2_reads(source: &str) -> String {
+/// The source as jinja2 would read it: every line end is a line feed, and `generation` blocks,
+/// which only mark tokens for training, become `with` blocks, which have no effect.
+fn as_jinja2(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut text = String::with_capacity(source.len());
     let mut rest = source.as_str();
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at + 2);
         text.push_str(before);
-        // A tag's own blank control stays: `{%- generation -%}`.
+        // A tag's whitespace control stays: `{%- generation -%}`.
         let word = tag.trim_start_matches(['-', '+']).trim_start();
         text.push_str(&tag[..tag.len() - word.len()]);
         rest = word;
         for (mark, block) in [("generation", "with"), ("endgeneration", "endwith")] {
-            let closes = |behind: &str| {
-                behind
+            let closes = |after: &str| {
+                after
                     .trim_start()
                     .trim_start_matches(['-', '+'])
                     .starts_with("%}")
             };
-            if let Some(behind) = word.strip_prefix(mark).filter(|behind| closes(behind)) {
+            if let Some(after) = word.strip_prefix(mark).filter(|after| closes(after)) {
                 text.push_str(block);
-                rest = behind;
+                rest = after;
             }
         }
     }
     text + rest
 }
 
-/// As transformers runs templates.
+/// The engine, set up as transformers sets up jinja2.
 fn environment<'source>() -> Environment<'source> {
     let mut environment = Environment::new();
     environment.set_syntax(
@@ -199,17 +199,17 @@ fn environment<'source>() -> Environment<'source> {
     environment
 }
 
-/// What a template is shown for a text.
+/// What a template sees of a text.
 #[derive(Clone, Copy)]
 enum Texts {
-    /// Its number among all contents.
+    /// A placeholder with its number among all contents.
     Placeholders,
-    /// Itself.
-    AsSaid,
+    /// The text itself.
+    Verbatim,
 }
 
-/// One message as the template sees it. A clip is its placeholder, whatever the texts are; no text
-/// is none, so that a template can tell. `number` counts the contents.
+/// One message as the template sees it. A clip is a placeholder in both renderings; an empty text
+/// stays empty, so that a template can test for it. `number` counts the contents.
 fn message(turn: &Turn, texts: Texts, number: &mut usize) -> Value {
     let role = match turn.role {
         Role::System => "system",
@@ -223,7 +223,7 @@ fn message(turn: &Turn, texts: Texts, number: &mut usize) -> Value {
             Content::Picture(_) => context! { type => "image" },
             Content::Text(text) => match texts {
                 Texts::Placeholders if !text.is_empty() => {
-                    context! { type => "text", text => format!("{BEFORE}{OPEN}{at}{CLOSE}{BEHIND}") }
+                    context! { type => "text", text => format!("{BEFORE}{OPEN}{at}{CLOSE}{AFTER}") }
                 }
                 _ => context! { type => "text", text },
             },
@@ -234,82 +234,83 @@ fn message(turn: &Turn, texts: Texts, number: &mut usize) -> Value {
     context! { role, content }
 }
 
-/// Puts the outside texts back in place of their placeholders, without their outer blanks where the
-/// template cut those.
-fn pieces<'a>(rendered: &str, contents: &[&'a Content]) -> Result<Vec<Piece<'a>>, TemplateError> {
-    let mut pieces = Vec::new();
-    let mut parts = rendered.split(OPEN);
-    let mut own = parts.next().unwrap_or_default();
-    for part in parts {
-        let (number, mut behind) = part.split_once(CLOSE).ok_or(TemplateError::Changed)?;
+/// Puts the texts back in place of their placeholders, trimmed where the template trimmed them.
+fn parts<'a>(rendered: &str, contents: &[&'a Content]) -> Result<Vec<Part<'a>>, TemplateError> {
+    let mut parts = Vec::new();
+    let mut sections = rendered.split(OPEN);
+    let mut before = sections.next().unwrap_or_default();
+    for section in sections {
+        let (number, mut after) = section.split_once(CLOSE).ok_or(TemplateError::Changed)?;
         let content = number
             .parse()
             .ok()
             .and_then(|number: usize| contents.get(number))
             .ok_or(TemplateError::Changed)?;
-        let piece = match content {
+        let part = match content {
             Content::Text(text) => {
                 let mut text = text.as_str();
-                match own.strip_suffix(BEFORE) {
-                    Some(kept) => own = kept,
+                match before.strip_suffix(BEFORE) {
+                    Some(kept) => before = kept,
                     None => text = text.trim_start(),
                 }
-                match behind.strip_prefix(BEHIND) {
-                    Some(kept) => behind = kept,
+                match after.strip_prefix(AFTER) {
+                    Some(kept) => after = kept,
                     None => text = text.trim_end(),
                 }
-                Piece::Said(text)
+                Part::Text(text)
             }
-            Content::Clip(clip) => Piece::Shown(clip),
+            Content::Clip(clip) => Part::Clip(clip),
             Content::Picture(_) => return Err(TemplateError::Changed),
         };
-        pieces.extend(own_words(own)?);
-        pieces.push(piece);
-        own = behind;
+        parts.extend(markup(before)?);
+        parts.push(part);
+        before = after;
     }
-    pieces.extend(own_words(own)?);
-    Ok(pieces)
+    parts.extend(markup(before)?);
+    Ok(parts)
 }
 
-fn own_words<'a>(text: &str) -> Result<Option<Piece<'a>>, TemplateError> {
+/// The template's own text between two placeholders, if any.
+fn markup<'a>(text: &str) -> Result<Option<Part<'a>>, TemplateError> {
     match text {
         "" => Ok(None),
         text if text.contains(CLOSE) => Err(TemplateError::Changed),
-        text => Ok(Some(Piece::Own(text.to_owned()))),
+        text => Ok(Some(Part::Markup(text.to_owned()))),
     }
 }
 
-/// The rendering that `pieces` are the parts of, a clip's placeholder in its place.
-fn said(pieces: &[Piece<'_>], contents: &[&Content]) -> String {
-    let clip = |shown: &Clip| {
-        let same = |content: &&Content| matches!(content, Content::Clip(clip) if std::ptr::eq(clip, shown));
+/// The rendering that `parts` come from, with a placeholder for each clip.
+fn joined(parts: &[Part<'_>], contents: &[&Content]) -> String {
+    let placeholder = |part: &Clip| {
+        let same =
+            |content: &&Content| matches!(content, Content::Clip(clip) if std::ptr::eq(clip, part));
         contents
             .iter()
             .position(same)
             .map(|number| format!("{OPEN}{number}{CLOSE}"))
             .unwrap_or_default()
     };
-    let text = |piece: &Piece<'_>| match piece {
-        Piece::Own(text) => text.clone(),
-        Piece::Said(text) => (*text).to_owned(),
-        Piece::Shown(shown) => clip(shown),
+    let text = |part: &Part<'_>| match part {
+        Part::Markup(text) => text.clone(),
+        Part::Text(text) => (*text).to_owned(),
+        Part::Clip(clip) => placeholder(clip),
     };
-    pieces.iter().map(text).collect()
+    parts.iter().map(text).collect()
 }
 
-/// What is written here is held to what is expected, byte by byte; nothing is kept.
-struct Expected<'a> {
+/// A writer that compares its input with an expected text, and keeps nothing.
+struct ExpectedOutput<'a> {
     text: &'a str,
-    /// Bytes that were as expected.
+    /// Bytes that were as expected so far.
     at: usize,
     differs: bool,
 }
 
-impl io::Write for Expected<'_> {
+impl io::Write for ExpectedOutput<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.text.as_bytes()[self.at..].starts_with(bytes) {
             self.differs = true;
-            return Err(io::Error::other("another text than expected"));
+            return Err(io::Error::other("not the expected text"));
         }
         self.at += bytes.len();
         Ok(bytes.len())
@@ -320,13 +321,13 @@ impl io::Write for Expected<'_> {
     }
 }
 
-/// A buffer that refuses to grow without end.
+/// A buffer of at most [`OUTPUT_BYTES_MAX`] bytes.
 #[derive(Default)]
-struct Bounded {
+struct BoundedBuffer {
     bytes: Vec<u8>,
 }
 
-impl Bounded {
+impl BoundedBuffer {
     fn text(self) -> Result<String, TemplateError> {
         String::from_utf8(self.bytes).map_err(|error| TemplateError::Render {
             message: error.to_string(),
@@ -334,11 +335,11 @@ impl Bounded {
     }
 }
 
-impl io::Write for Bounded {
+impl io::Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > OUTPUT_BYTES_MAX {
             return Err(io::Error::other(format!(
-                "output is above {OUTPUT_BYTES_MAX} bytes"
+                "output is over {OUTPUT_BYTES_MAX} bytes"
             )));
         }
         self.bytes.extend_from_slice(bytes);
@@ -355,28 +356,28 @@ impl io::Write for Bounded {
 pub enum TemplateError {
     /// Larger than any real one.
     #[error(
-        "chat template has {bytes} bytes: expected at most {SOURCE_BYTES_MAX}; take the released one"
+        "chat template has {bytes} bytes: expected at most {SOURCE_BYTES_MAX}; use the released template"
     )]
     Size {
         /// Its length.
         bytes: usize,
     },
-    /// It holds a character that stands for outside text.
+    /// It holds a character that marks untrusted text.
     #[error(
-        "chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out"
+        "chat template holds U+F0000 or U+F0001, which are reserved to mark untrusted text: remove them"
     )]
     Reserved,
     /// It does not compile, fails, or is stopped at a limit.
     #[error(
-        "chat template: {message}; put the conversation as it asks, or export the bundle with the released template"
+        "chat template: {message}; change the conversation to what it accepts, or export the bundle with the released template"
     )]
     Render {
-        /// The template engine's own words, or the template's.
+        /// The template engine's own message, or the template's.
         message: String,
     },
-    /// It prints a text otherwise than it was said, or looks into it to decide what to print.
+    /// It changes a text, or prints something that depends on one.
     #[error(
-        "chat template changes a message's text: expected it printed as it is, or without the blanks around it; take the filter out of it, or take the released one"
+        "chat template changes a message's text: expected it unchanged but for whitespace around it; remove the filter, or use the released template"
     )]
     Changed,
 }
@@ -417,19 +418,19 @@ mod tests {
 
     fn render(source: &str) -> Result<String, TemplateError> {
         let turns = conversation();
-        let pieces = Template::new(source)?.render(&turns)?;
-        Ok(pieces
+        let parts = Template::new(source)?.render(&turns)?;
+        Ok(parts
             .iter()
-            .map(|piece| match piece {
-                Piece::Own(text) => text.clone(),
-                Piece::Said(text) => format!("[{text}]"),
-                Piece::Shown(_) => "[clip]".to_owned(),
+            .map(|part| match part {
+                Part::Markup(text) => text.clone(),
+                Part::Text(text) => format!("[{text}]"),
+                Part::Clip(_) => "[clip]".to_owned(),
             })
             .collect())
     }
 
     #[test]
-    fn what_is_said_stays_apart_from_the_markup() {
+    fn texts_stay_apart_from_the_markup() {
         insta::assert_snapshot!(render(DEFAULT).expect("renders"), @r"
         <|im_start|>System: [Be brief.]<end_of_utterance>
         User:<image>[<image>{{ 7 * 7 }}]<end_of_utterance>
@@ -437,7 +438,7 @@ mod tests {
         ");
     }
 
-    /// transformers drops the line end after a block tag and the blanks before it.
+    /// transformers drops the newline after a block tag and the whitespace before it.
     #[test]
     fn a_template_over_several_lines_renders_the_same() {
         let spread = "<|im_start|>{% for message in messages %}\n  {% set content = message.content %}\n\
@@ -451,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_the_template_did() {
+    fn errors_name_the_fault_of_the_template() {
         let cases = [
             "{{ raise_exception('roles must alternate') }}",
             "{% for m in messages %}",
@@ -465,17 +466,17 @@ mod tests {
             .map(|source| render(source).expect_err("fails").to_string())
             .join("\n");
         insta::assert_snapshot!(messages, @r"
-        chat template: invalid operation: roles must alternate (in chat_template:1); put the conversation as it asks, or export the bundle with the released template
-        chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); put the conversation as it asks, or export the bundle with the released template
-        chat template changes a message's text: expected it printed as it is, or without the blanks around it; take the filter out of it, or take the released one
-        chat template: engine ran out of fuel (in chat_template:1); put the conversation as it asks, or export the bundle with the released template
-        chat template: failed to write output: I/O error during rendering: output is above 1048576 bytes; put the conversation as it asks, or export the bundle with the released template
-        chat template holds U+F0000 or U+F0001, which mark outside text while it renders: take them out
-        chat template has 65537 bytes: expected at most 65536; take the released one
+        chat template: invalid operation: roles must alternate (in chat_template:1); change the conversation to what it accepts, or export the bundle with the released template
+        chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); change the conversation to what it accepts, or export the bundle with the released template
+        chat template changes a message's text: expected it unchanged but for whitespace around it; remove the filter, or use the released template
+        chat template: engine ran out of fuel (in chat_template:1); change the conversation to what it accepts, or export the bundle with the released template
+        chat template: failed to write output: I/O error during rendering: output is over 1048576 bytes; change the conversation to what it accepts, or export the bundle with the released template
+        chat template holds U+F0000 or U+F0001, which are reserved to mark untrusted text: remove them
+        chat template has 65537 bytes: expected at most 65536; use the released template
         ");
     }
 
-    /// A template of one user's text, and what it makes of that text.
+    /// What a template renders for a conversation of one text.
     fn of_text(source: &str, text: &str) -> Result<String, TemplateError> {
         let turns = [Turn {
             role: Role::User,
@@ -483,12 +484,12 @@ mod tests {
         }];
         let special_tokens = SpecialTokens::from([("bos_token".into(), "<s>".into())]);
         let template = Template::new(source)?.with_special_tokens(special_tokens)?;
-        let pieces = template.render(&turns)?;
-        Ok(said(&pieces, &[]))
+        let parts = template.render(&turns)?;
+        Ok(joined(&parts, &[]))
     }
 
     #[test]
-    fn blanks_around_a_text_may_be_cut() {
+    fn whitespace_around_a_text_may_be_trimmed() {
         const TEXT: &str = " \n a  b\t";
         for (printed, expected) in [
             ("{{ text }}", "< \n a  b\t>"),
@@ -508,9 +509,9 @@ mod tests {
         }
     }
 
-    /// On a placeholder none of these has an effect; transformers gives them the text.
+    /// These have no effect on a placeholder, but transformers gives them the text.
     #[test]
-    fn whatever_else_is_done_to_a_text_is_refused_not_lost() {
+    fn any_other_change_of_a_text_is_refused() {
         for printed in [
             "{{ text | upper }}",
             "{{ text.title() }}",
@@ -528,7 +529,7 @@ mod tests {
                 "{printed}: {error}"
             );
         }
-        // The same templates are right about other texts.
+        // The same templates render other texts correctly.
         let looks = "{% set text = messages[0]['content'][0]['text'] %}{{ text.split('</think>')[-1] }}{% if '<image>' in text %}!{% endif %}";
         assert_eq!(
             of_text(looks, "Is it open?").expect("nothing to split"),
@@ -537,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_have_their_names() {
+    fn special_tokens_are_variables() {
         assert_eq!(
             of_text("{{ bos_token }}{{ eos_token }}.", "").expect("renders"),
             "<s>."
@@ -551,8 +552,7 @@ mod tests {
         assert!(matches!(error, TemplateError::Reserved));
     }
 
-    /// The dialect of transformers: Python's methods, loop controls, a trainer's marks, and
-    /// jinja2's line ends.
+    /// Python's methods, loop controls, `generation` blocks and jinja2's line ends.
     #[test]
     fn the_dialect_is_that_of_transformers() {
         for (source, expected) in [

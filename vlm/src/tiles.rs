@@ -1,8 +1,8 @@
-//! Still pictures and frames of clips to square u8 tiles, and tiles to `pixel_values`.
+//! Images and frames of clips to square u8 tiles, and tiles to `pixel_values`.
 //!
-//! Pure arithmetic over [`lanczos`]; every step rounds to u8, as in the models' training. Aspect
-//! ratios are squashed, never padded: a whole picture becomes one T x T tile; a split one becomes
-//! rows x cols tiles of T x T and then the whole.
+//! Pure arithmetic over Lanczos resampling; every step rounds to u8, as in the models' training.
+//! Images are squashed into squares, never padded: a whole image becomes one tile of T x T; a split
+//! one becomes rows x cols tiles of T x T and then the whole image as one more.
 
 use sha2::{Digest, Sha256};
 
@@ -13,10 +13,10 @@ use crate::picture::Picture;
 use crate::request::{Content, Turn};
 use crate::resample::{Size, lanczos};
 
-/// No side grows beyond this before tiling, whatever the rules say.
+/// Longest side before tiling, in pixels, whatever the rules say.
 const SIDE_MAX: usize = 4096;
 
-/// Into how many tiles a picture is split.
+/// The grid of tiles that an image is split into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// Tiles from top to bottom; 0 when not split.
@@ -26,34 +26,34 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Not split: one tile holds the whole picture.
+    /// Not split: one tile holds the whole image.
     pub const WHOLE: Layout = Layout { rows: 0, cols: 0 };
 
-    /// Tiles in all, the whole picture's included.
+    /// Number of tiles, the whole image's included.
     pub fn frames(self) -> usize {
         self.rows * self.cols + 1
     }
 }
 
-/// A picture as the model sees it.
+/// An image as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tiles {
     /// Side of a tile in pixels, T.
     pub side: usize,
-    /// How the tiles lie.
+    /// The grid of the tiles.
     pub layout: Layout,
-    /// [frames, T, T, RGB]: tiles row-major, the whole picture last.
+    /// [frames, T, T, RGB]: tiles row-major, the whole image last.
     pub pixels: Vec<u8>,
 }
 
 impl Tiles {
-    /// Tiles in all, the whole picture's included.
+    /// Number of tiles, the whole image's included.
     pub fn frames(&self) -> usize {
         self.layout.frames()
     }
 }
 
-/// The layout that [`tiles`] gives a picture of this size, without touching a pixel.
+/// The layout that [`tiles`] gives an image of `width` x `height` pixels, without touching a pixel.
 pub(crate) fn layout(width: u32, height: u32, rules: &ImageRules, split: bool) -> Layout {
     let grid = grid(
         scaled(size(width, height), rules.longest_edge),
@@ -66,7 +66,7 @@ pub(crate) fn layout(width: u32, height: u32, rules: &ImageRules, split: bool) -
     }
 }
 
-/// The tiles of one picture; frames of a clip are never split.
+/// The tiles of one image. Frames of a clip are never split.
 pub fn tiles(picture: &Picture, rules: &ImageRules, split: bool) -> Tiles {
     let side = rules.tile_size;
     let square = Size {
@@ -84,6 +84,7 @@ pub fn tiles(picture: &Picture, rules: &ImageRules, split: bool) -> Tiles {
             pixels: lanczos(&scaled, scaled_to, square),
         };
     }
+    // Stretched to whole tiles, then cut row by row.
     let grid = grid(scaled_to, side);
     let stretched = lanczos(&scaled, scaled_to, grid);
     let mut pixels = Vec::with_capacity(layout.frames() * side * side * 3);
@@ -98,7 +99,7 @@ pub fn tiles(picture: &Picture, rules: &ImageRules, split: bool) -> Tiles {
             }
         }
     }
-    // The whole is made of the stretched picture, not of the original.
+    // The whole image is made of the stretched one, not of the original, as in training.
     pixels.extend(lanczos(&stretched, grid, square));
     Tiles {
         side,
@@ -107,7 +108,7 @@ pub fn tiles(picture: &Picture, rules: &ImageRules, split: bool) -> Tiles {
     }
 }
 
-/// The tiles of every picture and clip frame of a conversation, in the order of their image tokens.
+/// The tiles of every image and clip frame of a conversation, in the order of their image tokens.
 pub fn tiles_of_turns(turns: &[Turn], rules: &ImageRules, split: bool) -> Vec<Tiles> {
     let mut all = Vec::new();
     for content in turns.iter().flat_map(|turn| &turn.content) {
@@ -115,7 +116,7 @@ pub fn tiles_of_turns(turns: &[Turn], rules: &ImageRules, split: bool) -> Vec<Ti
             Content::Text(_) => {}
             Content::Picture(picture) => all.push(tiles(picture, rules, split)),
             Content::Clip(clip) => {
-                // Frames are scaled to the limit at once, pictures past it and back: each as in
+                // Frames are scaled to the limit at once, images beyond it and back: each as in
                 // training.
                 let rules = ImageRules {
                     longest_edge: rules.longest_edge.min(SIDE_MAX),
@@ -136,7 +137,7 @@ pub fn tiles_of_turns(turns: &[Turn], rules: &ImageRules, split: bool) -> Vec<Ti
 pub fn pixel_values(tiles: &Tiles, rules: &ImageRules) -> Vec<f32> {
     let plane = tiles.side * tiles.side;
     let mut values = Vec::with_capacity(tiles.pixels.len());
-    // 256 values in, so 256 values out: one table for each channel.
+    // A u8 has 256 values: one table of them for each channel.
     let tables: [[f32; 256]; 3] = std::array::from_fn(|channel| {
         std::array::from_fn(|sample| {
             ((sample as f64 * (1.0 / 255.0)) as f32 - rules.mean[channel]) / rules.std[channel]

@@ -1,15 +1,15 @@
 //! The checkpoint's own tokenizer: text to ids, ids to text, and the special tokens by their
 //! content.
 //!
-//! Text that is encoded here never becomes a special token, whatever it says: special tokens enter
+//! Text that is encoded here never becomes a special token, whatever it holds: special tokens enter
 //! a prompt by their id alone. Tokens that a fine-tune added without making them special are words:
-//! found in any text, and told in answers. This is the only file that names `tokenizers`.
+//! found in any text, and part of answers. This is the only file that names `tokenizers`.
 
 use std::collections::BTreeMap;
 
 use tokenizers::{AddedToken, AddedVocabulary, DecoderWrapper, Model};
 
-/// The largest `tokenizer.json` that is read, in bytes; published ones have 3.5 MB.
+/// The largest `tokenizer.json` that is read, in bytes; published ones are 3.5 MB.
 const JSON_BYTES_MAX: usize = 64 << 20;
 
 /// A byte-level BPE tokenizer with its special tokens kept apart.
@@ -18,19 +18,19 @@ pub struct Tokenizer {
     plain: tokenizers::Tokenizer,
     /// Content and id, the longest content first.
     specials: Vec<(String, u32)>,
-    words: Words,
+    words: AddedWords,
 }
 
 /// The added tokens that are not special.
 #[derive(Debug, Default)]
-struct Words {
-    /// Id in `plain`, which numbers them anew, to the tokenizer's own.
+struct AddedWords {
+    /// From the id in `plain`, which numbers them anew, to the tokenizer's own.
     ids: BTreeMap<u32, u32>,
-    /// The tokenizer's own id to content.
+    /// From the tokenizer's own id to the content.
     contents: BTreeMap<u32, String>,
 }
 
-/// A stretch of text, or a special token found in it.
+/// A part of a text: plain text, or a special token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Span<'a> {
     /// Text between special tokens, never empty.
@@ -55,6 +55,7 @@ impl Tokenizer {
         if !matches!(plain.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(TokenizerError::NotByteLevel);
         }
+        // Special tokens are taken out and found by this file alone; other added tokens stay words.
         let mut added: Vec<(u32, AddedToken)> = plain
             .get_added_tokens_decoder()
             .into_iter()
@@ -71,8 +72,7 @@ impl Tokenizer {
         specials.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         plain.with_added_vocabulary(AddedVocabulary::new());
         let words = add_words(&mut plain, words)?;
-        // Left over from training in some checkpoints; a prompt is never cut or padded behind its
-        // author's back.
+        // Some checkpoints have them from training; a prompt is never padded or cut silently.
         plain.with_padding(None);
         plain
             .with_truncation(None)
@@ -86,8 +86,8 @@ impl Tokenizer {
         })
     }
 
-    /// Ids of a whole stretch of text, none of them special. Bytes outside the vocabulary are
-    /// dropped, as in training.
+    /// Ids of a text, none of them special. Bytes without a token in the vocabulary are dropped, as
+    /// in training.
     ///
     /// # Errors
     /// When the tokenizer's own rules fail on the text.
@@ -123,7 +123,7 @@ impl Tokenizer {
             .map(|(content, id)| (content.as_str(), *id))
     }
 
-    /// Cuts trusted text at the special tokens it spells out, leftmost first, longest first.
+    /// Cuts trusted text at the special tokens in it, leftmost first, longest first.
     pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<Span<'a>> {
         let mut spans = Vec::new();
         let (mut begin, mut at) = (0, 0);
@@ -151,7 +151,8 @@ impl Tokenizer {
         spans
     }
 
-    /// The text of a whole answer; special tokens are left out, broken characters become U+FFFD.
+    /// The text of a whole answer; special tokens are left out, incomplete characters become
+    /// U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut text = TokenText::new(self);
         let mut whole: String = ids.iter().map(|&id| text.push(id)).collect();
@@ -179,18 +180,19 @@ impl Tokenizer {
     }
 }
 
-/// Adds words to a tokenizer without added tokens, which numbers them behind its vocabulary.
+/// Adds words to a tokenizer without added tokens, which numbers them from the end of its
+/// vocabulary.
 fn add_words(
     plain: &mut tokenizers::Tokenizer,
     words: Vec<(u32, AddedToken)>,
-) -> Result<Words, TokenizerError> {
+) -> Result<AddedWords, TokenizerError> {
     let json = |message: String| TokenizerError::Json { message };
-    let mut known = Words {
+    let mut known = AddedWords {
         contents: words
             .iter()
             .map(|(id, token)| (*id, token.content.clone()))
             .collect(),
-        ..Words::default()
+        ..AddedWords::default()
     };
     plain
         .add_tokens(words.into_iter().map(|(_, token)| token))
@@ -199,14 +201,14 @@ fn add_words(
         let own = plain
             .token_to_id(content)
             .ok_or_else(|| json(format!("the added token {content:?} is lost")))?;
-        // A vocabulary with holes has the number of another token there.
+        // In a vocabulary with gaps the number may be another token's.
         if plain
             .get_model()
             .id_to_token(own)
             .is_some_and(|other| other != *content)
         {
             return Err(json(format!(
-                "the added token {content:?} has no number of its own: the vocabulary's numbers have holes"
+                "the added token {content:?} has no id of its own: the ids of the vocabulary have gaps"
             )));
         }
         known.ids.insert(own, *id);
@@ -214,8 +216,8 @@ fn add_words(
     Ok(known)
 }
 
-/// Whether a token makes up a prompt's markup: special whatever its file says, since what is said
-/// must never become one.
+/// Whether a token is part of a prompt's markup: special whatever its file says, because untrusted
+/// text must never become one.
 fn is_markup(content: &str) -> bool {
     const MARKUP: [&str; 7] = [
         "<|endoftext|>",
@@ -242,8 +244,8 @@ fn byte(c: char) -> Option<u8> {
     }
 }
 
-/// Text of an answer while its tokens arrive. A character that spans tokens comes with the token
-/// that completes it.
+/// The text of an answer while its tokens arrive. A character that spans tokens belongs to the
+/// token that completes it.
 pub(crate) struct TokenText<'a> {
     tokenizer: &'a Tokenizer,
     pending: Vec<u8>,
@@ -258,7 +260,7 @@ impl<'a> TokenText<'a> {
         }
     }
 
-    /// The text of a token by itself, whatever came before it.
+    /// The text of a token by itself, without the tokens before it.
     pub(crate) fn alone(&self, id: u32) -> String {
         String::from_utf8_lossy(&self.tokenizer.bytes(id)).into_owned()
     }
@@ -267,7 +269,7 @@ impl<'a> TokenText<'a> {
     pub(crate) fn push(&mut self, id: u32) -> String {
         self.pending.extend(self.tokenizer.bytes(id));
         let mut text = String::new();
-        // Only the last chunk can be the beginning of a character that is still to come.
+        // Only the last chunk can be the beginning of an incomplete character.
         let mut unfinished = 0;
         for chunk in self.pending.utf8_chunks() {
             text.push_str(chunk.valid());
@@ -287,17 +289,19 @@ impl<'a> TokenText<'a> {
         text
     }
 
-    /// What is left after the last token: U+FFFD when a character was never completed.
+    /// The rest after the last token: U+FFFD when a character is incomplete, else empty.
     pub(crate) fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 }
 
-/// Why there is no tokenizer, or no ids.
+/// Why a tokenizer cannot be read, or a text not encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// Larger than any real one.
-    #[error("tokenizer.json has {bytes} bytes: expected at most {JSON_BYTES_MAX}")]
+    #[error(
+        "tokenizer.json has {bytes} bytes: expected at most {JSON_BYTES_MAX}; copy it from the checkpoint again"
+    )]
     Size {
         /// Its length.
         bytes: usize,
@@ -305,16 +309,18 @@ pub enum TokenizerError {
     /// Not a tokenizer.
     #[error("tokenizer.json cannot be read: {message}; copy it from the checkpoint again")]
     Json {
-        /// The parser's own words.
+        /// The parser's own message.
         message: String,
     },
     /// Another kind of tokenizer.
-    #[error("tokenizer.json has no ByteLevel decoder: expected a byte-level BPE as in SmolVLM2")]
+    #[error(
+        "tokenizer.json has no ByteLevel decoder: expected a byte-level BPE, as SmolVLM2 has; copy it from the checkpoint again"
+    )]
     NotByteLevel,
     /// Its rules fail on a text.
     #[error("text cannot be tokenized: {message}")]
     Encode {
-        /// The tokenizer's own words.
+        /// The tokenizer's own message.
         message: String,
     },
 }
@@ -359,14 +365,14 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_the_vocabulary_is_told_apart() {
+    fn every_byte_has_a_character_of_its_own() {
         let known: std::collections::BTreeSet<u8> =
             ('\u{21}'..='\u{143}').filter_map(byte).collect();
         assert_eq!(known.len(), 256);
     }
 
     #[test]
-    fn a_character_comes_with_the_token_that_completes_it() {
+    fn a_character_belongs_to_the_token_that_completes_it() {
         let tokenizer = reference::tokenizer();
         let ids = tokenizer.encode("🦩 é").expect("encodes");
         let mut text = TokenText::new(&tokenizer);
@@ -383,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_tokenizer() {
+    fn refuses_what_is_not_a_byte_level_tokenizer() {
         assert!(matches!(
             Tokenizer::from_json(b"{}"),
             Err(TokenizerError::Json { .. })
@@ -416,8 +422,7 @@ mod tests {
         Tokenizer::from_json(json.to_string().as_bytes()).expect("loads")
     }
 
-    /// Numbers and texts are those of transformers: added behind the released vocabulary, special
-    /// or not.
+    /// Ids and texts are those of transformers, for tokens added after the released vocabulary.
     #[test]
     fn added_tokens_that_are_not_special_are_words() {
         let tokenizer = with_added(&[
@@ -430,12 +435,12 @@ mod tests {
             .encode("a <widget><loc>2 <|tool|>")
             .expect("encodes");
         assert_eq!(ids[..4], [81, 216, 49281, 49282]);
-        assert!(!ids.contains(&49280), "a special one stays text");
+        assert!(!ids.contains(&49280), "a special token stays text");
         assert_eq!(tokenizer.decode(&ids), "a <widget><loc>2 <|tool|>");
         assert_eq!(
             tokenizer.decode(&[49282, 49280, 49283]),
             "<loc>a b",
-            "special ones are left out"
+            "special tokens are left out"
         );
         assert_eq!(
             tokenizer.split("<loc><|tool|>"),

@@ -9,14 +9,14 @@ use crate::picture::Picture;
 pub struct Clip {
     /// The frames, at least one, in order of time.
     pub frames: Vec<ClipFrame>,
-    /// Length of the whole clip, not only of what lies between the frames.
+    /// Length of the whole clip, not only from the first frame to the last.
     pub duration: Duration,
 }
 
 /// One frame of a clip.
 #[derive(Debug, Clone)]
 pub struct ClipFrame {
-    /// What is seen.
+    /// The image.
     pub picture: Picture,
     /// Its time since the clip's start.
     pub at: Duration,

@@ -1,4 +1,6 @@
-//! The facade: a bundle, opened, that answers.
+//! The facade: an open bundle that answers.
+
+mod error;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -6,22 +8,23 @@ use std::time::{Duration, Instant};
 
 use firmware_config::manifest::Manifest;
 
+pub use self::error::VlmError;
 use crate::answer::{Answer, Candidate, FinishReason, Piece, Timings, Token, TopToken, Trace};
-use crate::backend::{self, BackendError, Options};
-use crate::bundle::{Bundle, BundleError};
+use crate::backend::{self, Options};
+use crate::bundle::Bundle;
 use crate::confidence;
-use crate::generate::{Limits, generate, prefill};
-use crate::logits::Reading;
+use crate::generate::{GenerateOptions, generate, prefill};
+use crate::logits::TokenLogprobs;
 use crate::model::{Decoded, KvCache, Model, ModelError};
 use crate::prefix::{PrefixKey, Prefixes};
 use crate::prompt::{Prompt, PromptError, PromptRules};
 use crate::request::{Request, Split};
-use crate::score::{self, CandidateError, Sequences};
+use crate::score::{self, Sequences};
 use crate::sink::Sink;
-use crate::special_tokens::{self, SpecialTokens, SpecialTokensError};
-use crate::template::{Template, TemplateError};
+use crate::special_tokens::{self, SpecialTokens};
+use crate::template::Template;
 use crate::tiles::{Tiles, pixel_values, tiles_of_turns, u8_sha256};
-use crate::tokenizer::{TokenText, Tokenizer, TokenizerError};
+use crate::tokenizer::{TokenText, Tokenizer};
 
 /// Which model answers, and on what. Serialized it is the `model` object of `egret ask --json`, of
 /// a node's info topic and of the gateway's health check.
@@ -37,7 +40,7 @@ pub struct Identity {
     pub backend: String,
     /// The execution provider that really runs.
     pub execution_provider: String,
-    /// What opening took, hashing included.
+    /// Time that opening the bundle took, hashing included.
     #[serde(skip)]
     pub load: Duration,
 }
@@ -56,7 +59,7 @@ impl Vlm {
     /// Opens the bundle in `dir`: checks every file, chooses an engine, loads the graphs.
     ///
     /// # Errors
-    /// When a file is missing or changed, no engine can be had, or a graph does not load.
+    /// When a file is missing or changed, no engine is available, or a graph does not load.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, VlmError> {
         let started = Instant::now();
         let bundle = Bundle::open(dir)?;
@@ -64,7 +67,7 @@ impl Vlm {
         let template = Template::new(&String::from_utf8_lossy(
             &bundle.read("chat_template.jinja")?,
         ))?;
-        let template = template.with_special_tokens(named_tokens(&bundle)?)?;
+        let template = template.with_special_tokens(special_tokens(&bundle)?)?;
         let model = backend::load(&bundle, options)?;
         let mut vlm = Vlm::new(
             bundle.manifest().clone(),
@@ -113,7 +116,7 @@ impl Vlm {
         &self.manifest
     }
 
-    /// The graphs themselves: what verification measures.
+    /// The graphs themselves, for verification.
     pub fn model(&mut self) -> &mut dyn Model {
         &mut *self.model
     }
@@ -121,8 +124,7 @@ impl Vlm {
     /// Answers one request.
     ///
     /// # Errors
-    /// When the request cannot be put to this model ([`VlmError::is_bad_request`]), or the model
-    /// fails.
+    /// When the request does not fit this model ([`VlmError::is_bad_request`]), or the model fails.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, VlmError> {
         self.ask_streaming(request, &mut |_: &Piece| {})
     }
@@ -139,51 +141,52 @@ impl Vlm {
     ) -> Result<Answer, VlmError> {
         let started = Instant::now();
         let mut timings = Timings::default();
+        let split = request.split == Split::On;
+
+        // Everything that can be refused is refused before the model runs.
         let task = self.task(request)?;
-        let prompt = self
-            .prompt_rules()
-            .prompt(&request.turns, request.split == Split::On)?;
+        let prompt = self.prompt_rules().prompt(&request.turns, split)?;
         self.check_context(&prompt, &task)?;
-        let tiles = tiles_of_turns(
-            &request.turns,
-            &self.manifest.image,
-            request.split == Split::On,
-        );
+        let tiles = tiles_of_turns(&request.turns, &self.manifest.image, split);
         timings.preprocess = started.elapsed();
 
+        // The prompt through the model, to the logits of its last position.
         let (decoded, mut trace) =
             self.prefill(&prompt, &tiles, request.trace, &mut timings, sink)?;
         if let Some(trace) = &mut trace {
             trace.logits.clone_from(&decoded.logits);
         }
-        let mut sink = Timed {
+
+        // The answer, token by token or candidate by candidate.
+        let mut sink = TimedSink {
             sink,
             started,
             first_piece: None,
         };
         let decoding = Instant::now();
-        let said = match &task {
+        let completion = match &task {
             Task::Choose(sequences) => self.choose(&decoded, request, sequences, &mut sink)?,
             Task::Generate => self.generate(decoded, request, &mut sink)?,
         };
         timings.decode = decoding.elapsed();
         timings.total = started.elapsed();
         timings.first_token = sink.first_piece.unwrap_or(timings.total);
+
+        let confidence = match &task {
+            Task::Choose(_) => {
+                let candidates = completion.candidates.iter();
+                confidence::of_candidates(candidates.map(|candidate| candidate.probability))
+            }
+            Task::Generate => {
+                confidence::of_tokens(completion.tokens.iter().map(|token| token.logprob))
+            }
+        };
         Ok(Answer {
-            confidence: match &task {
-                Task::Choose(_) => confidence::of_candidates(
-                    said.candidates
-                        .iter()
-                        .map(|candidate| candidate.probability),
-                ),
-                Task::Generate => {
-                    confidence::of_tokens(said.tokens.iter().map(|token| token.logprob))
-                }
-            },
-            text: said.text,
-            finish_reason: said.finish_reason,
-            tokens: said.tokens,
-            candidates: said.candidates,
+            confidence,
+            text: completion.text,
+            finish_reason: completion.finish_reason,
+            tokens: completion.tokens,
+            candidates: completion.candidates,
             prompt_tokens: prompt.input_ids.len(),
             timings,
             trace,
@@ -205,7 +208,8 @@ impl Vlm {
         }
     }
 
-    /// What is to be done once the prompt is in; refuses what cannot be done before any work.
+    /// What is to be done after the prompt; refuses a request that asks for nothing, or for
+    /// candidates that cannot be scored.
     fn task(&self, request: &Request) -> Result<Task, VlmError> {
         if request.candidates.is_empty() {
             return if request.max_new_tokens == 0 {
@@ -227,8 +231,8 @@ impl Vlm {
         )?))
     }
 
-    /// Whether the longest candidate still fits behind the prompt. Free text needs no check: it
-    /// ends where the context does.
+    /// Whether the longest candidate still fits after the prompt. Free text needs no check: it ends
+    /// where the context does.
     fn check_context(&self, prompt: &Prompt, task: &Task) -> Result<(), VlmError> {
         let Task::Choose(sequences) = task else {
             return Ok(());
@@ -244,65 +248,32 @@ impl Vlm {
         }
     }
 
-    /// Runs the prompt: the part up to the last image token from the kept caches where it is there,
-    /// the rest always.
+    /// Runs the prompt: the prefix up to its last image token, from the kept caches where it is one
+    /// of them, then the rest.
     fn prefill(
         &mut self,
         prompt: &Prompt,
         tiles: &[Tiles],
-        trace: bool,
+        traced: bool,
         timings: &mut Timings,
-        sink: &mut dyn Sink,
+        sink: &dyn Sink,
     ) -> Result<(Decoded, Option<Trace>), VlmError> {
-        let hidden = self.manifest.geometry.text.hidden_size;
-        let (prefix_ids, rest) = prompt.input_ids.split_at(prompt.prefix_len);
         let pixel_sha256 = (!tiles.is_empty()).then(|| u8_sha256(tiles));
-        let mut image_features = None;
-        let past = match &pixel_sha256 {
-            None => KvCache::empty(),
-            Some(pixel_sha256) => {
-                let key = PrefixKey {
-                    input_ids: prefix_ids.to_vec(),
-                    pixel_sha256: pixel_sha256.clone(),
-                };
-                // A trace shows what the vision encoder puts out, so it has to run.
-                match self.prefixes.find(&key).filter(|_| !trace) {
-                    Some(cache) => cache,
-                    None => {
-                        self.prefixes.make_room();
-                        let features = self.encode(tiles, timings, sink)?;
-                        let prefilling = Instant::now();
-                        let inputs_embeds = self.embed_with_features(
-                            prefix_ids,
-                            &prompt.image_positions,
-                            &features,
-                        )?;
-                        let cache =
-                            prefill(&mut *self.model, &inputs_embeds, hidden, &KvCache::empty())?
-                                .cache;
-                        timings.prefill += prefilling.elapsed();
-                        self.prefixes.keep(key, cache.clone());
-                        image_features = Some(features);
-                        cache
-                    }
-                }
-            }
+        let (past, image_features) = match &pixel_sha256 {
+            None => (KvCache::empty(), None),
+            Some(sha256) => self.prefill_prefix(prompt, tiles, sha256, traced, timings, sink)?,
         };
         let prefilling = Instant::now();
-        let inputs_embeds = self.model.embed(rest)?;
+        let hidden = self.manifest.geometry.text.hidden_size;
+        let inputs_embeds = self.model.embed(&prompt.input_ids[prompt.prefix_len..])?;
         let decoded = prefill(&mut *self.model, &inputs_embeds, hidden, &past)?;
         timings.prefill += prefilling.elapsed();
-        let trace = trace.then(|| Trace {
+        let trace = traced.then(|| Trace {
             prompt: prompt.text.clone(),
             input_ids: prompt.input_ids.clone(),
             pixel_shape: tiles.first().map(|first| {
-                [
-                    1,
-                    tiles.iter().map(Tiles::frames).sum(),
-                    3,
-                    first.side,
-                    first.side,
-                ]
+                let frames = tiles.iter().map(Tiles::frames).sum();
+                [1, frames, 3, first.side, first.side]
             }),
             pixel_sha256,
             image_features,
@@ -311,12 +282,44 @@ impl Vlm {
         Ok((decoded, trace))
     }
 
+    /// The cache of the prompt's prefix, and the image features where the vision encoder ran for
+    /// it.
+    fn prefill_prefix(
+        &mut self,
+        prompt: &Prompt,
+        tiles: &[Tiles],
+        pixel_sha256: &str,
+        traced: bool,
+        timings: &mut Timings,
+        sink: &dyn Sink,
+    ) -> Result<(KvCache, Option<Vec<f32>>), VlmError> {
+        let input_ids = &prompt.input_ids[..prompt.prefix_len];
+        let key = PrefixKey {
+            input_ids: input_ids.to_vec(),
+            pixel_sha256: pixel_sha256.to_owned(),
+        };
+        // A trace has the vision encoder's output, so the encoder has to run.
+        if let Some(cache) = self.prefixes.find(&key).filter(|_| !traced) {
+            return Ok((cache, None));
+        }
+        self.prefixes.make_room();
+        let features = self.encode(tiles, timings, sink)?;
+        let prefilling = Instant::now();
+        let hidden = self.manifest.geometry.text.hidden_size;
+        let inputs_embeds =
+            self.embed_with_features(input_ids, &prompt.image_positions, &features)?;
+        let cache = prefill(&mut *self.model, &inputs_embeds, hidden, &KvCache::empty())?.cache;
+        timings.prefill += prefilling.elapsed();
+        self.prefixes.keep(key, cache.clone());
+        Ok((cache, Some(features)))
+    }
+
     /// Image features of every tile, in prompt order: [frames · S, H].
     fn encode(
         &mut self,
         tiles: &[Tiles],
         timings: &mut Timings,
-        sink: &mut dyn Sink,
+        sink: &dyn Sink,
     ) -> Result<Vec<f32>, VlmError> {
         let mut features = Vec::new();
         for tiles in tiles {
@@ -343,15 +346,11 @@ impl Vlm {
         let hidden = self.manifest.geometry.text.hidden_size;
         let mut inputs_embeds = self.model.embed(input_ids)?;
         if features.len() != positions.len() * hidden {
-            let (expected, got) = (
-                vec![positions.len(), hidden],
-                vec![features.len() / hidden, hidden],
-            );
             return Err(ModelError::Shape {
                 graph: "vision_encoder",
                 tensor: "image_features",
-                expected,
-                got,
+                expected: vec![positions.len(), hidden],
+                got: vec![features.len() / hidden, hidden],
             });
         }
         for (&position, row) in positions.iter().zip(features.chunks_exact(hidden)) {
@@ -360,25 +359,25 @@ impl Vlm {
         Ok(inputs_embeds)
     }
 
-    /// Greedy free text behind the prompt.
+    /// Greedy free text after the prompt.
     fn generate(
         &mut self,
         prompt: Decoded,
         request: &Request,
         sink: &mut dyn Sink,
-    ) -> Result<Said, VlmError> {
-        let limits = Limits {
+    ) -> Result<Completion, VlmError> {
+        let options = GenerateOptions {
             stop: &self.manifest.prompt.stop,
             max_new_tokens: request.max_new_tokens,
             context_length: self.manifest.geometry.text.context_length,
             top_logprobs: request.top_logprobs,
         };
         let mut text = TokenText::new(&self.tokenizer);
-        let mut written = Written::default();
+        let mut streamed = StreamedText::default();
         let mut cancelled = false;
-        let finish_reason = generate(&mut *self.model, prompt, limits, &mut |reading| {
-            let token = token(&reading, &mut text);
-            sink.piece(&written.piece(&token.text.clone(), vec![token]));
+        let finish_reason = generate(&mut *self.model, prompt, options, &mut |logprobs| {
+            let token = token(&logprobs, &mut text);
+            sink.piece(&streamed.piece(&token.text.clone(), vec![token]));
             cancelled = sink.is_cancelled();
             if cancelled {
                 ControlFlow::Break(())
@@ -388,10 +387,10 @@ impl Vlm {
         })?;
         let rest = text.finish();
         if !cancelled && !rest.is_empty() {
-            sink.piece(&written.piece(&rest, Vec::new()));
+            sink.piece(&streamed.piece(&rest, Vec::new()));
         }
-        let Written { text, tokens, .. } = written;
-        Ok(Said {
+        let StreamedText { text, tokens, .. } = streamed;
+        Ok(Completion {
             text,
             tokens,
             candidates: Vec::new(),
@@ -399,23 +398,23 @@ impl Vlm {
         })
     }
 
-    /// The likeliest of the candidates behind the prompt.
+    /// The likeliest of the candidates after the prompt.
     fn choose(
         &mut self,
         prompt: &Decoded,
         request: &Request,
         sequences: &Sequences,
         sink: &mut dyn Sink,
-    ) -> Result<Said, VlmError> {
-        let readings = score::read(
+    ) -> Result<Completion, VlmError> {
+        let logprobs = score::logprobs(
             &mut *self.model,
             prompt,
             &sequences.tokens,
             request.top_logprobs,
             sink,
-        )?;
-        let readings = readings.ok_or(VlmError::Cancelled)?;
-        let scores = score::scores(&readings);
+        )?
+        .ok_or(VlmError::Cancelled)?;
+        let scores = score::scores(&logprobs);
         let candidates: Vec<Candidate> = request
             .candidates
             .iter()
@@ -426,26 +425,27 @@ impl Vlm {
                 probability,
             })
             .collect();
-        // The first of the likeliest, as in decoding.
+        // The first among equals, as in decoding.
         let winner =
             scores.iter().enumerate().fold(
                 0,
                 |best, (index, score)| if *score > scores[best] { index } else { best },
             );
+        // Its own tokens: without the end token that was added for scoring.
         let own = sequences.tokens[winner].len() - usize::from(sequences.ended);
         let mut text = TokenText::new(&self.tokenizer);
-        let tokens: Vec<Token> = readings[winner][..own]
+        let tokens: Vec<Token> = logprobs[winner][..own]
             .iter()
-            .map(|reading| token(reading, &mut text))
+            .map(|logprobs| token(logprobs, &mut text))
             .collect();
-        // As it was asked: its tokens are those of a trimmed text, and leave out what the
+        // The text as it was asked: the tokens are those of the trimmed text, and lack what the
         // vocabulary has no token for.
         let whole = Piece {
             text: candidates[winner].text.clone(),
             tokens,
         };
         sink.piece(&whole);
-        Ok(Said {
+        Ok(Completion {
             text: whole.text,
             tokens: whole.tokens,
             candidates,
@@ -462,8 +462,8 @@ impl std::fmt::Debug for Vlm {
     }
 }
 
-/// The special tokens that the bundle's template may call by name.
-fn named_tokens(bundle: &Bundle) -> Result<SpecialTokens, VlmError> {
+/// The special tokens that the bundle's template may use by name.
+fn special_tokens(bundle: &Bundle) -> Result<SpecialTokens, VlmError> {
     let listed = |name: &str| {
         bundle
             .manifest()
@@ -479,9 +479,9 @@ fn named_tokens(bundle: &Bundle) -> Result<SpecialTokens, VlmError> {
     Ok(special_tokens::read(config.as_deref(), map.as_deref())?)
 }
 
-/// A token as it is told, next in `text`.
-fn token(reading: &Reading, text: &mut TokenText<'_>) -> Token {
-    let top = reading
+/// The answer's token, the next one in `text`.
+fn token(logprobs: &TokenLogprobs, text: &mut TokenText<'_>) -> Token {
+    let top = logprobs
         .top
         .iter()
         .map(|&(id, logprob)| TopToken {
@@ -491,21 +491,38 @@ fn token(reading: &Reading, text: &mut TokenText<'_>) -> Token {
         })
         .collect();
     Token {
-        id: reading.id,
-        text: text.push(reading.id),
-        logprob: reading.logprob as f32,
+        id: logprobs.id,
+        text: text.push(logprobs.id),
+        logprob: logprobs.logprob as f32,
         top,
     }
 }
 
+/// What is done after the prompt.
+enum Task {
+    /// Score the candidates.
+    Choose(Sequences),
+    /// Decode free text.
+    Generate,
+}
+
+/// What follows the prompt: the answer without what was measured on the way.
+struct Completion {
+    text: String,
+    tokens: Vec<Token>,
+    candidates: Vec<Candidate>,
+    finish_reason: FinishReason,
+}
+
 /// A sink that notes when its first piece came.
-struct Timed<'a> {
+struct TimedSink<'a> {
     sink: &'a mut dyn Sink,
     started: Instant,
+    /// Since `started`.
     first_piece: Option<Duration>,
 }
 
-impl Sink for Timed<'_> {
+impl Sink for TimedSink<'_> {
     fn piece(&mut self, piece: &Piece) {
         self.first_piece
             .get_or_insert_with(|| self.started.elapsed());
@@ -517,109 +534,30 @@ impl Sink for Timed<'_> {
     }
 }
 
-/// What is done behind the prompt.
-enum Task {
-    /// Score the candidates.
-    Choose(Sequences),
-    /// Decode free text.
-    Generate,
-}
-
-/// What came out behind the prompt.
-struct Said {
-    text: String,
-    tokens: Vec<Token>,
-    candidates: Vec<Candidate>,
-    finish_reason: FinishReason,
-}
-
-/// Free text and its tokens, as far as they were handed over.
+/// Free text and its tokens, as far as they were given to the sink.
 #[derive(Default)]
-struct Written {
+struct StreamedText {
     text: String,
     tokens: Vec<Token>,
-    /// Whether the model has said anything, if only a space.
+    /// Whether there was any text yet, if only a space.
     begun: bool,
 }
 
-impl Written {
-    /// What `said` adds: all of it, but for the space that separates an answer from its prompt.
-    fn piece(&mut self, said: &str, tokens: Vec<Token>) -> Piece {
-        let text = if self.begun {
-            said
+impl StreamedText {
+    /// The piece that `text` adds: all of it, without the space that separates an answer from its
+    /// prompt.
+    fn piece(&mut self, text: &str, tokens: Vec<Token>) -> Piece {
+        let added = if self.begun {
+            text
         } else {
-            said.strip_prefix(' ').unwrap_or(said)
+            text.strip_prefix(' ').unwrap_or(text)
         };
-        self.begun |= !said.is_empty();
-        self.text.push_str(text);
+        self.begun |= !text.is_empty();
+        self.text.push_str(added);
         self.tokens.extend_from_slice(&tokens);
         Piece {
-            text: text.to_owned(),
+            text: added.to_owned(),
             tokens,
-        }
-    }
-}
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum VlmError {
-    /// The bundle cannot be used.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// No engine runs it.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// Its tokenizer cannot be used.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// Its chat template cannot be used.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// The names of its special tokens cannot be read.
-    #[error(transparent)]
-    SpecialTokens(#[from] SpecialTokensError),
-    /// The bundle names no token that ends an answer.
-    #[error(
-        "the manifest's prompt.stop is empty: expected the ids that end an answer; export the bundle again"
-    )]
-    NoEndToken,
-    /// An answer of no tokens was asked for.
-    #[error("max_new_tokens is 0: expected 1 or more, or candidates")]
-    NoTokens,
-    /// The candidates cannot be scored.
-    #[error(transparent)]
-    Candidates(#[from] CandidateError),
-    /// The conversation cannot be put to the model.
-    #[error(transparent)]
-    Prompt(#[from] PromptError),
-    /// The sink cancelled.
-    #[error("the question was cancelled before there was an answer; ask it again")]
-    Cancelled,
-    /// The model failed.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-}
-
-impl VlmError {
-    /// Whether the request is at fault, so that asking it again will not help.
-    pub fn is_bad_request(&self) -> bool {
-        match self {
-            VlmError::NoTokens => true,
-            VlmError::Candidates(error) => !matches!(error, CandidateError::Tokenizer(_)),
-            // A template that may be right about other texts.
-            VlmError::Prompt(PromptError::Template(TemplateError::Changed)) => true,
-            VlmError::Prompt(error) => !matches!(
-                error,
-                PromptError::Template(_) | PromptError::Tokenizer(_) | PromptError::Pictures { .. }
-            ),
-            VlmError::Bundle(_)
-            | VlmError::Backend(_)
-            | VlmError::Tokenizer(_)
-            | VlmError::Template(_)
-            | VlmError::SpecialTokens(_)
-            | VlmError::NoEndToken
-            | VlmError::Cancelled
-            | VlmError::Model(_) => false,
         }
     }
 }

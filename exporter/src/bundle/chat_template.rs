@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use vlm::special_tokens::{SpecialTokens, TOKENIZER_CONFIG};
-use vlm::template::{Piece, Template, TemplateError};
+use vlm::template::{Part, Template, TemplateError};
 use vlm::{Content, Picture, Role, Turn};
 
 use super::processor::PROCESSOR;
@@ -100,7 +100,7 @@ impl Found {
         let places: usize = pieces
             .iter()
             .map(|piece| {
-                if let Piece::Own(own) = piece {
+                if let Part::Markup(own) = piece {
                     own.matches("<image>").count()
                 } else {
                     0
@@ -240,7 +240,7 @@ mod tests {
         .unwrap();
         let refusal = |text: &str| check(text).unwrap_err();
         insta::assert_snapshot!(refusal("{% for m in messages %}"), @"chat_template.jinja: chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); mend it there, or take it out to export with the family's own");
-        insta::assert_snapshot!(refusal(&default.replace("item['text']", "item['text'] | upper")), @"chat_template.jinja: chat template changes a message's text: expected it printed as it is, or without the blanks around it; take the filter out of it, or take the released one");
+        insta::assert_snapshot!(refusal(&default.replace("item['text']", "item['text'] | upper")), @"chat_template.jinja: chat template changes a message's text: expected it unchanged but for whitespace around it; remove the filter, or use the released template");
         insta::assert_snapshot!(refusal("{{ messages[0]['content'][1]['text'] }}"), @"chat_template.jinja: the chat template prints <image> 0 times for one picture, expected once; mend it there");
         insta::assert_snapshot!(refusal("{{ messages | frobnicate }}"), @"chat_template.jinja: chat template: unknown filter: filter frobnicate is unknown (in chat_template:1); mend it there, or take it out to export with the family's own");
     }

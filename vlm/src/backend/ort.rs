@@ -1,7 +1,7 @@
 //! The model on ONNX Runtime, loaded from a shared library at run time. The only file that names
 //! `ort`.
 //!
-//! Graph optimisation stays at its highest level: on the graphs of a bundle (no DequantizeLinear
+//! Graph optimisation is at its highest level: on the graphs of a bundle (no DequantizeLinear
 //! feeding a MatMul in fp32 and fp16) its rewrites keep f32 arithmetic.
 
 use std::borrow::Cow;
@@ -14,13 +14,13 @@ use ort::memory::Allocator;
 use ort::session::{Session, SessionInputValue, SessionOutputs};
 use ort::value::{DynValue, Tensor, TensorRef};
 
-use super::{BackendError, Sizes, cache_names, expect_shape};
+use super::{BackendError, Dimensions, cache_names, expect_shape};
 use crate::bundle::Bundle;
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError, Provider};
 
 /// The three graphs as sessions.
 pub(super) struct OrtModel {
-    sizes: Sizes,
+    dimensions: Dimensions,
     vision_encoder: Session,
     embed_tokens: Session,
     decoder: Session,
@@ -29,8 +29,8 @@ pub(super) struct OrtModel {
     pixel_attention_mask: Vec<bool>,
 }
 
-/// The cache: key and value of each layer, as the decoder put them out.
-type Present = Vec<DynValue>;
+/// Key and value of each layer, as the decoder returned them.
+type OrtCache = Vec<DynValue>;
 
 impl OrtModel {
     /// Loads the bundle's graphs with the library at `library`, an absolute path of a file.
@@ -41,7 +41,7 @@ impl OrtModel {
     ) -> Result<Self, BackendError> {
         let environment = environment(library)?;
         let manifest = bundle.manifest();
-        let sizes = Sizes::new(manifest);
+        let dimensions = Dimensions::new(manifest);
         let session = |name: &str, arena: bool| {
             let path = bundle.path(name);
             open(&environment, &path, threads, arena).map_err(|error| BackendError::Graph {
@@ -51,21 +51,21 @@ impl OrtModel {
             })
         };
         Ok(OrtModel {
-            sizes,
-            // A tile's activations are some 100 MB, all of one size: without the arena they go back
-            // to the system after each tile.
+            dimensions,
+            // A tile's activations are about 100 MB, always of the same size: without the arena
+            // they are returned to the system after each tile.
             vision_encoder: session(&manifest.graphs.vision_encoder, false)?,
             embed_tokens: session(&manifest.graphs.embed_tokens, true)?,
             decoder: session(&manifest.graphs.decoder_model_merged, true)?,
-            past_names: cache_names("past_key_values", sizes.layers),
-            present_names: cache_names("present", sizes.layers),
-            pixel_attention_mask: vec![true; sizes.tile * sizes.tile],
+            past_names: cache_names("past_key_values", dimensions.layers),
+            present_names: cache_names("present", dimensions.layers),
+            pixel_attention_mask: vec![true; dimensions.tile * dimensions.tile],
         })
     }
 
-    /// A cache of no tokens: the graphs take it as tensors with an axis of length 0.
-    fn empty_past(&self) -> ort::Result<Present> {
-        let shape = [1, self.sizes.kv_heads, 0, self.sizes.head_dim];
+    /// A cache of no tokens: tensors with an axis of length 0.
+    fn empty_past(&self) -> ort::Result<OrtCache> {
+        let shape = [1, self.dimensions.kv_heads, 0, self.dimensions.head_dim];
         let allocator = Allocator::default();
         self.past_names
             .iter()
@@ -76,22 +76,22 @@ impl OrtModel {
 
 impl Model for OrtModel {
     fn encode(&mut self, pixel_values: &[f32], frames: usize) -> Result<Vec<f32>, ModelError> {
-        let Sizes {
+        let Dimensions {
             tile,
             tokens_per_tile,
             hidden,
             ..
-        } = self.sizes;
+        } = self.dimensions;
         expect_shape(
             "vision_encoder",
             "pixel_values",
-            &[frames * self.sizes.tile_values()],
+            &[frames * self.dimensions.tile_values()],
             &[pixel_values.len()],
         )?;
         let mut image_features = Vec::with_capacity(frames * tokens_per_tile * hidden);
-        // One frame at a time: a tile keeps all cores busy, and a batch would only multiply the
+        // One frame at a time: a tile keeps all cores busy, and a batch would only take more
         // memory.
-        for frame in pixel_values.chunks_exact(self.sizes.tile_values()) {
+        for frame in pixel_values.chunks_exact(self.dimensions.tile_values()) {
             let pixels = TensorRef::from_array_view(([1, 1, 3, tile, tile], frame))
                 .map_err(failed("vision_encoder"))?;
             let mask =
@@ -112,7 +112,7 @@ impl Model for OrtModel {
     }
 
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let ids = self.sizes.token_ids(input_ids)?;
+        let ids = self.dimensions.token_ids(input_ids)?;
         let input =
             TensorRef::from_array_view(([1, ids.len()], &*ids)).map_err(failed("embed_tokens"))?;
         let outputs = self
@@ -123,7 +123,7 @@ impl Model for OrtModel {
             &outputs,
             "embed_tokens",
             "inputs_embeds",
-            &[1, ids.len(), self.sizes.hidden],
+            &[1, ids.len(), self.dimensions.hidden],
         )
         .map(<[f32]>::to_vec)
     }
@@ -135,7 +135,7 @@ impl Model for OrtModel {
         logits: Logits,
     ) -> Result<Decoded, ModelError> {
         const GRAPH: &str = "decoder_model_merged";
-        let Sizes { hidden, vocab, .. } = self.sizes;
+        let Dimensions { hidden, vocab, .. } = self.dimensions;
         let n = inputs_embeds.len() / hidden;
         expect_shape(
             GRAPH,
@@ -145,8 +145,9 @@ impl Model for OrtModel {
         )?;
         let total = past.tokens + n;
 
+        // Inputs: embeddings, mask and positions, then the cache.
         let empty;
-        let present: &Present = match &past.state {
+        let present: &OrtCache = match &past.state {
             Some(state) => state.downcast_ref().ok_or_else(|| foreign_cache(GRAPH))?,
             None => {
                 empty = self.empty_past().map_err(failed(GRAPH))?;
@@ -167,14 +168,15 @@ impl Model for OrtModel {
                 .map(|(name, value)| (Cow::from(name), value.into())),
         );
 
+        // Outputs: the requested logits, then the grown cache.
         let mut outputs = self.decoder.run(inputs).map_err(failed(GRAPH))?;
         let rows = output(&outputs, GRAPH, "logits", &[1, n, vocab])?;
         let rows = match logits {
             Logits::Last => rows[rows.len() - vocab..].to_vec(),
             Logits::All => rows.to_vec(),
         };
-        // The values are counted references to what the decoder wrote: no copy.
-        let state: Option<Present> = self
+        // The values are reference-counted: nothing is copied.
+        let state: Option<OrtCache> = self
             .present_names
             .iter()
             .map(|name| outputs.remove(name))
@@ -182,7 +184,8 @@ impl Model for OrtModel {
         let state = state.ok_or_else(|| ModelError::Backend {
             backend: "ort",
             graph: GRAPH,
-            message: "an output present.* is missing".into(),
+            message: "an output present.* is missing: expected a key and a value of each layer"
+                .into(),
         })?;
         Ok(Decoded {
             logits: rows,
@@ -194,7 +197,7 @@ impl Model for OrtModel {
     }
 
     fn provider(&self) -> Provider {
-        // Sessions are opened on the CPU provider alone, so that is what runs.
+        // Sessions are opened on the CPU provider alone.
         Provider {
             backend: "ort".into(),
             execution_provider: "cpu".into(),
@@ -202,7 +205,7 @@ impl Model for OrtModel {
     }
 }
 
-/// The process's environment: ONNX Runtime allows one, made from the first library that loads.
+/// The process's environment: ONNX Runtime allows one, from the first library that loads.
 pub(super) fn environment(library: &Path) -> Result<Environment, BackendError> {
     static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
     let mut loaded = LOADED
@@ -211,7 +214,7 @@ pub(super) fn environment(library: &Path) -> Result<Environment, BackendError> {
     if let Some((path, environment)) = &*loaded {
         if path != library {
             tracing::warn!(
-                "ONNX Runtime stays the one already loaded, {}; {} is not used",
+                "ONNX Runtime is already loaded from {}; {} is not used",
                 path.display(),
                 library.display()
             );
@@ -248,7 +251,7 @@ fn open(
     builder.commit_from_file(graph)
 }
 
-/// An output as a slice, held to its shape.
+/// An output as a slice, after a check of its shape.
 fn output<'o>(
     outputs: &'o SessionOutputs<'_>,
     graph: &'static str,
@@ -282,6 +285,6 @@ fn foreign_cache(graph: &'static str) -> ModelError {
     ModelError::Backend {
         backend: "ort",
         graph,
-        message: "the KV cache is another backend's".into(),
+        message: "the KV cache is from another backend".into(),
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Batch is fixed at 1 and the vision encoder at one frame, so that tract plans with constants;
 //! sequence and past lengths stay symbols, the same two in every input that has them. The three
-//! graphs share one pool of threads; how many there are changes no bit of a result, because work is
-//! never split inside a sum.
+//! graphs share one thread pool. Its size changes no bit of a result, because work is never split
+//! within a sum.
 
 use std::num::NonZero;
 use std::path::Path;
@@ -15,32 +15,32 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::dims;
 use tract_onnx::tract_core::internal::{DatumExt, ShapeFact};
 
-use super::{BackendError, Sizes, cache_names, expect_shape};
+use super::{BackendError, Dimensions, cache_names, expect_shape};
 use crate::bundle::Bundle;
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError, Provider};
 
-/// What programs log by default. tract warns of every graph newer than opset 18, and all of ours
-/// are.
+/// Default log filter of programs that use this crate, as `tracing`'s `EnvFilter` reads it. tract
+/// warns about every graph newer than opset 18, as all of ours are.
 pub const LOG_FILTER: &str = "info,tract_onnx=error,tract_linalg=warn";
 
-/// The three graphs as plans with their running state.
+/// The three graphs as optimised plans.
 pub(super) struct TractModel {
-    sizes: Sizes,
+    dimensions: Dimensions,
     vision_encoder: Graph,
     embed_tokens: Graph,
     decoder: Graph,
     pixel_attention_mask: TValue,
 }
 
-/// The cache: key and value of each layer, as the decoder put them out.
-type Present = Vec<TValue>;
+/// Key and value of each layer, as the decoder returned them.
+type TractCache = Vec<TValue>;
 
 impl TractModel {
     /// Loads and optimises the bundle's graphs, to run on `threads` threads or on one for each
     /// core.
     pub(super) fn load(bundle: &Bundle, threads: Option<usize>) -> Result<Self, BackendError> {
         let manifest = bundle.manifest();
-        let sizes = Sizes::new(manifest);
+        let dimensions = Dimensions::new(manifest);
         let executor = executor(threads);
         let load = |name: &str,
                     graph: &'static str,
@@ -55,13 +55,13 @@ impl TractModel {
                 }
             })
         };
-        let Sizes {
+        let Dimensions {
             tile,
             hidden,
             kv_heads,
             head_dim,
             ..
-        } = sizes;
+        } = dimensions;
         let vision_inputs = |_: &SymbolScope| {
             vec![
                 ("pixel_values".to_owned(), f32::fact([1, 1, 3, tile, tile])),
@@ -86,16 +86,16 @@ impl TractModel {
                 ("position_ids".to_owned(), i64::fact(dims![1, s])),
             ];
             inputs.extend(
-                cache_names("past_key_values", sizes.layers)
+                cache_names("past_key_values", dimensions.layers)
                     .into_iter()
                     .map(|name| (name, f32::fact(dims![1, kv_heads, p, head_dim]))),
             );
             inputs
         };
         let mut decoder_outputs = vec!["logits".to_owned()];
-        decoder_outputs.extend(cache_names("present", sizes.layers));
+        decoder_outputs.extend(cache_names("present", dimensions.layers));
         Ok(TractModel {
-            sizes,
+            dimensions,
             vision_encoder: load(
                 &manifest.graphs.vision_encoder,
                 "vision_encoder",
@@ -120,31 +120,33 @@ impl TractModel {
         })
     }
 
-    fn empty_past(&self) -> Present {
-        let empty =
-            Tensor::from_shape::<f32>(&[1, self.sizes.kv_heads, 0, self.sizes.head_dim], &[])
-                .expect("no values for an empty axis");
+    fn empty_past(&self) -> TractCache {
+        let empty = Tensor::from_shape::<f32>(
+            &[1, self.dimensions.kv_heads, 0, self.dimensions.head_dim],
+            &[],
+        )
+        .expect("no values for an empty axis");
         let empty: TValue = empty.into();
-        vec![empty; 2 * self.sizes.layers]
+        vec![empty; 2 * self.dimensions.layers]
     }
 }
 
 impl Model for TractModel {
     fn encode(&mut self, pixel_values: &[f32], frames: usize) -> Result<Vec<f32>, ModelError> {
-        let Sizes {
+        let Dimensions {
             tile,
             tokens_per_tile,
             hidden,
             ..
-        } = self.sizes;
+        } = self.dimensions;
         expect_shape(
             "vision_encoder",
             "pixel_values",
-            &[frames * self.sizes.tile_values()],
+            &[frames * self.dimensions.tile_values()],
             &[pixel_values.len()],
         )?;
         let mut image_features = Vec::with_capacity(frames * tokens_per_tile * hidden);
-        for frame in pixel_values.chunks_exact(self.sizes.tile_values()) {
+        for frame in pixel_values.chunks_exact(self.dimensions.tile_values()) {
             let outputs = self.vision_encoder.run(tvec![
                 tensor(&[1, 1, 3, tile, tile], frame),
                 self.pixel_attention_mask.clone()
@@ -159,7 +161,7 @@ impl Model for TractModel {
     }
 
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let ids = self.sizes.token_ids(input_ids)?;
+        let ids = self.dimensions.token_ids(input_ids)?;
         let outputs = self
             .embed_tokens
             .run(tvec![tensor(&[1, ids.len()], &ids)])?;
@@ -167,7 +169,7 @@ impl Model for TractModel {
             .values(
                 &outputs[0],
                 "inputs_embeds",
-                &[1, ids.len(), self.sizes.hidden],
+                &[1, ids.len(), self.dimensions.hidden],
             )
             .map(<[f32]>::to_vec)
     }
@@ -178,7 +180,7 @@ impl Model for TractModel {
         past: &KvCache,
         logits: Logits,
     ) -> Result<Decoded, ModelError> {
-        let Sizes { hidden, vocab, .. } = self.sizes;
+        let Dimensions { hidden, vocab, .. } = self.dimensions;
         let n = inputs_embeds.len() / hidden;
         expect_shape(
             self.decoder.name,
@@ -187,31 +189,32 @@ impl Model for TractModel {
             &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)],
         )?;
         let total = past.tokens + n;
+        // Inputs: embeddings, mask and positions, then the cache.
         let position_ids: Vec<i64> = (past.tokens as i64..total as i64).collect();
-
         let mut inputs = tvec![
             tensor(&[1, n, hidden], inputs_embeds),
             tensor(&[1, total], &vec![1i64; total]),
             tensor(&[1, n], &position_ids)
         ];
         match &past.state {
-            // Counted references: nothing is copied until the graph appends to them.
+            // Reference-counted: nothing is copied until the graph appends to them.
             Some(state) => inputs.extend(
                 state
-                    .downcast_ref::<Present>()
-                    .ok_or_else(|| self.decoder.failed("the KV cache is another backend's"))?
+                    .downcast_ref::<TractCache>()
+                    .ok_or_else(|| self.decoder.failed("the KV cache is from another backend"))?
                     .iter()
                     .cloned(),
             ),
             None => inputs.extend(self.empty_past()),
         }
+        // Outputs: the requested logits, then the grown cache.
         let mut outputs = self.decoder.run(inputs)?;
         let rows = self.decoder.values(&outputs[0], "logits", &[1, n, vocab])?;
         let rows = match logits {
             Logits::Last => rows[rows.len() - vocab..].to_vec(),
             Logits::All => rows.to_vec(),
         };
-        let present: Present = outputs.drain(1..).collect();
+        let present: TractCache = outputs.drain(1..).collect();
         Ok(Decoded {
             logits: rows,
             cache: KvCache {
@@ -229,7 +232,7 @@ impl Model for TractModel {
     }
 }
 
-/// What the graphs' work is handed to.
+/// The thread pool of the graphs; `None` has one thread for each core.
 fn executor(threads: Option<usize>) -> Executor {
     match threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get)) {
         1 => Executor::SingleThread,
@@ -237,7 +240,7 @@ fn executor(threads: Option<usize>) -> Executor {
     }
 }
 
-/// Input names with their types and shapes, in the order they are fed.
+/// Input names with their types and shapes, in the order of the graph's inputs.
 type Inputs = Vec<(String, TypedFact)>;
 
 /// One graph, optimised, with the state it runs in.
@@ -254,7 +257,7 @@ impl Graph {
         outputs: &[String],
         executor: &Executor,
     ) -> TractResult<Self> {
-        // The file's own symbols (batch, sequence_length …) are dropped with its value infos: ours
+        // The file's own symbols (batch, sequence_length, …) are dropped with its value infos; ours
         // replace them.
         let mut model = tract_onnx::onnx()
             .with_ignore_value_info(true)
@@ -278,14 +281,14 @@ impl Graph {
 
     fn run(&mut self, inputs: TVec<TValue>) -> Result<TVec<TValue>, ModelError> {
         self.state.run(inputs).map_err(|error| {
-            // A run that failed half-way must leave nothing behind for the next one; if even that
-            // fails, so will the next run.
+            // A failed run must leave no state for the next one; if the reset fails, so will that
+            // run.
             let _ = self.state.reset_turn();
             self.failed(&format!("{error:#}"))
         })
     }
 
-    /// An output as a slice, held to its shape.
+    /// An output as a slice, after a check of its shape.
     fn values<'v>(
         &self,
         value: &'v TValue,
@@ -308,7 +311,7 @@ impl Graph {
     }
 }
 
-/// A tensor of borrowed values, which it copies.
+/// A tensor with a copy of `values`.
 fn tensor<D: Datum + Copy>(shape: &[usize], values: &[D]) -> TValue {
     Tensor::from_shape(shape, values)
         .expect("callers give as many values as the shape has")

@@ -38,7 +38,7 @@ fn assert_near(got: [u8; 3], expected: [u8; 3]) {
     );
 }
 
-/// A picture that compresses to more than a header.
+/// An image that compresses to more than a header.
 fn noise() -> RgbImage {
     RgbImage::from_fn(40, 30, |x, y| {
         Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ (y * 5)) as u8])
@@ -76,7 +76,7 @@ fn sixteen_bits_keep_their_high_byte() {
 }
 
 #[test]
-fn alpha_lies_over_white() {
+fn alpha_is_blended_over_white() {
     let glass = RgbaImage::from_fn(3, 1, |x, _| Rgba([100, 0, 255, [0, 128, 255][x as usize]]));
     let picture = decoded(&png(glass));
     assert_eq!(
@@ -177,9 +177,9 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn a_header_alone_tells_how_many_pixels_there_would_be() {
+fn the_header_alone_gives_the_number_of_pixels() {
     assert_eq!(
-        Picture::pixels_of(&png_header(8_000, 8_000)).expect("as many as may be"),
+        Picture::pixels_of(&png_header(8_000, 8_000)).expect("the largest allowed"),
         64_000_000
     );
     assert!(matches!(
@@ -224,29 +224,29 @@ fn errors_name_what_was_found_and_what_was_expected() {
             .to_string(),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r"
-    picture: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes
-    picture: expected a jpeg, png, webp, bmp or gif file, got 18 bytes that begin with 25 50 44 46 2d 31 2e 37; convert it first
-    picture of 30000x30000: expected sides of 1 or more and at most 64000000 pixels; scale it first
-    picture of 8001x8000: expected sides of 1 or more and at most 64000000 pixels; scale it first
-    picture: jpg file ends after 870 bytes, before its last pixel; send the whole file
-    picture: damaged or unsupported png file: Format error decoding Png: Corrupt deflate stream. BadCodeLengthHuffmanTree
-    picture of 0x4: expected sides of 1 or more and at most 64000000 pixels; scale it first
-    picture of 2x2 RGB: expected 12 bytes, got 11
+    image: expected the bytes of a jpeg, png, webp, bmp or gif file, got zero bytes; send the whole file
+    image: expected a jpeg, png, webp, bmp or gif file, got 18 bytes that begin with 25 50 44 46 2d 31 2e 37; convert it first
+    image of 30000x30000: expected sides of 1 or more and at most 64000000 pixels; scale it first
+    image of 8001x8000: expected sides of 1 or more and at most 64000000 pixels; scale it first
+    image: jpg file ends after 870 bytes, before its last pixel; send the whole file
+    image: damaged or unsupported png file: Format error decoding Png: Corrupt deflate stream. BadCodeLengthHuffmanTree; convert it first
+    image of 0x4: expected sides of 1 or more and at most 64000000 pixels; scale it first
+    image of 2x2 RGB: expected 12 bytes, got 11
     ");
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_picture_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_an_image_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Picture::decode(&bytes);
     }
 
     #[test]
-    fn a_damaged_file_is_a_picture_or_an_error(which in 0usize..5, damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn a_damaged_file_is_an_image_or_an_error(which in 0usize..5, damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
         let format = [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP, ImageFormat::Jpeg, ImageFormat::Gif][which];
         let image = DynamicImage::from(noise());
         let mut file = if format == ImageFormat::Gif { encoded(image.to_rgba8(), format) } else { encoded(image, format) };
-        // Past the header: a damaged size is refused or asks for memory, which is another test.
+        // After the header: a damaged size is refused or allocates, which other tests cover.
         for (place, byte) in damage {
             let place = 40 + place.index(file.len() - 40);
             file[place] = byte;

@@ -68,7 +68,7 @@ fn layouts_are_those_of_transformers() {
 }
 
 #[test]
-fn a_picture_of_one_tile_is_not_split() {
+fn an_image_of_one_tile_is_not_split() {
     let rules = ImageRules {
         longest_edge: 64,
         ..reference::rules("micro")
@@ -82,24 +82,24 @@ fn a_picture_of_one_tile_is_not_split() {
 }
 
 #[test]
-fn layout_foretells_the_tiles() {
+fn the_layout_is_that_of_the_tiles() {
     let rules = reference::rules("micro");
     for (width, height) in [(7, 300), (300, 7), (33, 31), (1, 1), (64, 65)] {
         let picture = Picture::from_rgb(width, height, vec![128; (width * height * 3) as usize])
-            .expect("a picture");
+            .expect("an image");
         for split in [true, false] {
             let tiles = tiles(&picture, &rules, split);
             assert_eq!(tiles.layout, layout(width, height, &rules, split));
             assert_eq!(tiles.pixels.len(), tiles.frames() * 64 * 64 * 3);
             assert!(
                 tiles.pixels.iter().all(|&sample| sample == 128),
-                "a flat picture stays flat"
+                "a flat image stays flat"
             );
         }
     }
 }
 
-/// Sizes that transformers gives: past the limit, a picture is scaled twice.
+/// Sizes that transformers gives: past the limit, an image is scaled twice.
 #[test]
 fn the_longest_edge_has_a_limit() {
     for (longest, from, expected) in [

@@ -106,7 +106,7 @@ fn closed(picture: Picture, question: &str) -> Request {
     }
 }
 
-fn said(answer: &Answer) -> (String, Vec<(u32, u32)>, Vec<u64>) {
+fn summary(answer: &Answer) -> (String, Vec<(u32, u32)>, Vec<u64>) {
     let tokens = answer
         .tokens
         .iter()
@@ -154,10 +154,10 @@ impl Sink for Pieces {
     }
 }
 
-/// Cancels when it has been asked this often whether to.
-struct Looks(Cell<u32>);
+/// Cancels after it has been asked this many times.
+struct CancelAfter(Cell<u32>);
 
-impl Sink for Looks {
+impl Sink for CancelAfter {
     fn piece(&mut self, _: &Piece) {}
 
     fn is_cancelled(&self) -> bool {
@@ -182,40 +182,40 @@ fn questions_on_one_frame_share_its_prefix() {
     ];
     let unshared: Vec<_> = questions
         .iter()
-        .map(|question| said(&hashing().0.ask(question).unwrap()))
+        .map(|question| summary(&hashing().0.ask(question).unwrap()))
         .collect();
 
     let (mut vlm, runs) = hashing();
     let shared: Vec<_> = questions
         .iter()
-        .map(|question| said(&vlm.ask(question).unwrap()))
+        .map(|question| summary(&vlm.ask(question).unwrap()))
         .collect();
     assert_eq!(shared, unshared);
     assert_eq!(
         runs.encode.load(Ordering::Relaxed),
         1,
-        "the second question costs no vision"
+        "the second question does not run the vision encoder"
     );
 
     let before = runs.decoded_tokens.load(Ordering::Relaxed);
     let answer = vlm.ask(&closed(grey(50), "Is it open?")).unwrap();
     let prefix = 9;
-    // " yes" and " no" are one token each, read off the prompt's last position.
+    // " yes" and " no" are one token each, scored at the prompt's last position.
     assert_eq!(
         runs.decoded_tokens.load(Ordering::Relaxed) - before,
         answer.prompt_tokens - prefix,
-        "nor its prefix"
+        "nor the prefix"
     );
 }
 
 #[test]
-fn another_frame_is_not_mistaken_for_the_last() {
+fn another_frame_has_a_prefix_of_its_own() {
     let (mut vlm, runs) = hashing();
-    let first = said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap());
-    let other = said(&vlm.ask(&closed(grey(60), "Is it open?")).unwrap());
+    let first = summary(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap());
+    let other = summary(&vlm.ask(&closed(grey(60), "Is it open?")).unwrap());
     assert_ne!(first, other);
     assert_eq!(
-        said(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap()),
+        summary(&vlm.ask(&closed(grey(50), "Is it open?")).unwrap()),
         first
     );
     assert_eq!(runs.encode.load(Ordering::Relaxed), 2);
@@ -231,7 +231,7 @@ fn a_trace_shows_the_vision_encoder_even_on_a_kept_prefix() {
             ..closed(grey(50), "Is it open?")
         })
         .unwrap();
-    assert_eq!(said(&plain), said(&traced));
+    assert_eq!(summary(&plain), summary(&traced));
     let trace = traced.trace.unwrap();
     assert_eq!(
         trace.prompt,
@@ -244,7 +244,7 @@ fn a_trace_shows_the_vision_encoder_even_on_a_kept_prefix() {
 }
 
 #[test]
-fn text_alone_needs_no_vision() {
+fn text_alone_does_not_run_the_vision_encoder() {
     let (mut vlm, runs) = hashing();
     let turns = vec![Turn {
         role: Role::User,
@@ -264,9 +264,9 @@ fn text_alone_needs_no_vision() {
 }
 
 #[test]
-fn free_text_is_streamed_as_it_is_answered() {
+fn free_text_is_streamed_as_it_is_decoded() {
     let (vlm, _) = hashing();
-    let said = vlm.tokenizer.encode(" A door, I think.").unwrap();
+    let scripted = vlm.tokenizer.encode(" A door, I think.").unwrap();
     let request = Request::question(grey(50), "What is it?");
     let prompt = vlm
         .prompt_rules()
@@ -274,7 +274,7 @@ fn free_text_is_streamed_as_it_is_answered() {
         .unwrap()
         .input_ids
         .len();
-    let script = [&said[..], &[49279]].concat();
+    let script = [&scripted[..], &[49279]].concat();
     let (mut vlm, _) = vlm_of(
         FakeModel {
             tokens_per_tile: 4,
@@ -296,7 +296,7 @@ fn free_text_is_streamed_as_it_is_answered() {
     assert_eq!(answer.finish_reason, FinishReason::Stop);
     assert_eq!(
         answer.tokens.len(),
-        said.len(),
+        scripted.len(),
         "the end token is not part of it"
     );
     assert_eq!(answer.confidence.source, ConfidenceSource::Tokens);
@@ -309,7 +309,7 @@ fn free_text_is_streamed_as_it_is_answered() {
 
 #[test]
 fn a_cancelled_question_runs_nothing_more() {
-    let pictures = |count: u8| {
+    let images = |count: u8| {
         let shown = (0..count).map(|level| Content::Picture(grey(level)));
         vec![Turn {
             role: Role::User,
@@ -318,18 +318,18 @@ fn a_cancelled_question_runs_nothing_more() {
     };
     // Of several tokens each, so that each costs a run of the decoder.
     let candidates: Vec<String> = (10..20).map(|number| number.to_string()).collect();
-    for (looks, encoded, decoded) in [(0, 0, 0), (2, 2, 0), (3, 3, 2), (5, 3, 4), (99, 3, 12)] {
+    for (asked, encoded, decoded) in [(0, 0, 0), (2, 2, 0), (3, 3, 2), (5, 3, 4), (99, 3, 12)] {
         let (mut vlm, runs) = hashing();
         let request = Request {
-            turns: pictures(3),
+            turns: images(3),
             candidates: candidates.clone(),
             ..Request::default()
         };
-        let outcome = vlm.ask_streaming(&request, &mut Looks(Cell::new(looks)));
+        let outcome = vlm.ask_streaming(&request, &mut CancelAfter(Cell::new(asked)));
         assert_eq!(
             matches!(outcome, Err(VlmError::Cancelled)),
-            looks < 99,
-            "{looks}: {outcome:?}"
+            asked < 99,
+            "{asked}: {outcome:?}"
         );
         // The prompt is two runs: up to its last image token, and the rest.
         assert_eq!(
@@ -338,13 +338,13 @@ fn a_cancelled_question_runs_nothing_more() {
                 runs.decode.load(Ordering::Relaxed)
             ),
             (encoded, decoded),
-            "{looks}"
+            "{asked}"
         );
     }
 }
 
 #[test]
-fn requests_at_fault_are_told_from_failures() {
+fn bad_requests_are_distinguished_from_failures() {
     let (mut vlm, _) = vlm_of(FakeModel::hashing(VOCAB, 4), 30);
     let mut refuse = |request: Request| {
         let error = vlm.ask(&request).unwrap_err();
@@ -353,16 +353,16 @@ fn requests_at_fault_are_told_from_failures() {
     };
     insta::assert_snapshot!(refuse(Request { max_new_tokens: 0, ..Request::question(grey(1), "What?") }), @"max_new_tokens is 0: expected 1 or more, or candidates");
     insta::assert_snapshot!(refuse(Request { candidates: vec!["a".into(), "a".into()], ..Request::question(grey(1), "What?") }), @r#"candidates "a" and "a" are the same to the model; keep one"#);
-    insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 46 tokens: the context holds 30; shorten it, or show fewer or unsplit pictures");
+    insta::assert_snapshot!(refuse(Request::question(grey(1), &"very ".repeat(30))), @"prompt has 46 tokens: expected at most the context's 30; shorten it, or show fewer or unsplit images");
     let long = Request {
         candidates: vec!["very ".repeat(20)],
         ..Request::question(grey(1), "What is it, please?")
     };
     assert!(
-        refuse(long).contains("the context holds 30"),
-        "a candidate that does not fit behind its prompt"
+        refuse(long).contains("at most the context's 30"),
+        "a candidate that does not fit after its prompt"
     );
-    insta::assert_snapshot!(refuse(Request { max_new_tokens: 1, ..Request::default() }), @"prompt is empty: expected a last turn of the user with text in it; ask something");
+    insta::assert_snapshot!(refuse(Request { max_new_tokens: 1, ..Request::default() }), @"prompt has no question: expected a last turn by the user, with text; ask something");
 
     let overflowing = FakeModel {
         logits: Box::new(|_| vec![f32::NAN; VOCAB]),
@@ -375,13 +375,13 @@ fn requests_at_fault_are_told_from_failures() {
     assert!(!error.is_bad_request());
 }
 
-/// What the model says token by token: blanks, characters of several tokens and the beginnings of
-/// some, special tokens, anything.
+/// The model's tokens: whitespace, characters of several tokens and the beginnings of some, special
+/// tokens, anything.
 fn script() -> impl Strategy<Value = Vec<u32>> {
     let text = |text: &'static str| Just(reference::tokenizer().encode(text).unwrap());
     let beginning = Just(reference::tokenizer().encode("\u{1f9a9}").unwrap()[..1].to_vec());
     let any_token = (0..VOCAB as u32).prop_map(|id| vec![id]);
-    let said = prop_oneof![
+    let tokens = prop_oneof![
         text(" "),
         text("\n"),
         text("\t"),
@@ -391,7 +391,7 @@ fn script() -> impl Strategy<Value = Vec<u32>> {
         beginning,
         any_token
     ];
-    prop::collection::vec(said, 0..6).prop_map(|said| said.concat())
+    prop::collection::vec(tokens, 0..6).prop_map(|tokens| tokens.concat())
 }
 
 #[test]
@@ -400,19 +400,19 @@ fn the_pieces_add_up_to_the_answer() {
     proptest!(ProptestConfig::with_cases(64), |(script in script(), cancel_at in 1_usize..12, candidate in prop::option::of("[a-zé\u{4}]{1,9}"))| {
         let vlm = &mut *vlm.borrow_mut();
         let turns = vec![Turn { role: Role::User, content: vec![Content::Text("What is it?".into())] }];
-        // Candidates come as they were asked, blanks and all.
+        // Candidates come as they were asked, whitespace included.
         let candidates: Vec<String> = candidate.into_iter().flat_map(|text| [format!(" {text}a "), format!("b{text}")]).collect();
         let request = Request { turns, candidates, max_new_tokens: 99, ..Request::default() };
         let prompt = vlm.prompt_rules().prompt(&request.turns, false).unwrap().input_ids.len();
         let script: Vec<u32> = script.into_iter().filter(|id| !vlm.manifest.prompt.stop.contains(id)).collect();
-        let said = vlm.tokenizer.decode(&script);
+        let scripted = vlm.tokenizer.decode(&script);
         vlm.model = Box::new(FakeModel::scripted(VOCAB, prompt, &[&script[..], &[49279]].concat()));
 
         let mut all = Pieces::until(usize::MAX);
         let answer = vlm.ask_streaming(&request, &mut all).unwrap();
         prop_assert_eq!((&all.text, &all.tokens), (&answer.text, &answer.tokens));
         if request.candidates.is_empty() {
-            prop_assert_eq!(&all.text[..], said.strip_prefix(' ').unwrap_or(&said));
+            prop_assert_eq!(&all.text[..], scripted.strip_prefix(' ').unwrap_or(&scripted));
         }
 
         let mut some = Pieces::until(cancel_at);

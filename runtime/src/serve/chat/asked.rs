@@ -523,11 +523,11 @@ mod tests {
         let half = header(8000, 4000);
         assert!(
             refused(&[&half, &half])
-                .starts_with("messages[0].content[0].image_url.url: picture: bmp file ends"),
+                .starts_with("messages[0].content[0].image_url.url: image: bmp file ends"),
             "they may be as large"
         );
         insta::assert_snapshot!(refused(&[&half, PIXEL, &half]), @"messages[0].content[2].image_url.url: with this one the pictures have 64000001 pixels together, expected at most 64000000; scale them first");
-        insta::assert_snapshot!(refused(&[&header(8000, 8001)]), @"messages[0].content[0].image_url.url: picture of 8000x8001: expected sides of 1 or more and at most 64000000 pixels; scale it first");
+        insta::assert_snapshot!(refused(&[&header(8000, 8001)]), @"messages[0].content[0].image_url.url: image of 8000x8001: expected sides of 1 or more and at most 64000000 pixels; scale it first");
     }
 
     #[test]
