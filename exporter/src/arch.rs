@@ -34,6 +34,13 @@ impl Part {
     }
 }
 
+impl ArchError {
+    /// Whether a file could not be read, rather than holding another model.
+    pub(crate) fn is_io(&self) -> bool {
+        matches!(self, ArchError::Checkpoint(error) if error.is_io())
+    }
+}
+
 /// Why a checkpoint is no model of its architecture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

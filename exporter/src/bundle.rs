@@ -3,14 +3,7 @@
 //! A bundle appears under its name complete or not at all, so a device that watches the folder
 //! never loads half of one.
 
-pub(crate) mod chat_template;
-mod clips;
 pub(crate) mod companions;
-pub(crate) mod generation;
-pub(crate) mod metadata;
-mod pictures;
-pub(crate) mod processor;
-mod prompt;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,7 +20,7 @@ use crate::interrupt::HalfWritten;
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum BundleError {
+pub enum BundleWriteError {
     /// A file or folder cannot be written.
     #[error("{path}: cannot be written; choose a folder that can be, with room for the bundle")]
     Io {
@@ -52,19 +45,26 @@ pub enum BundleError {
     },
 }
 
+impl BundleWriteError {
+    /// Whether a file could not be written, rather than the name being taken.
+    pub(crate) fn is_io(&self) -> bool {
+        matches!(self, BundleWriteError::Io { .. })
+    }
+}
+
 /// Whether a bundle may be made at `target`: nothing is there, or a bundle that is to give way.
 ///
 /// # Errors
 /// When the place is taken.
-pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleError> {
+pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleWriteError> {
     let occupied = target.symlink_metadata().is_ok();
     if occupied && !replace {
-        return Err(BundleError::Exists {
+        return Err(BundleWriteError::Exists {
             path: target.to_owned(),
         });
     }
     if occupied && !target.join(MANIFEST).is_file() {
-        return Err(BundleError::NotABundle {
+        return Err(BundleWriteError::NotABundle {
             path: target.to_owned(),
         });
     }
@@ -88,13 +88,13 @@ impl Draft {
     ///
     /// # Errors
     /// When the place is taken or cannot be written to.
-    pub fn new(target: &Path, replace: bool) -> Result<Self, BundleError> {
+    pub fn new(target: &Path, replace: bool) -> Result<Self, BundleWriteError> {
         vacant(target, replace)?;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let io = |source| BundleError::Io {
+        let io = |source| BundleWriteError::Io {
             path: parent.to_owned(),
             source,
         };
@@ -123,12 +123,13 @@ impl Draft {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn add(&mut self, path: &str, content: &[u8]) -> Result<(), BundleError> {
+    pub fn add(&mut self, path: &str, content: &[u8]) -> Result<(), BundleWriteError> {
         let mut file = self.create(path)?;
-        file.write_all(content).map_err(|source| BundleError::Io {
-            path: self.target.join(path),
-            source,
-        })?;
+        file.write_all(content)
+            .map_err(|source| BundleWriteError::Io {
+                path: self.target.join(path),
+                source,
+            })?;
         self.close(path, file)
     }
 
@@ -136,9 +137,9 @@ impl Draft {
     ///
     /// # Errors
     /// When it cannot be created.
-    pub fn create(&self, path: &str) -> Result<HashedFile, BundleError> {
+    pub fn create(&self, path: &str) -> Result<HashedFile, BundleWriteError> {
         let full = self.dir.path().join(path);
-        let io = |source| BundleError::Io {
+        let io = |source| BundleWriteError::Io {
             path: self.target.join(path),
             source,
         };
@@ -156,8 +157,8 @@ impl Draft {
     ///
     /// # Errors
     /// When its last bytes cannot be written.
-    pub fn close(&mut self, path: &str, file: HashedFile) -> Result<(), BundleError> {
-        let io = |source: io::Error| BundleError::Io {
+    pub fn close(&mut self, path: &str, file: HashedFile) -> Result<(), BundleWriteError> {
+        let io = |source: io::Error| BundleWriteError::Io {
             path: self.target.join(path),
             source,
         };
@@ -183,8 +184,8 @@ impl Draft {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn seal(&self, manifest: &Manifest) -> Result<(), BundleError> {
-        self.attach(MANIFEST, &pretty(manifest))
+    pub fn seal(&self, manifest: &Manifest) -> Result<(), BundleWriteError> {
+        self.attach(MANIFEST, manifest.to_json().as_bytes())
     }
 
     /// Writes a file about the bundle that its manifest does not list, because the same checkpoint
@@ -192,8 +193,8 @@ impl Draft {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn attach(&self, path: &str, content: &[u8]) -> Result<(), BundleError> {
-        let io = |source| BundleError::Io {
+    pub fn attach(&self, path: &str, content: &[u8]) -> Result<(), BundleWriteError> {
+        let io = |source| BundleWriteError::Io {
             path: self.target.join(path),
             source,
         };
@@ -207,8 +208,8 @@ impl Draft {
     ///
     /// # Errors
     /// When it cannot be renamed; what was there before is put back.
-    pub fn publish(self) -> Result<(), BundleError> {
-        let io = |source| BundleError::Io {
+    pub fn publish(self) -> Result<(), BundleWriteError> {
+        let io = |source| BundleWriteError::Io {
             path: self.target.clone(),
             source,
         };
@@ -270,13 +271,6 @@ impl Write for HashedFile {
     }
 }
 
-/// JSON as people read it, ending in a newline.
-pub(crate) fn pretty(value: &impl serde::Serialize) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(value).expect("only strings are keys");
-    text.push(b'\n');
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,11 +303,11 @@ mod tests {
         fs::write(target.join("thesis.txt"), b"years of work").unwrap();
         assert!(matches!(
             Draft::new(&target, false),
-            Err(BundleError::Exists { .. })
+            Err(BundleWriteError::Exists { .. })
         ));
         assert!(matches!(
             Draft::new(&target, true),
-            Err(BundleError::NotABundle { .. })
+            Err(BundleWriteError::NotABundle { .. })
         ));
 
         fs::write(target.join(MANIFEST), b"{}").unwrap();

@@ -5,11 +5,14 @@
 //! becomes f32.
 
 pub mod config;
+mod error;
+pub(crate) mod files;
 mod header;
+pub(crate) mod json;
+pub(crate) mod name;
 pub(crate) mod shards;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -17,9 +20,8 @@ use sha2::{Digest, Sha256};
 use vlm::{MappedFile, hex};
 
 pub use config::Config;
-use header::HeaderError;
-
-use crate::hub::model_of;
+pub use error::CheckpointError;
+pub use header::HeaderError;
 
 /// A checkpoint whose config and headers have been checked.
 #[derive(Debug)]
@@ -29,7 +31,7 @@ pub struct Checkpoint {
     /// What `config.json` says, defaults filled in.
     pub config: Config,
     files: Vec<WeightFile>,
-    tensors: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, StoredTensor>,
 }
 
 /// One mapped weight file.
@@ -41,7 +43,7 @@ struct WeightFile {
 
 /// Where a tensor lies.
 #[derive(Debug)]
-struct Place {
+struct StoredTensor {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -58,148 +60,27 @@ pub struct Tensor {
     pub values: Vec<f32>,
 }
 
-/// Why a checkpoint cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CheckpointError {
-    /// A file cannot be read.
-    #[error("{path}: cannot be read")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// A file the checkpoint needs is not there.
-    #[error(
-        "{path}: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them"
-    )]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A JSON file is not what its name says.
-    #[error("{path}: {problem}")]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, and the cure.
-        problem: String,
-    },
-    /// The folder holds no weights.
-    #[error(
-        "{dir}: no model.safetensors and no model.safetensors.index.json; save the model with safe_serialization=True"
-    )]
-    NoWeights {
-        /// The checkpoint folder.
-        dir: PathBuf,
-    },
-    /// A weight file's header is not to be believed.
-    #[error("{path}: {problem}; the file is damaged or cut off: download or save it again")]
-    Header {
-        /// The weight file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: HeaderError,
-    },
-    /// The index names a file that is not in the folder.
-    #[error(
-        "{index}: shard {shard:?} is outside the checkpoint folder; shards lie beside their index"
-    )]
-    ShardOutside {
-        /// The index file.
-        index: PathBuf,
-        /// The name it gives.
-        shard: String,
-    },
-    /// The index promises a tensor that its shard does not hold.
-    #[error(
-        "{index}: tensor {tensor:?} should be in {shard:?} but is not; the shards are of different downloads"
-    )]
-    NotInShard {
-        /// The index file.
-        index: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The shard it should be in.
-        shard: String,
-    },
-    /// A tensor the architecture needs is not there.
-    #[error(
-        "{dir}: tensor {tensor:?} is missing, {present} others are present; the checkpoint is incomplete or of another architecture"
-    )]
-    MissingTensor {
-        /// The checkpoint folder.
-        dir: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// How many there are.
-        present: usize,
-    },
-    /// A tensor has a type that weights do not have here.
-    #[error(
-        "{path}: tensor {tensor:?} is {dtype}, expected F32, F16, BF16 or F64; save the model in one of these"
-    )]
-    Dtype {
-        /// The weight file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Its type.
-        dtype: String,
-    },
-    /// A tensor holds a value that is no number.
-    #[error(
-        "{path}: tensor {tensor:?} holds {value} at index {index}; the training run diverged or the file is damaged"
-    )]
-    NotFinite {
-        /// The weight file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Flat row-major index of the first such value.
-        index: usize,
-        /// NaN or an infinity.
-        value: f32,
-    },
-}
-
-impl CheckpointError {
-    /// A file that could not be read; one that is not there has its own words.
-    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::NotFound => CheckpointError::Missing {
-                path: path.to_owned(),
-            },
-            _ => CheckpointError::Io {
-                path: path.to_owned(),
-                source,
-            },
-        }
-    }
-}
-
 impl Checkpoint {
     /// Opens a checkpoint folder: reads its config, maps its weights and checks their headers.
     ///
     /// # Errors
     /// When a file is missing or says what cannot be true.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
-        let config = Config::read(&dir.join("config.json"))?;
+        let config = Config::read(&dir.join(files::CONFIG))?;
         let found = shards::find(dir)?;
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
         for (file, path) in found.paths.iter().enumerate() {
             let map = MappedFile::open(path).map_err(|source| CheckpointError::io(path, source))?;
             let header =
-                header::read(map.as_bytes()).map_err(|problem| CheckpointError::Header {
+                header::read(map.as_bytes()).map_err(|diagnostic| CheckpointError::Header {
                     path: path.clone(),
-                    problem,
+                    diagnostic,
                 })?;
             for (tensor, entry) in header {
                 tensors.insert(
                     tensor,
-                    Place {
+                    StoredTensor {
                         file,
                         dtype: entry.dtype,
                         shape: entry.shape,
@@ -212,8 +93,12 @@ impl Checkpoint {
                 map,
             });
         }
-        found.check(|tensor, file| tensors.get(tensor).is_some_and(|place| place.file == file))?;
-        let name = folder_name(dir)?;
+        found.check(|tensor, file| {
+            tensors
+                .get(tensor)
+                .is_some_and(|stored| stored.file == file)
+        })?;
+        let name = name::of_folder(dir)?;
         Ok(Checkpoint {
             dir: dir.to_owned(),
             name,
@@ -247,7 +132,7 @@ impl Checkpoint {
     pub fn parameter_count(&self) -> usize {
         self.tensors
             .values()
-            .map(|place| place.shape.iter().product::<usize>())
+            .map(|stored| stored.shape.iter().product::<usize>())
             .sum()
     }
 
@@ -264,7 +149,7 @@ impl Checkpoint {
         let mut dtypes: Vec<String> = self
             .tensors
             .values()
-            .map(|place| place.dtype.to_string())
+            .map(|stored| stored.dtype.to_string())
             .collect();
         dtypes.sort();
         dtypes.dedup();
@@ -273,7 +158,9 @@ impl Checkpoint {
 
     /// A tensor's dimensions, if it is there.
     pub fn shape(&self, tensor: &str) -> Option<&[usize]> {
-        self.tensors.get(tensor).map(|place| place.shape.as_slice())
+        self.tensors
+            .get(tensor)
+            .map(|stored| stored.shape.as_slice())
     }
 
     /// Reads a tensor as f32, row-major.
@@ -281,13 +168,13 @@ impl Checkpoint {
     /// # Errors
     /// When it is missing, of another type than F32, F16, BF16 or F64, or holds NaN or an infinity.
     pub fn tensor(&self, tensor: &str) -> Result<Tensor, CheckpointError> {
-        let place = self
+        let stored = self
             .tensors
             .get(tensor)
             .ok_or_else(|| self.missing(tensor))?;
-        let file = &self.files[place.file];
-        let bytes = &file.map.as_bytes()[place.bytes.clone()];
-        let values: Vec<f32> = match place.dtype {
+        let file = &self.files[stored.file];
+        let bytes = &file.map.as_bytes()[stored.bytes.clone()];
+        let values: Vec<f32> = match stored.dtype {
             // What training did in f64 is rounded as loading into an f32 model rounds it.
             Dtype::F64 => bytes
                 .as_chunks()
@@ -330,7 +217,7 @@ impl Checkpoint {
             });
         }
         Ok(Tensor {
-            shape: place.shape.clone(),
+            shape: stored.shape.clone(),
             values,
         })
     }
@@ -352,19 +239,4 @@ impl Checkpoint {
             present: self.tensors.len(),
         }
     }
-}
-
-/// The last path component, also of `.` and of paths that end in a slash; a snapshot of the hub's
-/// cache is called after its model.
-fn folder_name(dir: &Path) -> Result<String, CheckpointError> {
-    let absolute = dir
-        .canonicalize()
-        .map_err(|source| CheckpointError::io(dir, source))?;
-    if let Some(model) = model_of(&absolute) {
-        return Ok(model.to_owned());
-    }
-    Ok(absolute.file_name().map_or_else(
-        || "model".into(),
-        |name| name.to_string_lossy().into_owned(),
-    ))
 }

@@ -9,15 +9,16 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use firmware_config::manifest::{Manifest, Precision};
 
-use crate::arch::ArchError;
-use crate::bundle::{BundleError, vacant};
-use crate::checkpoint::CheckpointError;
-use crate::graph::onnx::OnnxError;
-use crate::inspect::{inspect, megabytes};
-use crate::report::{Verdict, VerificationReport};
-use crate::verify::{self, VerifyError};
-use crate::{ExportError, Options, export_verified, interrupt, source};
 use vlm::VlmError;
+
+use crate::bundle::{BundleWriteError, vacant};
+use crate::export::{ExportError, ExportOptions, export_verified};
+use crate::inspect::{InspectError, inspect};
+use crate::interrupt;
+use crate::report::{Verdict, VerificationReport};
+use crate::source::{self, SourceError};
+use crate::units::megabytes;
+use crate::verify::{VerifyError, VerifyOptions, verify};
 
 /// Turns a SmolVLM2 checkpoint into a bundle: quantized ONNX graphs, tokenizer, manifest, and a
 /// report.
@@ -118,6 +119,63 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// Why a command did not run to its end.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("standard output cannot be written")]
+    Output(#[source] io::Error),
+    #[error("{path}: no such folder; {expected}", path = .path.display())]
+    NoFolder {
+        path: PathBuf,
+        /// What it should be, and how to get it.
+        expected: String,
+    },
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Target(#[from] BundleWriteError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+}
+
+impl CliError {
+    /// I/O is apart from wrong input: the former may succeed when tried again.
+    fn exit(&self) -> Exit {
+        let io_or_usage = |is_io| if is_io { Exit::Io } else { Exit::Usage };
+        match self {
+            CliError::Output(_)
+            | CliError::NoFolder { .. }
+            | CliError::Source(SourceError::NotFound { .. }) => Exit::Io,
+            CliError::Source(SourceError::Hub(error)) => io_or_usage(!error.is_usage()),
+            CliError::Source(SourceError::RevisionOfFolder { .. }) => Exit::Usage,
+            CliError::Target(error) => io_or_usage(error.is_io()),
+            CliError::Export(ExportError::Lossy(_)) => Exit::CheckFailed,
+            CliError::Export(ExportError::Verify(error)) | CliError::Verify(error) => {
+                exit_of_verification(error)
+            }
+            CliError::Export(error) => io_or_usage(error.is_io()),
+            CliError::Inspect(error) => io_or_usage(error.is_io()),
+        }
+    }
+}
+
+fn exit_of_verification(error: &VerifyError) -> Exit {
+    match error {
+        // A bundle of other sizes is not this checkpoint's, and a damaged one is not what was
+        // exported: that is a result, not a wrong request.
+        VerifyError::Geometry { .. } => Exit::CheckFailed,
+        VerifyError::Bundle(VlmError::Bundle(error)) if error.is_damage() => Exit::CheckFailed,
+        VerifyError::Bundle(VlmError::Bundle(_)) => Exit::Io,
+        VerifyError::Bundle(_) | VerifyError::Model(_) | VerifyError::NoTrace => Exit::Internal,
+        error if error.is_io() => Exit::Io,
+        _ => Exit::Usage,
+    }
+}
+
 /// Parses the arguments, runs the command, and ends with its exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -152,12 +210,12 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             eprintln!("egret-export: {}", chain(&error));
-            exit_of(&error).into()
+            error.exit().into()
         }
     }
 }
 
-fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
+fn run_export(args: &ExportArgs) -> Result<Exit, CliError> {
     // Told before anything is fetched.
     vacant(&args.out, args.force)?;
     if let Some(folder) = &args.calibration {
@@ -171,15 +229,15 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
         .filter(|&target| target != "onnx")
         .cloned()
         .collect();
-    let options = Options {
+    let options = ExportOptions {
         precision: args.precision,
         targets,
         name: args.name.clone(),
         replace: args.force,
     };
-    let verification = verify::Options {
+    let verification = VerifyOptions {
         images: args.calibration.clone(),
-        ..verify::Options::default()
+        ..VerifyOptions::default()
     };
     let (manifest, report) =
         export_verified(&source, &args.out, &options, &verification, args.allow_loss)?;
@@ -198,7 +256,7 @@ fn run_export(args: &ExportArgs) -> Result<Exit, ExportError> {
     Ok(Exit::Done)
 }
 
-fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
+fn run_inspect(args: &InspectArgs) -> Result<Exit, CliError> {
     let inspection = inspect(&source::folder(&args.folder, args.revision.as_deref())?)?;
     if args.json {
         say(format_args!("{}", one_line(&inspection)))?;
@@ -208,7 +266,7 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, ExportError> {
     Ok(Exit::Done)
 }
 
-fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
+fn run_verify(args: &VerifyArgs) -> Result<Exit, CliError> {
     is_folder(
         &args.bundle,
         "expected a bundle, as `egret-export export` makes one",
@@ -217,11 +275,11 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, ExportError> {
         is_folder(folder, PICTURES)?;
     }
     let reference = source::folder(&args.reference, args.revision.as_deref())?;
-    let options = verify::Options {
+    let options = VerifyOptions {
         images: args.images.clone(),
-        ..verify::Options::default()
+        ..VerifyOptions::default()
     };
-    let report = verify::verify(&args.bundle, &reference, &options)?;
+    let report = verify(&args.bundle, &reference, &options)?;
     if args.json {
         say(format_args!("{}", one_line(&report)))?;
     } else {
@@ -269,11 +327,11 @@ fn table(manifest: &Manifest, out: &Path) -> String {
 const PICTURES: &str = "expected one with 1 to 256 pictures";
 
 /// A folder, or the words for what it should be.
-fn is_folder(path: &Path, expected: &str) -> Result<(), ExportError> {
+fn is_folder(path: &Path, expected: &str) -> Result<(), CliError> {
     if path.is_dir() {
         Ok(())
     } else {
-        Err(ExportError::NoFolder {
+        Err(CliError::NoFolder {
             path: path.to_owned(),
             expected: expected.to_owned(),
         })
@@ -331,41 +389,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Prints a result; a reader that has gone is told in the exit code, as any file that cannot be
 /// written.
-fn say(text: std::fmt::Arguments<'_>) -> Result<(), ExportError> {
-    writeln!(io::stdout(), "{text}").map_err(ExportError::Output)
-}
-
-/// I/O is apart from input that is wrong: the former may pass when tried again.
-fn exit_of(error: &ExportError) -> Exit {
-    match error {
-        ExportError::Output(_)
-        | ExportError::NoFolder { .. }
-        | ExportError::Checkpoint(CheckpointError::Io { .. })
-        | ExportError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. }))
-        | ExportError::Onnx(
-            OnnxError::Io { .. } | OnnxError::Weights(CheckpointError::Io { .. }),
-        )
-        | ExportError::Bundle(BundleError::Io { .. })
-        | ExportError::Verify(
-            VerifyError::Io { .. }
-            | VerifyError::Checkpoint(CheckpointError::Io { .. })
-            | VerifyError::Arch(ArchError::Checkpoint(CheckpointError::Io { .. })),
-        ) => Exit::Io,
-        ExportError::Hub(error) if !error.is_usage() => Exit::Io,
-        // A bundle of other sizes is not this checkpoint, and a changed one is not what was made of
-        // it: that is an answer, not a mistake in asking.
-        ExportError::Lossy(_) | ExportError::Verify(VerifyError::Geometry { .. }) => {
-            Exit::CheckFailed
-        }
-        ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(error))) if error.is_damage() => {
-            Exit::CheckFailed
-        }
-        ExportError::Verify(VerifyError::Bundle(VlmError::Bundle(_))) => Exit::Io,
-        ExportError::Verify(
-            VerifyError::Bundle(_) | VerifyError::Model(_) | VerifyError::NoTrace,
-        ) => Exit::Internal,
-        _ => Exit::Usage,
-    }
+fn say(text: std::fmt::Arguments<'_>) -> Result<(), CliError> {
+    writeln!(io::stdout(), "{text}").map_err(CliError::Output)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 pub mod builder;
 pub mod onnx;
 
+use crate::checkpoint::{Checkpoint, CheckpointError, Tensor};
+
 /// One ONNX graph.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Graph {
@@ -178,17 +180,11 @@ pub trait Weights {
     ///
     /// # Errors
     /// When it cannot be read.
-    fn read(
-        &self,
-        tensor: &str,
-    ) -> Result<crate::checkpoint::Tensor, crate::checkpoint::CheckpointError>;
+    fn read(&self, tensor: &str) -> Result<Tensor, CheckpointError>;
 }
 
-impl Weights for crate::checkpoint::Checkpoint {
-    fn read(
-        &self,
-        tensor: &str,
-    ) -> Result<crate::checkpoint::Tensor, crate::checkpoint::CheckpointError> {
+impl Weights for Checkpoint {
+    fn read(&self, tensor: &str) -> Result<Tensor, CheckpointError> {
         self.tensor(tensor)
     }
 }

@@ -24,15 +24,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::ExportError;
-use crate::bundle::chat_template::{CHAT_TEMPLATE, CHAT_TEMPLATE_JSON};
-use crate::bundle::generation::GENERATION;
-use crate::bundle::processor::{PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR};
-use crate::checkpoint::shards::{self, INDEX, SINGLE};
 use vlm::special_tokens::{SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 
+use crate::checkpoint::files::{
+    CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, CONFIG, GENERATION_CONFIG, PREPROCESSOR, PROCESSOR,
+    TOKENIZER, VIDEO_PREPROCESSOR, WEIGHTS, WEIGHTS_INDEX,
+};
+use crate::checkpoint::{CheckpointError, shards};
+
 use cache::Cache;
-pub(crate) use cache::model_of;
 use client::Client;
 pub use id::HubId;
 use progress::Progress;
@@ -40,11 +40,11 @@ use settings::Settings;
 
 /// What an export reads besides weights, and whether it can do without.
 const FILES: [(&str, bool); 10] = [
-    ("config.json", true),
-    ("tokenizer.json", true),
+    (CONFIG, true),
+    (TOKENIZER, true),
     (TOKENIZER_CONFIG, false),
     (SPECIAL_TOKENS_MAP, false),
-    (GENERATION, false),
+    (GENERATION_CONFIG, false),
     (PREPROCESSOR, false),
     (PROCESSOR, false),
     (VIDEO_PREPROCESSOR, false),
@@ -82,7 +82,7 @@ struct Sibling {
 /// # Errors
 /// When the hub does not have it or does not hand it out, or a file does not arrive whole. Half a
 /// file is never left under its name.
-pub fn fetch(id: &HubId, revision: &str) -> Result<PathBuf, ExportError> {
+pub fn fetch(id: &HubId, revision: &str) -> Result<PathBuf, HubError> {
     let settings = Settings::new(|name| std::env::var(name).ok())?;
     let cache = Cache::new(settings.cache.clone(), id);
     // Two exports of one model at once would write the same files.
@@ -117,7 +117,7 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    async fn run(&self) -> Result<PathBuf, ExportError> {
+    async fn run(&self) -> Result<PathBuf, HubError> {
         let Revision {
             sha: commit,
             siblings,
@@ -128,10 +128,10 @@ impl Fetch<'_> {
             .iter()
             .find(|(file, is_needed)| *is_needed && !has(file))
         {
-            return Err(self.lacks(file).into());
+            return Err(self.lacks(file));
         }
-        if !has(SINGLE) && !has(INDEX) {
-            return Err(self.lacks(SINGLE).into());
+        if !has(WEIGHTS) && !has(WEIGHTS_INDEX) {
+            return Err(self.lacks(WEIGHTS));
         }
         let folder = self.cache.snapshot(&commit)?;
         let mut progress = Progress::new(&format!("{} at {commit:.12}", self.id));
@@ -139,17 +139,23 @@ impl Fetch<'_> {
             self.file(&commit, file, &folder, SMALL_BYTES_MAX, &mut progress)
                 .await?;
         }
-        if !has(SINGLE) {
-            self.file(&commit, INDEX, &folder, SMALL_BYTES_MAX, &mut progress)
-                .await?;
+        if !has(WEIGHTS) {
+            self.file(
+                &commit,
+                WEIGHTS_INDEX,
+                &folder,
+                SMALL_BYTES_MAX,
+                &mut progress,
+            )
+            .await?;
         }
-        let weights = if has(SINGLE) {
-            vec![SINGLE.to_owned()]
+        let weights = if has(WEIGHTS) {
+            vec![WEIGHTS.to_owned()]
         } else {
             shards::listed(&folder)?
         };
         if let Some(file) = weights.iter().find(|file| !has(file)) {
-            return Err(self.lacks(file).into());
+            return Err(self.lacks(file));
         }
         for file in &weights {
             self.file(&commit, file, &folder, WEIGHTS_BYTES_MAX, &mut progress)
@@ -347,6 +353,9 @@ pub enum HubError {
         /// Of what arrived.
         got: String,
     },
+    /// The index of the shards, as it was fetched, cannot be used.
+    #[error(transparent)]
+    Index(#[from] CheckpointError),
     /// The cache cannot be written.
     #[error("{path}: cannot be written; set HF_HUB_CACHE to a folder with room for the model", path = .path.display())]
     Io {
@@ -369,14 +378,15 @@ impl HubError {
 
     /// Whether it is the question that is wrong, and not the network, the hub or a disk.
     pub(crate) fn is_usage(&self) -> bool {
-        matches!(
-            self,
+        match self {
             HubError::Setting { .. }
-                | HubError::NotFound { .. }
-                | HubError::Denied { .. }
-                | HubError::NoFile { .. }
-                | HubError::NoHub { .. }
-        )
+            | HubError::NotFound { .. }
+            | HubError::Denied { .. }
+            | HubError::NoFile { .. }
+            | HubError::NoHub { .. } => true,
+            HubError::Index(error) => !error.is_io(),
+            _ => false,
+        }
     }
 }
 

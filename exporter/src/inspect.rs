@@ -7,14 +7,45 @@ use std::path::Path;
 
 use firmware_config::manifest::{Geometry, ImageRules, Precision, VideoRules};
 use serde::Serialize;
-use vlm::{Bundle, MANIFEST};
+use vlm::{Bundle, BundleError, MANIFEST};
 
-use crate::ExportError;
+use crate::arch::ArchError;
 use crate::arch::smolvlm::{self, SmolVlm};
-use crate::bundle::metadata::Metadata;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::ValueInfo;
-use crate::graph::onnx::GraphFile;
+use crate::graph::onnx::{GraphFile, OnnxError};
+use crate::metadata::Metadata;
+use crate::units::megabytes;
+
+/// Why a folder cannot be inspected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint is not a model of its architecture.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    /// The bundle cannot be opened.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A graph file of the bundle cannot be read.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+}
+
+impl InspectError {
+    /// Whether a file could not be read, rather than holding what cannot be used.
+    pub(crate) fn is_io(&self) -> bool {
+        match self {
+            InspectError::Checkpoint(error) => error.is_io(),
+            InspectError::Arch(error) => error.is_io(),
+            InspectError::Onnx(error) => error.is_io(),
+            InspectError::Bundle(_) => false,
+        }
+    }
+}
 
 /// A checkpoint or a bundle, summed up. Its JSON is one object whose `kind` says which.
 #[derive(Debug, Serialize)]
@@ -141,7 +172,7 @@ pub struct Edge {
 ///
 /// # Errors
 /// When it is neither, or not a sound one.
-pub fn inspect(dir: &Path) -> Result<Inspection, ExportError> {
+pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     if dir.join(MANIFEST).exists() {
         bundle(dir).map(Inspection::Bundle)
     } else {
@@ -149,7 +180,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, ExportError> {
     }
 }
 
-fn checkpoint(dir: &Path) -> Result<CheckpointSummary, ExportError> {
+fn checkpoint(dir: &Path) -> Result<CheckpointSummary, InspectError> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = SmolVlm::new(&checkpoint)?;
     let (feeding, refusal) = match Metadata::read(&checkpoint, &model) {
@@ -188,14 +219,14 @@ fn feeding(metadata: Metadata) -> Feeding {
     }
 }
 
-fn bundle(dir: &Path) -> Result<BundleSummary, ExportError> {
-    let bundle = Bundle::open(dir).map_err(|error| ExportError::Source(error.to_string()))?;
+fn bundle(dir: &Path) -> Result<BundleSummary, InspectError> {
+    let bundle = Bundle::open(dir)?;
     let manifest = bundle.manifest();
     let graphs = &manifest.graphs;
     let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
     let summary = |path: &String| {
         let bytes = size(path) + size(&format!("{path}_data"));
-        Ok::<_, ExportError>(graph(GraphFile::open(&bundle.path(path))?, path, bytes))
+        Ok::<_, OnnxError>(graph(GraphFile::open(&bundle.path(path))?, path, bytes))
     };
     Ok(BundleSummary {
         name: manifest.name.clone(),
@@ -423,9 +454,4 @@ fn write_geometry(
         "  context  {} tokens, vocabulary of {}",
         text.context_length, text.vocab_size
     )
-}
-
-/// Decimal megabytes, as file managers and download pages count.
-pub fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }

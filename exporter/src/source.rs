@@ -2,30 +2,48 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ExportError;
-use crate::hub::{self, HubId};
+use crate::hub::{self, HubError, HubId};
+
+/// Why SOURCE is not a checkpoint folder.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// Neither a folder nor an id.
+    #[error(
+        "{path}: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as \
+         HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        path = .path.display()
+    )]
+    NotFound {
+        /// As given.
+        path: PathBuf,
+    },
+    /// A revision of a folder.
+    #[error("--revision is for hub ids, and {path} is a folder; leave it out", path = .path.display())]
+    RevisionOfFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The model cannot be fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}
 
 /// The folder of a checkpoint: `source` itself if it is one, else the model of that id, fetched.
 ///
 /// # Errors
 /// When it is neither, or cannot be fetched.
-pub fn folder(source: &Path, revision: Option<&str>) -> Result<PathBuf, ExportError> {
+pub fn folder(source: &Path, revision: Option<&str>) -> Result<PathBuf, SourceError> {
+    let path = source.to_owned();
     if source.is_dir() {
         return match revision {
-            None => Ok(source.to_owned()),
-            Some(_) => Err(ExportError::Source(format!(
-                "--revision is for hub ids, and {} is a folder; leave it out",
-                source.display()
-            ))),
+            None => Ok(path),
+            Some(_) => Err(SourceError::RevisionOfFolder { path }),
         };
     }
-    match source.to_str().and_then(HubId::parse).filter(|_| !source.exists()) {
-        Some(id) => hub::fetch(&id, revision.unwrap_or("main")),
-        None => Err(ExportError::NoFolder {
-            path: source.to_owned(),
-            expected: "expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as \
-                       HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
-                .into(),
-        }),
+    let id = source.to_str().and_then(HubId::parse);
+    match id.filter(|_| !source.exists()) {
+        Some(id) => Ok(hub::fetch(&id, revision.unwrap_or("main"))?),
+        None => Err(SourceError::NotFound { path }),
     }
 }

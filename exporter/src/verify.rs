@@ -41,7 +41,7 @@ const EMBED_CHUNK: usize = 4096;
 
 /// How a bundle is verified.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct VerifyOptions {
     /// A folder of pictures to ask about, besides the built-in ones.
     pub images: Option<PathBuf>,
     /// Which backend runs the bundle.
@@ -58,7 +58,7 @@ pub struct Options {
 pub fn verify(
     bundle: &Path,
     source: &Path,
-    options: &Options,
+    options: &VerifyOptions,
 ) -> Result<VerificationReport, VerifyError> {
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
@@ -338,6 +338,19 @@ impl StepSums {
             top1_agreement: self.top1 as f64 / count,
             kl_mean: self.kl_sum / count,
             kl_max: self.kl_max,
+        }
+    }
+}
+
+impl VerifyError {
+    /// Whether a file could not be read, rather than holding what cannot be used.
+    pub(crate) fn is_io(&self) -> bool {
+        match self {
+            VerifyError::Io { .. } => true,
+            VerifyError::Checkpoint(error) => error.is_io(),
+            VerifyError::Arch(error) => error.is_io(),
+            VerifyError::Onnx(error) => error.is_io(),
+            _ => false,
         }
     }
 }

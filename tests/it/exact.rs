@@ -206,7 +206,7 @@ fn reference_is_exact(size: &str, wanted: &dyn Fn(&str) -> bool) {
 
 fn export(size: &str, dir: &Path) -> PathBuf {
     let bundle = dir.join(size);
-    let options = exporter::Options {
+    let options = exporter::ExportOptions {
         precision: Precision::Fp32,
         targets: Vec::new(),
         name: None,

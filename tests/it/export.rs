@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use exporter::graph::Element;
 use exporter::graph::onnx::GraphFile;
 use exporter::inspect::inspect;
-use exporter::{Options, export};
+use exporter::{ExportOptions, export};
 use firmware_config::manifest::{Manifest, Precision};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -73,7 +73,7 @@ impl Bench {
     }
 
     fn export(&self, source: &Path, out: &str, precision: Precision) -> Result<Manifest, String> {
-        let options = Options {
+        let options = ExportOptions {
             precision,
             targets: Vec::new(),
             name: None,

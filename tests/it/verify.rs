@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use exporter::report::{Outcome, Verdict, VerificationReport};
-use exporter::verify::{Options, verify};
+use exporter::verify::{VerifyOptions, verify};
 use firmware_config::manifest::{FileEntry, Manifest, Precision};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -39,9 +39,9 @@ impl Exported {
         verify(
             self.bundle(),
             &self.source,
-            &Options {
+            &VerifyOptions {
                 backend: BackendChoice::Tract,
-                ..Options::default()
+                ..VerifyOptions::default()
             },
         )
         .unwrap()
@@ -254,7 +254,7 @@ fn rules_and_files_are_held_to_whichever_layout_the_source_has() {
     .unwrap();
     fs::remove_file(source.join("preprocessor_config.json")).unwrap();
     let export = |bundle: &Path| {
-        let options = exporter::Options {
+        let options = exporter::ExportOptions {
             precision: Precision::Fp16,
             targets: Vec::new(),
             name: None,
@@ -341,9 +341,9 @@ fn a_bundle_of_another_size_is_told_so() {
     let error = verify(
         exported.bundle(),
         &exported.source,
-        &Options {
+        &VerifyOptions {
             backend: BackendChoice::Tract,
-            ..Options::default()
+            ..VerifyOptions::default()
         },
     );
     assert_eq!(
@@ -355,10 +355,10 @@ fn a_bundle_of_another_size_is_told_so() {
 #[test]
 fn pictures_of_a_folder_are_asked_about_by_name() {
     let exported = Exported::new(&Synthetic::micro(), Precision::Fp32);
-    let options = Options {
+    let options = VerifyOptions {
         images: Some(tests::data("images")),
         backend: BackendChoice::Tract,
-        ..Options::default()
+        ..VerifyOptions::default()
     };
     let report = verify(exported.bundle(), &exported.source, &options).unwrap();
     let probes: Vec<_> = report

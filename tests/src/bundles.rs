@@ -28,7 +28,7 @@ pub fn bundle(synthetic: &Synthetic, precision: Precision) -> PathBuf {
             exporter::export(
                 &source,
                 dir,
-                &exporter::Options {
+                &exporter::ExportOptions {
                     precision,
                     targets: Vec::new(),
                     name: Some(synthetic.name.clone()),

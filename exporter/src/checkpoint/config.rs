@@ -5,9 +5,9 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::CheckpointError;
+use super::error::CheckpointError;
+use super::json::read_json;
 
 /// Families that are one graph under the same tensor names, and what each calls its whole model.
 /// Idefics3 is what SmolVLM's first version is written as; transformers derives the later family
@@ -16,9 +16,6 @@ const FAMILIES: [(&str, &str); 2] = [
     ("smolvlm", "SmolVLMForConditionalGeneration"),
     ("idefics3", "Idefics3ForConditionalGeneration"),
 ];
-
-/// Longest JSON file that is read; the largest honest one is an index of some hundred kilobytes.
-const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// What a checkpoint says of itself that its tensors cannot tell.
 #[derive(Debug, Clone, PartialEq)]
@@ -157,10 +154,7 @@ impl Config {
     /// When the file is missing or no JSON, of another architecture, or asks for what is not built.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let raw: serde_json::Value = read_json(path)?;
-        Config::parse(raw).map_err(|problem| CheckpointError::Json {
-            path: path.to_owned(),
-            problem,
-        })
+        Config::parse(raw).map_err(|diagnostic| CheckpointError::json(path, diagnostic))
     }
 
     fn parse(json: serde_json::Value) -> Result<Self, String> {
@@ -356,24 +350,6 @@ impl RawText {
             "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with".into()
         })
     }
-}
-
-/// Reads a JSON file of bounded length.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
-    let io = |source| CheckpointError::io(path, source);
-    let bytes = std::fs::metadata(path).map_err(io)?.len();
-    if bytes > JSON_BYTES_MAX {
-        let problem = format!("{bytes} bytes long, at most {JSON_BYTES_MAX} are read");
-        return Err(CheckpointError::Json {
-            path: path.to_owned(),
-            problem,
-        });
-    }
-    let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text).map_err(|error| CheckpointError::Json {
-        path: path.to_owned(),
-        problem: error.to_string(),
-    })
 }
 
 fn only(field: &str, found: Option<&str>, expected: &str) -> Result<(), String> {

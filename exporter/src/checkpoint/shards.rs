@@ -6,17 +6,13 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::CheckpointError;
-use super::config::read_json;
-
-/// Weights in one file.
-pub(crate) const SINGLE: &str = "model.safetensors";
-/// Which of several files has which tensor.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+use super::error::CheckpointError;
+use super::files::{WEIGHTS, WEIGHTS_INDEX};
+use super::json::read_json;
 
 /// The weight files of a checkpoint and, for shards, which tensor should be in which.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct WeightFiles {
     /// In shard order: sorted by name, which is how shards are numbered.
     pub(super) paths: Vec<PathBuf>,
     index: PathBuf,
@@ -25,17 +21,17 @@ pub(super) struct Found {
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
 /// Finds the weight files in a folder; one file wins over an index, as in the tools that write
 /// them.
-pub(super) fn find(dir: &Path) -> Result<Found, CheckpointError> {
-    let single = dir.join(SINGLE);
-    let index = dir.join(INDEX);
+pub(super) fn find(dir: &Path) -> Result<WeightFiles, CheckpointError> {
+    let single = dir.join(WEIGHTS);
+    let index = dir.join(WEIGHTS_INDEX);
     if single.exists() {
-        return Ok(Found {
+        return Ok(WeightFiles {
             paths: vec![single],
             index,
             promised: BTreeMap::new(),
@@ -47,9 +43,9 @@ pub(super) fn find(dir: &Path) -> Result<Found, CheckpointError> {
             dir: dir.to_owned(),
         });
     }
-    let promised = read_json::<Index>(&index)?.weight_map;
+    let promised = read_json::<ShardIndex>(&index)?.weight_map;
     let shards = names(&index, &promised)?;
-    Ok(Found {
+    Ok(WeightFiles {
         paths: shards.iter().map(|shard| dir.join(shard)).collect(),
         index,
         promised,
@@ -59,8 +55,8 @@ pub(super) fn find(dir: &Path) -> Result<Found, CheckpointError> {
 
 /// The shards that the index in `dir` lists, in order.
 pub(crate) fn listed(dir: &Path) -> Result<Vec<String>, CheckpointError> {
-    let index = dir.join(INDEX);
-    names(&index, &read_json::<Index>(&index)?.weight_map)
+    let index = dir.join(WEIGHTS_INDEX);
+    names(&index, &read_json::<ShardIndex>(&index)?.weight_map)
 }
 
 /// The shards of an index, each once, all of them plain names.
@@ -80,7 +76,7 @@ fn names(
     }
 }
 
-impl Found {
+impl WeightFiles {
     /// Checks that every tensor is in the shard that the index names; `holds` answers for (tensor,
     /// shard number).
     pub(super) fn check(&self, holds: impl Fn(&str, usize) -> bool) -> Result<(), CheckpointError> {

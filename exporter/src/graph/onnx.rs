@@ -60,6 +60,17 @@ fn element(code: i32) -> Option<Element> {
         .map(|(element, _)| *element)
 }
 
+impl OnnxError {
+    /// Whether a file could not be written or read, rather than holding what cannot be used.
+    pub(crate) fn is_io(&self) -> bool {
+        match self {
+            OnnxError::Io { .. } => true,
+            OnnxError::Weights(error) => error.is_io(),
+            OnnxError::Format { .. } => false,
+        }
+    }
+}
+
 /// Why a graph was not written or not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -4,11 +4,10 @@
 //! and write plain files.
 
 use std::fs::{self, File};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::{HubError, HubId, create};
-
-const SNAPSHOTS: &str = "snapshots";
+use crate::checkpoint::name::SNAPSHOTS;
 
 /// One model's part of the cache.
 pub(super) struct Cache {
@@ -58,46 +57,5 @@ impl Cache {
             source,
         })?;
         Ok(path)
-    }
-}
-
-/// The model whose snapshot a folder is, if it is one: its last path component is a commit, which
-/// nobody would call a model.
-pub(crate) fn model_of(dir: &Path) -> Option<&str> {
-    let mut parts = dir.components().rev().map(Component::as_os_str);
-    let (_commit, snapshots, model) = (parts.next()?, parts.next()?, parts.next()?);
-    let (_owner, model) = model.to_str()?.strip_prefix("models--")?.split_once("--")?;
-    (snapshots == SNAPSHOTS).then_some(model)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_is_named_after_its_model() {
-        let cache = Cache::new(
-            "/cache/hub".into(),
-            &HubId {
-                owner: "owner".into(),
-                model: "Smol-1.2_b".into(),
-            },
-        );
-        assert_eq!(
-            cache.model(),
-            Path::new("/cache/hub/models--owner--Smol-1.2_b")
-        );
-        for (dir, model) in [
-            (
-                "/cache/hub/models--owner--Smol-1.2_b/snapshots/7f1ad0",
-                Some("Smol-1.2_b"),
-            ),
-            ("/cache/hub/models--owner--Smol-1.2_b/snapshots", None),
-            ("/cache/hub/models--owner--Smol-1.2_b/other/7f1ad0", None),
-            ("/cache/hub/models--owner/snapshots/7f1ad0", None),
-            ("snapshots/7f1ad0", None),
-        ] {
-            assert_eq!(model_of(Path::new(dir)), model, "{dir}");
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::inspect::megabytes;
+use crate::units::megabytes;
 
 /// Files below this many bytes are there at once, and their size is not worth telling.
 const LARGE: u64 = 100_000;

@@ -45,7 +45,7 @@ impl Settings {
             )
         })?;
 
-        let bearer = |token: String| {
+        let bearer = |token: String| -> Result<HeaderValue, HubError> {
             // The token itself is not to be told.
             let unprintable = || wrong("HF_TOKEN", "…", "one line of printable text");
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))

@@ -13,8 +13,8 @@ use vlm::{MANIFEST, Tokenizer};
 use super::VerifyError;
 use crate::arch::smolvlm::{self, SmolVlm};
 use crate::bundle::companions::{Facts, files};
-use crate::bundle::metadata::Metadata;
 use crate::checkpoint::Checkpoint;
+use crate::metadata::Metadata;
 use crate::report::Files;
 
 /// Compares every companion file with what it should be for `checkpoint`, and the manifest's fields

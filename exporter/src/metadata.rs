@@ -2,18 +2,27 @@
 //!
 //! An export is made from it, an inspection shows it, and a verification reads it again.
 
+mod chat_template;
+mod clips;
+mod generation;
+mod pictures;
+mod processor;
+mod prompt;
+pub(crate) mod special_tokens;
+
 use std::path::Path;
 
 use firmware_config::manifest::{ImageRules, PromptTokens, VideoRules};
 use vlm::special_tokens::TOKENIZER_CONFIG;
 
-use super::chat_template::Found;
-use super::generation::{GENERATION, Generation};
-use super::processor::{PREPROCESSOR, PROCESSOR, Processor};
-use super::prompt::AddedTokens;
-use super::{clips, companions, pictures};
 use crate::arch::smolvlm::SmolVlm;
+use crate::checkpoint::files::{GENERATION_CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER};
 use crate::checkpoint::{Checkpoint, CheckpointError};
+
+use chat_template::ChatTemplate;
+use generation::Generation;
+use processor::Processor;
+use prompt::AddedTokens;
 
 /// How a checkpoint's model is fed and read.
 #[derive(Debug)]
@@ -21,7 +30,7 @@ pub(crate) struct Metadata {
     pub(crate) image: ImageRules,
     pub(crate) video: VideoRules,
     pub(crate) prompt: PromptTokens,
-    pub(crate) template: Found,
+    pub(crate) template: ChatTemplate,
     /// Where `image` and `video` stand.
     pub(crate) processor: Processor,
     /// Contents of the tokens that end an answer.
@@ -42,20 +51,20 @@ impl Metadata {
             .field("image_seq_len", "a whole number")?
             .filter(|&found: &usize| found != expected)
         {
-            return Err(processor.own.problem(format!(
+            return Err(processor.own.diagnostic(format!(
                 "image_seq_len is {found}, the vision encoder gives {expected} tokens a tile"
             )));
         }
         let video = clips::rules(&processor.clips)?;
-        let tokens = AddedTokens::read(&source.join("tokenizer.json"))?;
+        let tokens = AddedTokens::read(&source.join(TOKENIZER))?;
         let generation = Generation::read(source)?;
         let prompt = tokens.prompt(
             checkpoint.config.image_token_id,
             &generation.eos,
             model.geometry.text.vocab_size,
         )?;
-        let template = Found::find(source)?;
-        template.check(companions::special_tokens(
+        let template = ChatTemplate::find(source)?;
+        template.check(special_tokens::named(
             source,
             model.geometry.text.context_length,
         )?)?;
@@ -79,7 +88,7 @@ fn warnings(
     generation: &Generation,
     processor: &Processor,
     image: &ImageRules,
-    template: &Found,
+    template: &ChatTemplate,
 ) -> Result<Vec<String>, CheckpointError> {
     let mut warnings = Vec::new();
     if !generation.changes.is_empty() {
@@ -111,7 +120,7 @@ fn warnings(
         let dir = source.display();
         warnings.push(format!("neither {PROCESSOR} nor {PREPROCESSOR} in {dir} says how pictures are prepared: as the family does"));
     }
-    for name in [GENERATION, PROCESSOR, TOKENIZER_CONFIG] {
+    for name in [GENERATION_CONFIG, PROCESSOR, TOKENIZER_CONFIG] {
         let path = source.join(name);
         if !path.exists() {
             warnings.push(format!(

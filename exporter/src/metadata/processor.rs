@@ -15,11 +15,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::config::read_json;
-
-pub(crate) const PROCESSOR: &str = "processor_config.json";
-pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
-pub(crate) const VIDEO_PREPROCESSOR: &str = "video_preprocessor_config.json";
+use crate::checkpoint::files::{PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR};
+use crate::checkpoint::json::read_json;
 
 /// Where the rules of a checkpoint stand.
 #[derive(Debug)]
@@ -102,18 +99,19 @@ impl Section {
             None | Some(Value::Null) => Ok(None),
             Some(found) => match serde_json::from_value(found.clone()) {
                 Ok(value) => Ok(Some(value)),
-                Err(_) => Err(self.problem(format!("{name} is {found}, expected {expected}"))),
+                Err(_) => Err(self.diagnostic(format!("{name} is {found}, expected {expected}"))),
             },
         }
     }
 
     /// An error about a field, with the file and the key it stands in.
-    pub(crate) fn problem(&self, problem: String) -> CheckpointError {
+    pub(crate) fn diagnostic(&self, diagnostic: String) -> CheckpointError {
         let path = self.path.clone().unwrap_or_else(|| PREPROCESSOR.into());
-        let problem = self
-            .key
-            .map_or_else(|| problem.clone(), |key| format!("{key}.{problem}"));
-        CheckpointError::Json { path, problem }
+        let diagnostic = match self.key {
+            Some(key) => format!("{key}.{diagnostic}"),
+            None => diagnostic,
+        };
+        CheckpointError::Json { path, diagnostic }
     }
 
     /// A file and a key, for people.

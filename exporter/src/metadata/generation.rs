@@ -6,9 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::config::read_json;
-
-pub(crate) const GENERATION: &str = "generation_config.json";
+use crate::checkpoint::files::GENERATION_CONFIG;
+use crate::checkpoint::json::read_json;
 
 /// No number.
 const NONE: f64 = f64::NAN;
@@ -45,12 +44,12 @@ pub(crate) struct Generation {
 impl Generation {
     /// Reads the file of a checkpoint folder, if it is there.
     pub(crate) fn read(source: &Path) -> Result<Self, CheckpointError> {
-        let path = source.join(GENERATION);
+        let path = source.join(GENERATION_CONFIG);
         if !path.exists() {
             return Ok(Generation::default());
         }
         Generation::parse(&read_json(&path)?)
-            .map_err(|problem| CheckpointError::Json { path, problem })
+            .map_err(|diagnostic| CheckpointError::Json { path, diagnostic })
     }
 
     fn parse(file: &Map<String, Value>) -> Result<Self, String> {

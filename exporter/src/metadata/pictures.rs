@@ -53,16 +53,16 @@ pub(crate) fn rules(
         .field("max_image_size", EDGE)?
         .map_or(side, |edge: Edge| edge.longest_edge);
     if tile_size != side {
-        let problem = format!(
+        let diagnostic = format!(
             "max_image_size.longest_edge is {tile_size}, the vision encoder takes tiles of {side}"
         );
-        return Err(found.problem(problem));
+        return Err(found.diagnostic(diagnostic));
     }
     let longest_edge = found
         .field("size", EDGE)?
         .map_or(4 * side, |edge: Edge| edge.longest_edge);
     if !(1..=1 << 14).contains(&longest_edge) {
-        return Err(found.problem(format!(
+        return Err(found.diagnostic(format!(
             "size.longest_edge is {longest_edge}, expected 1 to 16384"
         )));
     }
@@ -70,13 +70,13 @@ pub(crate) fn rules(
         .field("resample", "1 (LANCZOS)")?
         .filter(|&filter: &u32| filter != LANCZOS)
     {
-        return Err(found.problem(format!(
+        return Err(found.diagnostic(format!(
             "resample is {filter}, expected 1 (LANCZOS): nothing else is built"
         )));
     }
     for step in ["do_resize", "do_rescale", "do_normalize"] {
         if found.field(step, "true")? == Some(false) {
-            return Err(found.problem(format!(
+            return Err(found.diagnostic(format!(
                 "{step} is false, expected true: nothing else is built"
             )));
         }
@@ -85,7 +85,7 @@ pub(crate) fn rules(
         .field("rescale_factor", "1/255")?
         .filter(|factor: &f64| (factor - RESCALE).abs() > 1e-9)
     {
-        return Err(found.problem(format!(
+        return Err(found.diagnostic(format!(
             "rescale_factor is {factor}, expected 1/255: nothing else is built"
         )));
     }
@@ -98,7 +98,7 @@ pub(crate) fn rules(
     if !mean.iter().all(|value| value.is_finite())
         || !std.iter().all(|&value| value.is_finite() && value > 0.0)
     {
-        return Err(found.problem(format!(
+        return Err(found.diagnostic(format!(
             "image_mean is {mean:?} and image_std {std:?}, expected numbers, the latter above zero"
         )));
     }

@@ -42,7 +42,7 @@ pub(crate) fn rules(found: &Section) -> Result<VideoRules, CheckpointError> {
             frames_per_second,
             frames_max,
         } = video;
-        return Err(found.problem(format!(
+        return Err(found.diagnostic(format!(
             "video sampling is {frames_max} frames at {frames_per_second} a second, expected 1 to 4096 frames and up to 1000 a second"
         )));
     }

@@ -7,7 +7,7 @@ use firmware_config::manifest::PromptTokens;
 use serde::Deserialize;
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::config::read_json;
+use crate::checkpoint::json::read_json;
 
 /// The tokens that a tokenizer adds to its vocabulary.
 #[derive(Debug)]
@@ -18,20 +18,20 @@ pub(crate) struct AddedTokens {
 }
 
 #[derive(Deserialize)]
-struct Tokenizer {
+struct TokenizerFile {
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedToken>,
 }
 
 #[derive(Deserialize)]
-struct Added {
+struct AddedToken {
     id: u32,
     content: String,
 }
 
 impl AddedTokens {
     pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let tokenizer: Tokenizer = read_json(path)?;
+        let tokenizer: TokenizerFile = read_json(path)?;
         let ids = tokenizer
             .added_tokens
             .into_iter()
@@ -56,14 +56,11 @@ impl AddedTokens {
                 "{content:?} is not among its {added} added tokens; it is of another model, or of one that spells it in letters"
             )
         };
-        self.id(content).ok_or_else(|| self.problem(missing()))
+        self.id(content).ok_or_else(|| self.diagnostic(missing()))
     }
 
-    fn problem(&self, problem: String) -> CheckpointError {
-        CheckpointError::Json {
-            path: self.path.clone(),
-            problem,
-        }
+    fn diagnostic(&self, diagnostic: String) -> CheckpointError {
+        CheckpointError::json(&self.path, diagnostic)
     }
 
     /// A token's content, or its number where it is none of these.
@@ -87,7 +84,7 @@ impl AddedTokens {
             let text = format!(
                 "\"<image>\" is {found}, config.json's image_token_id is {image}; they are of different models"
             );
-            return Err(self.problem(text));
+            return Err(self.diagnostic(text));
         }
         let mut stop = match eos {
             // The template ends every turn with it.
@@ -127,7 +124,7 @@ impl AddedTokens {
             let text = format!(
                 "token id {id}, from here or from generation_config.json, is outside the embedding of {vocab_size} rows"
             );
-            return Err(self.problem(text));
+            return Err(self.diagnostic(text));
         }
         Ok(tokens)
     }

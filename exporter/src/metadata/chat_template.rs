@@ -3,7 +3,6 @@
 //! Looked for in transformers' own order: `processor_config.json`, `chat_template.json`,
 //! `chat_template.jinja`, and the tokenizer's config, where it once was.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -11,14 +10,9 @@ use vlm::special_tokens::{SpecialTokens, TOKENIZER_CONFIG};
 use vlm::template::{Part, Template, TemplateError};
 use vlm::{Content, Picture, Role, Turn};
 
-use super::processor::PROCESSOR;
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::config::read_json;
-
-/// Its file in a bundle, and in newer checkpoints.
-pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Older; holds it under `chat_template`.
-pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
+use crate::checkpoint::files::{CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, PROCESSOR, read};
+use crate::checkpoint::json::read_json;
 
 /// What is said to a template to see what it does to it: blanks, letters of both cases, quotes and
 /// markup, as people write them.
@@ -26,13 +20,13 @@ const SAID: &str = "  Is the \"Main\" gate open?\n\tIt's <b>5</b> & {{ 7 }} \\o/
 
 /// A template and where it was found.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
+pub(crate) struct ChatTemplate {
     pub(crate) text: Vec<u8>,
     /// The file; `None` for the family's own.
     pub(crate) path: Option<PathBuf>,
 }
 
-impl Found {
+impl ChatTemplate {
     /// Finds the template of a checkpoint folder, or takes the family's.
     pub(crate) fn find(source: &Path) -> Result<Self, CheckpointError> {
         for name in [
@@ -46,7 +40,7 @@ impl Found {
                 continue;
             }
             let text = if name == CHAT_TEMPLATE {
-                Some(fs::read(&path).map_err(|error| CheckpointError::io(&path, error))?)
+                Some(read(&path)?)
             } else {
                 read_json::<Value>(&path)?
                     .get("chat_template")
@@ -54,13 +48,13 @@ impl Found {
                     .map(Into::into)
             };
             if let Some(text) = text {
-                return Ok(Found {
+                return Ok(ChatTemplate {
                     text,
                     path: Some(path),
                 });
             }
         }
-        Ok(Found {
+        Ok(ChatTemplate {
             text: vlm::template::DEFAULT.into(),
             path: None,
         })
@@ -77,26 +71,26 @@ impl Found {
 
     /// Whether it compiles, renders a question about a picture, and leaves texts as they are.
     pub(crate) fn check(&self, special_tokens: SpecialTokens) -> Result<(), CheckpointError> {
-        let problem = |problem: String| CheckpointError::Json {
+        let refused = |diagnostic: String| CheckpointError::Json {
             path: self.path.clone().unwrap_or_default(),
-            problem,
+            diagnostic,
         };
-        let cured = |error: TemplateError| match error {
-            TemplateError::Render { message } => problem(format!(
+        let unusable = |error: TemplateError| match error {
+            TemplateError::Render { message } => refused(format!(
                 "chat template: {message}; mend it there, or take it out to export with the family's own"
             )),
-            error => problem(error.to_string()),
+            error => refused(error.to_string()),
         };
         let text = str::from_utf8(&self.text).map_err(|error| {
-            problem(format!(
+            refused(format!(
                 "the chat template is no UTF-8: {error}; save it as UTF-8"
             ))
         })?;
         let template = Template::new(text)
             .and_then(|template| template.with_special_tokens(special_tokens))
-            .map_err(cured)?;
+            .map_err(unusable)?;
         let [question, others @ ..] = conversations();
-        let pieces = template.render(&question).map_err(cured)?;
+        let pieces = template.render(&question).map_err(unusable)?;
         let places: usize = pieces
             .iter()
             .map(|piece| {
@@ -108,7 +102,7 @@ impl Found {
             })
             .sum();
         if places != 1 {
-            return Err(problem(format!(
+            return Err(refused(format!(
                 "the chat template prints <image> {places} times for one picture, expected once; mend it there"
             )));
         }
@@ -116,7 +110,7 @@ impl Found {
             // A template need not take every conversation (some refuse a system's turn), but must
             // not change what is said in one.
             if let Err(error @ TemplateError::Changed) = template.render(conversation) {
-                return Err(cured(error));
+                return Err(unusable(error));
             }
         }
         Ok(())
@@ -157,6 +151,8 @@ fn default_template(chat_template: &Value) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
@@ -182,7 +178,7 @@ mod tests {
     fn files_are_looked_into_in_transformers_order() {
         let dir = tempfile::tempdir().unwrap();
         let found = || {
-            let found = Found::find(dir.path()).unwrap();
+            let found = ChatTemplate::find(dir.path()).unwrap();
             (
                 String::from_utf8(found.text.clone()).unwrap(),
                 found.origin(),
@@ -220,7 +216,7 @@ mod tests {
     }
 
     fn check(text: &str) -> Result<(), String> {
-        let found = Found {
+        let found = ChatTemplate {
             text: text.into(),
             path: Some("chat_template.jinja".into()),
         };
