@@ -1,5 +1,7 @@
 //! The invariants of `ARCHITECTURE.md`, held by reading the sources.
 
+mod imports;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
