@@ -5,35 +5,6 @@ pub mod smolvlm;
 
 use crate::checkpoint::CheckpointError;
 
-/// The graphs of a bundle, by their published names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// `pixel_values` to `image_features`.
-    VisionEncoder,
-    /// `input_ids` to `inputs_embeds`.
-    EmbedTokens,
-    /// `inputs_embeds` and past to `logits` and present.
-    DecoderModelMerged,
-}
-
-impl Part {
-    /// Every part, in the order they run.
-    pub const ALL: [Part; 3] = [
-        Part::VisionEncoder,
-        Part::EmbedTokens,
-        Part::DecoderModelMerged,
-    ];
-
-    /// The published name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Part::VisionEncoder => "vision_encoder",
-            Part::EmbedTokens => "embed_tokens",
-            Part::DecoderModelMerged => "decoder_model_merged",
-        }
-    }
-}
-
 impl ArchError {
     /// Whether a file could not be read, rather than holding another model.
     pub(crate) fn is_io(&self) -> bool {

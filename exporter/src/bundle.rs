@@ -4,6 +4,7 @@
 //! never loads half of one.
 
 pub(crate) mod companions;
+pub(crate) mod graphs;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -11,7 +11,7 @@ use firmware_config::manifest::{Manifest, Precision};
 
 use vlm::VlmError;
 
-use crate::bundle::{BundleWriteError, vacant};
+use crate::bundle::{BundleWriteError, graphs, vacant};
 use crate::export::{ExportError, ExportOptions, export_verified};
 use crate::inspect::{InspectError, inspect};
 use crate::interrupt;
@@ -301,23 +301,15 @@ struct Made<'a> {
 
 /// What was made, for people.
 fn table(manifest: &Manifest, out: &Path) -> String {
-    let graphs = &manifest.graphs;
     let mut text = format!(
         "{} ({}) in {}\n",
         manifest.name,
         manifest.precision.as_str(),
         out.display()
     );
-    for graph in [
-        &graphs.vision_encoder,
-        &graphs.embed_tokens,
-        &graphs.decoder_model_merged,
-    ] {
-        let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
-        text += &format!(
-            "  {graph:<40} {:>10}\n",
-            megabytes(size(graph) + size(&format!("{graph}_data")))
-        );
+    for (_, graph) in manifest.graphs.iter() {
+        let size = megabytes(graphs::bytes(manifest, graph));
+        text += &format!("  {graph:<40} {size:>10}\n");
     }
     let total = manifest.files.values().map(|entry| entry.bytes).sum();
     text + &format!("  {:<40} {:>10}\n", "all files", megabytes(total))
@@ -339,15 +331,13 @@ fn is_folder(path: &Path, expected: &str) -> Result<(), CliError> {
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
-    match text {
-        "fp32" => Ok(Precision::Fp32),
-        "fp16" => Ok(Precision::Fp16),
-        "int8" => Ok(Precision::Int8),
-        "q8" | "q4" => Err(format!(
-            "{text} is not built yet; choose fp32, fp16 or int8"
-        )),
-        _ => Err("no such precision; choose fp32, fp16 or int8".into()),
-    }
+    let known = Precision::ALL
+        .into_iter()
+        .find(|known| known.as_str() == text);
+    known.ok_or_else(|| match text {
+        "q8" | "q4" => format!("{text} is not built yet; choose fp32, fp16 or int8"),
+        _ => "no such precision; choose fp32, fp16 or int8".into(),
+    })
 }
 
 fn target(text: &str) -> Result<String, String> {

@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 
-use firmware_config::manifest::{FORMAT, Graphs, Manifest, Precision, QuantizedTensor, Source};
+use firmware_config::manifest::{
+    FORMAT, Graphs, Manifest, Part, Precision, QuantizedTensor, Source,
+};
 
+use crate::arch::ArchError;
 use crate::arch::smolvlm::{self, SmolVlm};
-use crate::arch::{ArchError, Part};
-use crate::bundle::{BundleWriteError, Draft, companions};
+use crate::bundle::{BundleWriteError, Draft, companions, graphs};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::onnx::{self, OnnxError};
 use crate::metadata::Metadata;
@@ -143,7 +145,6 @@ fn assemble(
         prompt,
         ..
     } = metadata;
-    let path = |part| graph_path(part, options.precision);
     let manifest = Manifest {
         format: FORMAT,
         name: options
@@ -161,11 +162,7 @@ fn assemble(
         image,
         video,
         prompt,
-        graphs: Graphs {
-            vision_encoder: path(Part::VisionEncoder),
-            embed_tokens: path(Part::EmbedTokens),
-            decoder_model_merged: path(Part::DecoderModelMerged),
-        },
+        graphs: Graphs::from_fn(|part| graphs::path(part, options.precision)),
         quantization,
         files: draft.files().clone(),
         exporter: env!("CARGO_PKG_VERSION").into(),
@@ -189,30 +186,24 @@ fn write_graph(
         checkpoint,
         smolvlm::takes_int8,
     )?;
-    let path = graph_path(part, precision);
+    let path = graphs::path(part, precision);
     let mut file = draft.create(&path)?;
     let mut external = None;
     if onnx::needs_external_data(&quantized.graph) {
-        let data_path = format!("{path}_data");
-        let name = data_path.trim_start_matches("onnx/").to_owned();
+        let data_path = graphs::external_data_path(&path);
         let mut data = draft.create(&data_path)?;
         let sink: &mut dyn Write = &mut data;
-        onnx::write(&quantized.graph, checkpoint, &mut file, Some((&name, sink)))?;
+        onnx::write(
+            &quantized.graph,
+            checkpoint,
+            &mut file,
+            Some((graphs::file_name(&data_path), sink)),
+        )?;
         draft.close(&data_path, data)?;
-        external = Some(path.trim_start_matches("onnx/").to_owned());
+        external = Some(graphs::file_name(&path).to_owned());
     } else {
         onnx::write(&quantized.graph, checkpoint, &mut file, None)?;
     }
     draft.close(&path, file)?;
     Ok((quantized.tensors, external))
-}
-
-/// Bundle-relative path of a graph, under its published name and suffix.
-fn graph_path(part: Part, precision: Precision) -> String {
-    let suffix = match precision {
-        Precision::Fp32 => "",
-        Precision::Fp16 => "_fp16",
-        Precision::Int8 => "_int8",
-    };
-    format!("onnx/{}{suffix}.onnx", part.as_str())
 }

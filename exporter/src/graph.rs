@@ -129,6 +129,8 @@ pub enum Attribute {
     Float(f32),
     /// Text.
     Text(&'static str),
+    /// Element type.
+    Element(Element),
 }
 
 /// A constant of a graph.
@@ -190,6 +192,23 @@ impl Weights for Checkpoint {
 }
 
 impl Graph {
+    /// The checkpoint tensors that it reads, with their shapes as stored there; one that is read in
+    /// two layouts comes twice.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        self.initializers
+            .iter()
+            .filter_map(|initializer| match &initializer.values {
+                Values::Literal(_) => None,
+                Values::Tensor { tensor, layout } => {
+                    let mut shape = initializer.dims.clone();
+                    if *layout == Layout::Transposed {
+                        shape.reverse();
+                    }
+                    Some((tensor.as_str(), shape))
+                }
+            })
+    }
+
     /// Bytes of all constants together.
     pub fn initializer_bytes(&self) -> u64 {
         self.initializers

@@ -11,6 +11,7 @@ use vlm::{Bundle, BundleError, MANIFEST};
 
 use crate::arch::ArchError;
 use crate::arch::smolvlm::{self, SmolVlm};
+use crate::bundle::graphs;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::ValueInfo;
 use crate::graph::onnx::{GraphFile, OnnxError};
@@ -222,12 +223,11 @@ fn feeding(metadata: Metadata) -> Feeding {
 fn bundle(dir: &Path) -> Result<BundleSummary, InspectError> {
     let bundle = Bundle::open(dir)?;
     let manifest = bundle.manifest();
-    let graphs = &manifest.graphs;
-    let size = |path: &str| manifest.files.get(path).map_or(0, |entry| entry.bytes);
-    let summary = |path: &String| {
-        let bytes = size(path) + size(&format!("{path}_data"));
-        Ok::<_, OnnxError>(graph(GraphFile::open(&bundle.path(path))?, path, bytes))
-    };
+    let mut graphs = Vec::new();
+    for (_, path) in manifest.graphs.iter() {
+        let bytes = graphs::bytes(manifest, path);
+        graphs.push(graph(GraphFile::open(&bundle.path(path))?, path, bytes));
+    }
     Ok(BundleSummary {
         name: manifest.name.clone(),
         sha256: bundle.sha256().to_owned(),
@@ -243,14 +243,7 @@ fn bundle(dir: &Path) -> Result<BundleSummary, InspectError> {
             .map(|tensor| tensor.error_relative)
             .fold(0.0, f32::max),
         bytes: manifest.files.values().map(|entry| entry.bytes).sum(),
-        graphs: [
-            &graphs.vision_encoder,
-            &graphs.embed_tokens,
-            &graphs.decoder_model_merged,
-        ]
-        .into_iter()
-        .map(summary)
-        .collect::<Result<_, _>>()?,
+        graphs,
     })
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | fetch | [`source::folder`] | a checkpoint folder; a [`hub`]'s model lies in its cache then |
 //! | load | [`Checkpoint::open`](checkpoint::Checkpoint::open) | config, names, dtypes, shapes, mapped bytes |
-//! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`](arch::Part) |
+//! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`](firmware_config::manifest::Part) |
 //! | quantize | [`quantize::quantize`] | the graph in its precision, and each matrix's error |
 //! | write | [`graph::onnx::write`] into a [`Draft`](bundle::Draft) | ONNX files, companions, `manifest.json` with every sha256 |
 //! | verify | [`verify::verify`] | a [`VerificationReport`](report::VerificationReport): the bundle against an independent [`reference`](mod@reference) |

@@ -38,6 +38,11 @@ pub fn quantize(
     }
 }
 
+/// Name of the constant that holds the scales of an integer matrix, one for each output.
+pub(crate) fn scale_name(matrix: &str) -> String {
+    format!("{matrix}_scale")
+}
+
 /// The checkpoint tensor behind an initializer, if it is a matrix or a convolution kernel.
 fn matrix(initializer: &Initializer) -> Option<(&str, Layout)> {
     match &initializer.values {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use firmware_config::manifest::Precision;
+use firmware_config::manifest::{Graphs, Precision};
 use serde::Serialize;
 
 /// How close a bundle is to its checkpoint.
@@ -27,8 +27,9 @@ pub struct VerificationReport {
     pub files: Files,
     /// Constants of the graphs.
     pub weights: Weights,
-    /// Outputs of the graphs.
-    pub graphs: Graphs,
+    /// Outputs of the graphs over all probes: image features, embeddings of the whole vocabulary,
+    /// logits of every position.
+    pub graphs: Graphs<Distance>,
     /// Next-token distributions along the answers.
     pub steps: Steps,
     /// Answers, token by token.
@@ -79,17 +80,6 @@ pub struct WeightDifference {
     pub name: String,
     /// What is wrong.
     pub problem: String,
-}
-
-/// Outputs of the graphs over all probes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Graphs {
-    /// Image features.
-    pub vision_encoder: Distance,
-    /// Embeddings of the whole vocabulary.
-    pub embed_tokens: Distance,
-    /// Logits of every position.
-    pub decoder_model_merged: Distance,
 }
 
 /// Distance of a bundle's tensor from the reference's, over everything measured.
@@ -150,7 +140,7 @@ pub struct Answer {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Gate {
     /// What is measured.
-    pub name: &'static str,
+    pub name: String,
     /// The value measured.
     pub value: f64,
     /// What it must be; `None` where nothing is asked of this precision yet.
@@ -182,7 +172,7 @@ pub enum Outcome {
 }
 
 impl Gate {
-    fn new(name: &'static str, value: f64, limit: Option<Limit>) -> Self {
+    fn new(name: impl Into<String>, value: f64, limit: Option<Limit>) -> Self {
         let outcome = match limit {
             None => Outcome::NotGated,
             Some(Limit::AtLeast(limit)) if value >= limit => Outcome::Pass,
@@ -190,7 +180,7 @@ impl Gate {
             Some(_) => Outcome::Fail,
         };
         Gate {
-            name,
+            name: name.into(),
             value,
             limit,
             outcome,
@@ -252,45 +242,26 @@ impl VerificationReport {
         backend: Backend,
         files: Files,
         weights: Weights,
-        graphs: Graphs,
+        graphs: Graphs<Distance>,
         steps: Steps,
         answers: Answers,
     ) -> Self {
         let limits = Limits::of(precision);
         let none = Some(Limit::AtMost(0.0));
-        let gates = vec![
+        let mut gates = vec![
             Gate::new("files that differ", files.differ.len() as f64, none),
             Gate::new("weights that differ", weights.differ.len() as f64, none),
-            Gate::new(
-                "vision_encoder cosine",
-                graphs.vision_encoder.cosine,
-                limits.cosine,
-            ),
-            Gate::new(
-                "vision_encoder relative error",
-                graphs.vision_encoder.error_relative,
+        ];
+        for (part, distance) in graphs.iter() {
+            let name = |measure| format!("{} {measure}", part.as_str());
+            gates.push(Gate::new(name("cosine"), distance.cosine, limits.cosine));
+            gates.push(Gate::new(
+                name("relative error"),
+                distance.error_relative,
                 limits.error_relative,
-            ),
-            Gate::new(
-                "embed_tokens cosine",
-                graphs.embed_tokens.cosine,
-                limits.cosine,
-            ),
-            Gate::new(
-                "embed_tokens relative error",
-                graphs.embed_tokens.error_relative,
-                limits.error_relative,
-            ),
-            Gate::new(
-                "decoder_model_merged cosine",
-                graphs.decoder_model_merged.cosine,
-                limits.cosine,
-            ),
-            Gate::new(
-                "decoder_model_merged relative error",
-                graphs.decoder_model_merged.error_relative,
-                limits.error_relative,
-            ),
+            ));
+        }
+        gates.extend([
             Gate::new(
                 "top-1 agreement",
                 steps.top1_agreement,
@@ -302,7 +273,7 @@ impl VerificationReport {
                 answers.equal as f64 / answers.asked.max(1) as f64,
                 limits.answers,
             ),
-        ];
+        ]);
         let failed = gates.iter().any(|gate| gate.outcome == Outcome::Fail);
         VerificationReport {
             verdict: if failed { Verdict::Fail } else { Verdict::Pass },

@@ -20,7 +20,7 @@ mod weights;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use firmware_config::manifest::Manifest;
+use firmware_config::manifest::{Graphs, Manifest};
 use vlm::answer::FinishReason;
 use vlm::model::{KvCache, Logits, ModelError};
 use vlm::tiles::{pixel_values, tiles_of_turns};
@@ -31,7 +31,7 @@ use crate::arch::smolvlm::SmolVlm;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::onnx::OnnxError;
 use crate::reference::{Past, Reference, ReferenceError};
-use crate::report::{Answer, Answers, Backend, Graphs, Steps, VerificationReport};
+use crate::report::{Answer, Answers, Backend, Steps, VerificationReport};
 
 use measure::{Sums, divergence, top};
 use probe::Probe;
@@ -90,16 +90,14 @@ pub fn verify(
     let reference = Reference::open(&checkpoint)?;
     same_sizes(&reference, &manifest)?;
     let files = companions::compare(bundle, &manifest, &checkpoint, &model)?;
-    let weights = weights::compare(bundle, &manifest, &checkpoint)?;
+    let weights = weights::compare(bundle, &manifest, &checkpoint, &model)?;
     let mut comparison = Comparison::new();
     comparison.embeddings(&reference, &embeddings);
     for (probe, observed) in probes.iter().zip(&observed) {
         comparison.probe(&reference, &manifest, probe, observed);
     }
     let Comparison {
-        vision_encoder,
-        embed_tokens,
-        decoder_model_merged,
+        graphs,
         steps,
         answers,
     } = comparison;
@@ -109,11 +107,7 @@ pub fn verify(
         backend,
         files,
         weights,
-        Graphs {
-            vision_encoder: vision_encoder.distance(),
-            embed_tokens: embed_tokens.distance(),
-            decoder_model_merged: decoder_model_merged.distance(),
-        },
+        Graphs::from_fn(|part| graphs.get(part).distance()),
         steps.summary(),
         Answers {
             asked: answers.len(),
@@ -233,9 +227,7 @@ fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed
 
 /// The running comparison of all probes.
 struct Comparison {
-    vision_encoder: Sums,
-    embed_tokens: Sums,
-    decoder_model_merged: Sums,
+    graphs: Graphs<Sums>,
     steps: StepSums,
     answers: Vec<Answer>,
 }
@@ -243,9 +235,7 @@ struct Comparison {
 impl Comparison {
     fn new() -> Self {
         Comparison {
-            vision_encoder: Sums::new(),
-            embed_tokens: Sums::new(),
-            decoder_model_merged: Sums::new(),
+            graphs: Graphs::from_fn(|_| Sums::new()),
             steps: StepSums::default(),
             answers: Vec::new(),
         }
@@ -253,7 +243,9 @@ impl Comparison {
 
     fn embeddings(&mut self, reference: &Reference, embeddings: &[f32]) {
         for (id, row) in embeddings.chunks_exact(reference.hidden_size()).enumerate() {
-            self.embed_tokens.add(&reference.embed(&[id as u32]), row);
+            self.graphs
+                .embed_tokens
+                .add(&reference.embed(&[id as u32]), row);
         }
     }
 
@@ -276,7 +268,8 @@ impl Comparison {
                 reference.encode(&pixel_values(tiles, &manifest.image), tiles.frames())
             })
             .collect();
-        self.vision_encoder
+        self.graphs
+            .vision_encoder
             .add(&image_features, &observed.image_features);
 
         let fed = [
@@ -293,7 +286,7 @@ impl Comparison {
         let mut expected = Vec::new();
         for (position, (hidden, logits)) in positions.enumerate() {
             let reference = reference.logits(hidden);
-            self.decoder_model_merged.add(&reference, logits);
+            self.graphs.decoder_model_merged.add(&reference, logits);
             if position + 1 >= observed.input_ids.len() {
                 self.steps.add(&reference, logits);
                 expected.push(top(&reference));

@@ -5,6 +5,8 @@
 
 mod rules;
 
+pub use rules::LAYERS_MAX;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -126,6 +128,9 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Every precision, finest first.
+    pub const ALL: [Precision; 3] = [Precision::Fp32, Precision::Fp16, Precision::Int8];
+
     /// As it is written: `fp32`, `fp16` or `int8`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -229,16 +234,82 @@ pub struct PromptTokens {
     pub stop: Vec<u32>,
 }
 
-/// Bundle-relative paths of the three graphs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Graphs {
+/// A part of the model that is a graph of its own, by its published name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
     /// `pixel_values` to `image_features`.
-    pub vision_encoder: String,
+    VisionEncoder,
     /// `input_ids` to `inputs_embeds`.
-    pub embed_tokens: String,
+    EmbedTokens,
     /// `inputs_embeds` and past to `logits` and present.
-    pub decoder_model_merged: String,
+    DecoderModelMerged,
+}
+
+impl Part {
+    /// Every part, in the order they run.
+    pub const ALL: [Part; 3] = [
+        Part::VisionEncoder,
+        Part::EmbedTokens,
+        Part::DecoderModelMerged,
+    ];
+
+    /// The published name; also its field's in [`Graphs`].
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::VisionEncoder => "vision_encoder",
+            Part::EmbedTokens => "embed_tokens",
+            Part::DecoderModelMerged => "decoder_model_merged",
+        }
+    }
+}
+
+/// One value for each graph of a bundle; in a manifest, its bundle-relative path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Graphs<T = String> {
+    /// Of [`Part::VisionEncoder`].
+    pub vision_encoder: T,
+    /// Of [`Part::EmbedTokens`].
+    pub embed_tokens: T,
+    /// Of [`Part::DecoderModelMerged`].
+    pub decoder_model_merged: T,
+}
+
+impl<T> Graphs<T> {
+    /// Makes the value of each part, in the order they run.
+    pub fn from_fn(mut make: impl FnMut(Part) -> T) -> Self {
+        Graphs {
+            vision_encoder: make(Part::VisionEncoder),
+            embed_tokens: make(Part::EmbedTokens),
+            decoder_model_merged: make(Part::DecoderModelMerged),
+        }
+    }
+
+    /// Makes another value of each, in the order they run.
+    ///
+    /// # Errors
+    /// The first that `make` returns.
+    pub fn try_map<U, E>(&self, mut make: impl FnMut(&T) -> Result<U, E>) -> Result<Graphs<U>, E> {
+        Ok(Graphs {
+            vision_encoder: make(&self.vision_encoder)?,
+            embed_tokens: make(&self.embed_tokens)?,
+            decoder_model_merged: make(&self.decoder_model_merged)?,
+        })
+    }
+
+    /// The value of one part.
+    pub fn get(&self, part: Part) -> &T {
+        match part {
+            Part::VisionEncoder => &self.vision_encoder,
+            Part::EmbedTokens => &self.embed_tokens,
+            Part::DecoderModelMerged => &self.decoder_model_merged,
+        }
+    }
+
+    /// Every part with its value, in the order they run.
+    pub fn iter(&self) -> impl Iterator<Item = (Part, &T)> {
+        Part::ALL.into_iter().map(|part| (part, self.get(part)))
+    }
 }
 
 /// How far one quantized matrix is from its source.

@@ -573,14 +573,9 @@ fn weights_in_double_precision_are_rounded() {
         last["data_offsets"] = json!([from, data.len()]);
     });
     let manifest = bench.export(&source, "bundle", Precision::Fp32).unwrap();
-    let graphs = |manifest: &Manifest| {
-        let of = |path: &String| manifest.files[path].clone();
-        [
-            &manifest.graphs.vision_encoder,
-            &manifest.graphs.embed_tokens,
-            &manifest.graphs.decoder_model_merged,
-        ]
-        .map(of)
+    let graphs = |manifest: &Manifest| -> Vec<_> {
+        let of = |(_, path): (_, &String)| manifest.files[path].clone();
+        manifest.graphs.iter().map(of).collect()
     };
     assert_eq!(graphs(&manifest), graphs(&plain));
 }

@@ -387,13 +387,8 @@ fn pictures_of_a_folder_are_asked_about_by_name() {
 fn graph_with(bundle: &Path, tensor: &str) -> String {
     let manifest: Manifest =
         serde_json::from_slice(&fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
-    let graphs = [
-        manifest.graphs.vision_encoder,
-        manifest.graphs.embed_tokens,
-        manifest.graphs.decoder_model_merged,
-    ];
+    let mut graphs = manifest.graphs.iter().map(|(_, graph)| graph);
     graphs
-        .into_iter()
         .find(|graph| {
             exporter::graph::onnx::GraphFile::open(&bundle.join(graph))
                 .unwrap()
@@ -401,6 +396,7 @@ fn graph_with(bundle: &Path, tensor: &str) -> String {
                 .is_some()
         })
         .unwrap()
+        .clone()
 }
 
 /// Where the values of a constant begin in a graph file.

@@ -8,11 +8,11 @@ mod positions;
 mod text;
 mod vision;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use firmware_config::manifest::{Geometry, TextGeometry, VisionGeometry};
+use firmware_config::manifest::{Geometry, LAYERS_MAX, Part, TextGeometry, VisionGeometry};
 
-use super::{ArchError, Part};
+use super::ArchError;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::Graph;
 
@@ -89,10 +89,9 @@ impl SmolVlm {
         for (tensor, dims) in &tensors {
             shapes.expect(tensor, dims)?;
         }
-        let used: BTreeSet<&str> = tensors.iter().map(|(tensor, _)| tensor.as_str()).collect();
         let unused: Vec<&str> = checkpoint
             .names()
-            .filter(|name| !used.contains(name) && !is_buffer(name))
+            .filter(|name| !tensors.contains_key(*name) && !is_buffer(name))
             .collect();
         if !unused.is_empty() {
             return Err(ArchError::Unused {
@@ -134,18 +133,27 @@ impl SmolVlm {
         }
     }
 
-    /// Every tensor the graphs read, with its shape.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let mut tensors = Vec::new();
-        vision::tensors(self, &mut tensors);
-        text::tensors(self, &mut tensors);
+    /// Every tensor that the graphs read, with its shape in the checkpoint.
+    pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
+        let mut model = self.clone();
+        // The context only sizes the rotary tables, which are no tensors: the shortest will do.
+        model.geometry.text.context_length = 1;
+        let mut tensors = BTreeMap::new();
+        for part in Part::ALL {
+            let graph = model.build(part);
+            tensors.extend(
+                graph
+                    .tensors()
+                    .map(|(tensor, shape)| (tensor.to_owned(), shape)),
+            );
+        }
         tensors
     }
 }
 
 /// Whether a tensor is one that modules recompute and some versions of transformers saved: it says
 /// nothing of its own.
-pub fn is_buffer(tensor: &str) -> bool {
+fn is_buffer(tensor: &str) -> bool {
     tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".embeddings.position_ids")
 }
 
@@ -160,26 +168,14 @@ fn some_of(names: &[&str]) -> String {
     }
 }
 
-/// Whether a matrix takes 8-bit weights and dynamic 8-bit activations well: the linears of both
-/// towers except `down_proj`, whose inputs have outliers, and the connector and head, whose outputs
-/// everything depends on.
+/// Whether a linear takes 8-bit weights and dynamic 8-bit activations well: all of both towers do
+/// except `down_proj`, whose inputs have outliers; the connector and the head do not, since every
+/// output depends on them. Asked of linears only.
 pub fn takes_int8(tensor: &str) -> bool {
-    let vision = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
-    let text = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-    ];
-    let ends_with = |layers: &[&str]| {
-        layers
-            .iter()
-            .any(|layer| tensor.ends_with(&format!(".{layer}.weight")))
-    };
-    (tensor.starts_with(VISION_LAYERS) && ends_with(&vision))
-        || (tensor.starts_with(TEXT_LAYERS) && ends_with(&text))
+    let is_of_tower = [VISION_LAYERS, TEXT_LAYERS]
+        .iter()
+        .any(|layers| tensor.starts_with(layers));
+    is_of_tower && !tensor.ends_with(".down_proj.weight")
 }
 
 /// Sizes of the vision tower, its grid and the width of its MLP.
@@ -366,9 +362,9 @@ impl Shapes<'_> {
             .filter_map(number)
             .max()
             .map_or(0, |last| last.saturating_add(1));
-        // A layer has tensors, so a number beyond their count is a hole as well; no list is made
-        // that long.
-        layers.min(self.checkpoint.tensor_count())
+        // No bundle may have more, so no graph is built that deep: a number beyond is a hole or
+        // names tensors that no graph uses.
+        layers.min(LAYERS_MAX)
     }
 
     fn mismatch(&self, tensor: &str, expected: String) -> ArchError {

@@ -13,9 +13,6 @@ use super::{Quantized, distance, matrix};
 use crate::checkpoint::CheckpointError;
 use crate::graph::{Attribute, Element, Graph, Node, Weights};
 
-/// `TensorProto.DataType.FLOAT`.
-const FLOAT: i64 = 1;
-
 pub(super) fn quantize(
     mut graph: Graph,
     weights: &impl Weights,
@@ -90,7 +87,7 @@ fn cast(input: String, output: String) -> Node {
         name: format!("{output}/Cast"),
         inputs: vec![input],
         outputs: vec![output],
-        attributes: vec![("to", Attribute::Int(FLOAT))],
+        attributes: vec![("to", Attribute::Element(Element::F32))],
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmware_config::manifest::QuantizedTensor;
 
-use super::{Quantized, distance, matrix};
+use super::{Quantized, distance, matrix, scale_name};
 use crate::checkpoint::CheckpointError;
 use crate::graph::{
     Attribute, Element, Graph, Initializer, Layout, Node, Values, Weights, transpose,
@@ -20,9 +20,6 @@ use crate::graph::{
 
 /// The largest magnitude of a weight; -128 is left unused so that the range is symmetric.
 const WEIGHT_MAX: f32 = 127.0;
-
-/// `TensorProto.DataType.FLOAT`.
-const FLOAT: i64 = 1;
 
 pub(super) fn quantize(
     mut graph: Graph,
@@ -91,7 +88,7 @@ fn quantize_matrix(
         bytes,
     );
     let scales = literal(
-        format!("{}_scale", initializer.name),
+        scale_name(&initializer.name),
         Element::F32,
         &[outputs],
         scale_bytes,
@@ -155,7 +152,7 @@ fn integer_product(node: Node, weight_scale: &str, seen: &mut BTreeSet<String>) 
         "f32",
         "Cast",
         &[&product.name],
-        vec![("to", Attribute::Int(FLOAT))],
+        vec![("to", Attribute::Element(Element::F32))],
     );
     let scale = one("scale", "Mul", &[&x_scale, weight_scale], Vec::new());
     let scaled = integer(

@@ -13,7 +13,9 @@ use vlm::{MANIFEST, Tokenizer};
 use super::VerifyError;
 use crate::arch::smolvlm::{self, SmolVlm};
 use crate::bundle::companions::{Facts, files};
+use crate::bundle::graphs;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::files::TOKENIZER;
 use crate::metadata::Metadata;
 use crate::report::Files;
 
@@ -36,7 +38,7 @@ pub(super) fn compare(
             judged.differ.push(name);
         }
     };
-    let external_data = external_data(manifest);
+    let external_data = graphs::with_external_data(manifest);
     let facts = Facts {
         geometry: &model.geometry,
         metadata: &metadata,
@@ -45,20 +47,11 @@ pub(super) fn compare(
     };
     let companions = files(checkpoint.dir(), &facts)?;
     // Some are read where they are there, so one too many counts as much as one that differs.
-    let graphs = [
-        &manifest.graphs.vision_encoder,
-        &manifest.graphs.embed_tokens,
-        &manifest.graphs.decoder_model_merged,
-    ];
-    let is_graph = |file: &str| {
-        graphs
-            .iter()
-            .any(|graph| file.strip_suffix("_data").unwrap_or(file) == graph.as_str())
-    };
+    let is_companion = |file: &str| companions.iter().any(|(name, _)| *name == file);
     for extra in manifest
         .files
         .keys()
-        .filter(|file| !is_graph(file) && companions.iter().all(|(name, _)| name != file))
+        .filter(|file| !graphs::is_graph_file(manifest, file) && !is_companion(file))
     {
         judge(extra.clone(), false);
     }
@@ -84,26 +77,11 @@ pub(super) fn compare(
     Ok(judged)
 }
 
-/// The graphs that have a second file, as the exporter names them.
-fn external_data(manifest: &Manifest) -> Vec<String> {
-    let graphs = &manifest.graphs;
-    let has_data = |graph: &&String| manifest.files.contains_key(&format!("{graph}_data"));
-    let all = [
-        &graphs.vision_encoder,
-        &graphs.embed_tokens,
-        &graphs.decoder_model_merged,
-    ];
-    all.into_iter()
-        .filter(has_data)
-        .map(|graph| graph.trim_start_matches("onnx/").to_owned())
-        .collect()
-}
-
 /// Whether the special tokens have the ids that the tokenizer itself, not its file alone, gives
 /// them.
 fn tokens_agree(tokens: &PromptTokens, source: &Path) -> Result<bool, VerifyError> {
-    let tokenizer = Tokenizer::from_json(&read(&source.join("tokenizer.json"))?)
-        .map_err(VerifyError::Tokenizer)?;
+    let tokenizer =
+        Tokenizer::from_json(&read(&source.join(TOKENIZER))?).map_err(VerifyError::Tokenizer)?;
     let named = [
         ("<image>", tokens.image),
         ("<fake_token_around_image>", tokens.fake_token_around_image),

@@ -12,48 +12,49 @@ use firmware_config::manifest::{Manifest, Precision};
 use half::f16;
 
 use super::{VerifyError, rotary};
-use crate::arch::smolvlm::is_buffer;
+use crate::arch::smolvlm::SmolVlm;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::graph::Element;
 use crate::graph::onnx::{Constant, GraphFile};
+use crate::quantize::scale_name;
 use crate::report::{WeightDifference, Weights};
 
 /// Slack for a weight that lies just between two integers, as a share of the scale.
 const ROUNDING: f32 = 1e-3;
 
-/// Compares all of a checkpoint's tensors with the constants of the bundle's graphs.
+/// Compares every tensor of the model, as the builder names them, with the constants of the bundle's
+/// graphs.
 pub(super) fn compare(
     bundle: &Path,
     manifest: &Manifest,
     checkpoint: &Checkpoint,
+    model: &SmolVlm,
 ) -> Result<Weights, VerifyError> {
-    let graphs = &manifest.graphs;
-    let graphs = [
-        &graphs.vision_encoder,
-        &graphs.embed_tokens,
-        &graphs.decoder_model_merged,
-    ]
-    .map(|path| GraphFile::open(&bundle.join(path)))
-    .into_iter()
-    .collect::<Result<Vec<_>, _>>()?;
+    let graphs = manifest
+        .graphs
+        .try_map(|path| GraphFile::open(&bundle.join(path)))?;
     let mut weights = Weights {
         tensors: 0,
         differ: Vec::new(),
     };
     let mut elements = Vec::new();
-    for name in checkpoint.names().filter(|name| !is_buffer(name)) {
+    for name in model.tensors().keys() {
         let tensor = checkpoint.tensor(name)?;
-        let holders = graphs
-            .iter()
-            .filter_map(|graph| Some((graph, graph.constant(name)?)));
-        elements.extend(holders.clone().map(|(_, constant)| constant.element));
-        let mut problems = holders
-            .map(|(graph, constant)| difference(&tensor, &constant, scale(graph, name).as_deref()))
-            .peekable();
-        let problem = match problems.peek() {
-            None => Some("in none of the graphs".to_owned()),
-            Some(_) => problems.flatten().next(),
-        };
+        let (mut is_held, mut problem) = (false, None);
+        for (_, graph) in graphs.iter() {
+            let Some(constant) = graph.constant(name) else {
+                continue;
+            };
+            is_held = true;
+            elements.push(constant.element);
+            // Both of a tied head's holders count; the first difference is reported.
+            if problem.is_none() {
+                problem = difference(&tensor, &constant, scale(graph, name).as_deref());
+            }
+        }
+        if !is_held {
+            problem = Some("in none of the graphs".to_owned());
+        }
         weights.tensors += 1;
         weights
             .differ
@@ -63,7 +64,7 @@ pub(super) fn compare(
             }));
     }
     weights.differ.extend(rotary::compare(
-        &graphs[2],
+        &graphs.decoder_model_merged,
         &manifest.geometry.text,
         checkpoint,
     ));
@@ -93,7 +94,7 @@ fn precision(elements: &[Element]) -> Precision {
 
 /// The scales of an integer constant, one for each output.
 fn scale(graph: &GraphFile, name: &str) -> Option<Vec<f32>> {
-    let constant = graph.constant(&format!("{name}_scale"))?;
+    let constant = graph.constant(&scale_name(name))?;
     Some(values(&constant))
 }
 

@@ -13,7 +13,8 @@ const NAME_MAX: usize = 200;
 const ENTRIES_MAX: usize = 10_000;
 /// Widest layer; longest side of an image, in pixels.
 const WIDTH_MAX: usize = 1 << 16;
-const LAYERS_MAX: usize = 1 << 10;
+/// Most layers of a tower.
+pub const LAYERS_MAX: usize = 1 << 10;
 const VOCABULARY_MAX: usize = 1 << 24;
 const CONTEXT_MAX: usize = 1 << 24;
 
@@ -95,14 +96,10 @@ pub(super) fn check(manifest: &Manifest) -> RuleResult {
         )?;
         sha256(&format!("files.{path}.sha256"), hash)?;
     }
-    for (field, path) in [
-        ("graphs.vision_encoder", &graphs.vision_encoder),
-        ("graphs.embed_tokens", &graphs.embed_tokens),
-        ("graphs.decoder_model_merged", &graphs.decoder_model_merged),
-    ] {
+    for (part, path) in graphs.iter() {
         require(
             files.contains_key(path),
-            field,
+            &format!("graphs.{}", part.as_str()),
             path,
             "a path that files lists",
         )?;

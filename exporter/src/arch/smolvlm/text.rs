@@ -7,8 +7,9 @@
 //! Mask and rotary angles come from the inputs' values (`attention_mask`, `position_ids`), never
 //! from shapes: optimizers of some runtimes fold shape arithmetic wrongly when lengths are symbols.
 
+use firmware_config::manifest::Part;
+
 use super::{EMBEDDING, SmolVlm, TEXT_LAYERS, TEXT_NORM};
-use crate::arch::Part;
 use crate::graph::builder::{Builder, Value};
 use crate::graph::{Dim, Element, Graph};
 
@@ -312,34 +313,6 @@ fn attention(
         [width, heads * head_dim],
     );
     (output, [key, value])
-}
-
-/// Every tensor of the embedding and the decoder, with its shape.
-pub(super) fn tensors(model: &SmolVlm, tensors: &mut Vec<(String, Vec<usize>)>) {
-    let (text, inner) = (&model.geometry.text, model.text_intermediate);
-    let (width, query, kv) = (
-        text.hidden_size,
-        text.heads * text.head_dim,
-        text.kv_heads * text.head_dim,
-    );
-    for i in 0..text.layers {
-        for (name, dims) in [
-            ("input_layernorm", vec![width]),
-            ("self_attn.q_proj", vec![query, width]),
-            ("self_attn.k_proj", vec![kv, width]),
-            ("self_attn.v_proj", vec![kv, width]),
-            ("self_attn.o_proj", vec![width, query]),
-            ("post_attention_layernorm", vec![width]),
-            ("mlp.gate_proj", vec![inner, width]),
-            ("mlp.up_proj", vec![inner, width]),
-            ("mlp.down_proj", vec![width, inner]),
-        ] {
-            tensors.push((format!("{TEXT_LAYERS}.{i}.{name}.weight"), dims));
-        }
-    }
-    tensors.push((TEXT_NORM.into(), vec![width]));
-    tensors.push((EMBEDDING.into(), vec![text.vocab_size, width]));
-    tensors.push((model.head.into(), vec![text.vocab_size, width]));
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@
 //! Every tile is whole, so positions are the identity and attention is unmasked: the graph is
 //! static but for the number of tiles.
 
+use firmware_config::manifest::Part;
+
 use super::{
     PATCH_EMBEDDING, POSITION_EMBEDDING, POST_LAYERNORM, PROJECTION, SmolVlm, VISION_LAYERS,
 };
-use crate::arch::Part;
 use crate::graph::builder::{Builder, Value};
 use crate::graph::{Attribute, Element, Graph};
 
@@ -154,38 +155,4 @@ fn connector(build: &mut Builder, model: &SmolVlm, x: &Value) -> Value {
         PROJECTION,
         [model.geometry.text.hidden_size, scale * scale * width],
     )
-}
-
-/// Every tensor of the encoder and the connector, with its shape.
-pub(super) fn tensors(model: &SmolVlm, tensors: &mut Vec<(String, Vec<usize>)>) {
-    let (vision, inner) = (&model.geometry.vision, model.vision_intermediate);
-    let (width, patch) = (vision.hidden_size, vision.patch_size);
-    let mut layer = |name: String, out: usize, rest: &[usize]| {
-        tensors.push((format!("{name}.bias"), vec![out]));
-        tensors.push((format!("{name}.weight"), [&[out], rest].concat()));
-    };
-    layer(PATCH_EMBEDDING.into(), width, &[3, patch, patch]);
-    for i in 0..vision.layers {
-        let prefix = format!("{VISION_LAYERS}.{i}");
-        for name in ["layer_norm1", "layer_norm2"] {
-            layer(format!("{prefix}.{name}"), width, &[]);
-        }
-        for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            layer(format!("{prefix}.self_attn.{name}"), width, &[width]);
-        }
-        layer(format!("{prefix}.mlp.fc1"), inner, &[width]);
-        layer(format!("{prefix}.mlp.fc2"), width, &[inner]);
-    }
-    layer(POST_LAYERNORM.into(), width, &[]);
-    tensors.push((
-        POSITION_EMBEDDING.into(),
-        vec![model.grid * model.grid, width],
-    ));
-    tensors.push((
-        PROJECTION.into(),
-        vec![
-            model.geometry.text.hidden_size,
-            width * model.geometry.scale_factor.pow(2),
-        ],
-    ));
 }

@@ -243,6 +243,9 @@ fn attribute_message(name: &str, value: &Attribute) -> proto::Attribute {
     match value {
         Attribute::Float(value) => (message.f, message.r#type) = (Some(*value), 1),
         Attribute::Int(value) => (message.i, message.r#type) = (Some(*value), 2),
+        Attribute::Element(element) => {
+            (message.i, message.r#type) = (Some(i64::from(code(*element))), 2)
+        }
         Attribute::Text(value) => {
             (message.s, message.r#type) = (Some(value.as_bytes().to_vec()), 3)
         }
