@@ -51,11 +51,12 @@ struct ExportArgs {
     /// How weights are stored: fp32, fp16 or int8
     #[arg(long, default_value = "int8", value_parser = precision)]
     precision: Precision,
-    /// Graph folders to make; `onnx` is always there
-    #[arg(long = "target", value_parser = target)]
-    targets: Vec<String>,
-    /// Folder of pictures to verify with, besides the built-in ones
-    #[arg(long)]
+    /// Graphs to make: onnx, which is always made; graphs fused for one runtime are not built yet
+    #[arg(long = "target", value_name = "TARGET", value_parser = target)]
+    _targets: Vec<Target>,
+    /// Folder of 1 to 256 images for the verification, besides the built-in ones; quantization does
+    /// not use them yet
+    #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
     /// Model name [default: the last part of SOURCE]
     #[arg(long, value_parser = name)]
@@ -69,6 +70,13 @@ struct ExportArgs {
     /// End with one line of JSON: bundle, manifest and report
     #[arg(long)]
     json: bool,
+}
+
+/// What graphs are made for.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    /// Every runtime that loads ONNX; always made.
+    Onnx,
 }
 
 #[derive(Debug, Args)]
@@ -219,19 +227,15 @@ fn run_export(args: &ExportArgs) -> Result<Exit, CliError> {
     // Told before anything is fetched.
     vacant(&args.out, args.force)?;
     if let Some(folder) = &args.calibration {
-        is_folder(folder, PICTURES)?;
+        is_folder(folder, CALIBRATION)?;
+        tracing::info!(
+            "the images in {} are used to verify the bundle; quantization does not use them yet",
+            folder.display()
+        );
     }
     let source = source::folder(&args.source, args.revision.as_deref())?;
-    // `onnx` is not a target among others: it is always there.
-    let targets = args
-        .targets
-        .iter()
-        .filter(|&target| target != "onnx")
-        .cloned()
-        .collect();
     let options = ExportOptions {
         precision: args.precision,
-        targets,
         name: args.name.clone(),
         replace: args.force,
     };
@@ -272,7 +276,7 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, CliError> {
         "expected a bundle, as `egret-export export` makes one",
     )?;
     if let Some(folder) = &args.images {
-        is_folder(folder, PICTURES)?;
+        is_folder(folder, IMAGES)?;
     }
     let reference = source::folder(&args.reference, args.revision.as_deref())?;
     let options = VerifyOptions {
@@ -315,8 +319,12 @@ fn table(manifest: &Manifest, out: &Path) -> String {
     text + &format!("  {:<40} {:>10}\n", "all files", megabytes(total))
 }
 
-/// What a folder of pictures is told to be.
-const PICTURES: &str = "expected one with 1 to 256 pictures";
+/// What `--images` expects.
+const IMAGES: &str = "--images expects a folder of 1 to 256 images";
+
+/// What `--calibration` expects, and what it is for.
+const CALIBRATION: &str = "--calibration expects a folder of 1 to 256 images, which are used to verify the bundle \
+                           (quantization does not use them yet)";
 
 /// A folder, or the words for what it should be.
 fn is_folder(path: &Path, expected: &str) -> Result<(), CliError> {
@@ -340,13 +348,16 @@ fn precision(text: &str) -> Result<Precision, String> {
     })
 }
 
-fn target(text: &str) -> Result<String, String> {
+/// Accepts what is made in any case, and refuses every other target by name.
+fn target(text: &str) -> Result<Target, String> {
     match text {
-        "onnx" => Ok(text.into()),
+        "onnx" => Ok(Target::Onnx),
         "cpu" | "cuda" | "tensorrt" => Err(format!(
-            "graphs fused for {text} are not built yet; onnx, which every runtime loads, is always there"
+            "graphs fused for {text} are not built yet; leave it out: onnx, which every runtime loads, is always made"
         )),
-        _ => Err("no such target; onnx is always there".into()),
+        _ => Err(format!(
+            "no target {text:?}; leave it out: onnx is always made"
+        )),
     }
 }
 
@@ -408,7 +419,8 @@ mod tests {
         };
         insta::assert_snapshot!(refusal(&["--precision", "q4"]), @"error: invalid value 'q4' for '--precision <PRECISION>': q4 is not built yet; choose fp32, fp16 or int8");
         insta::assert_snapshot!(refusal(&["--precision", "fp8"]), @"error: invalid value 'fp8' for '--precision <PRECISION>': no such precision; choose fp32, fp16 or int8");
-        insta::assert_snapshot!(refusal(&["--target", "cuda"]), @"error: invalid value 'cuda' for '--target <TARGETS>': graphs fused for cuda are not built yet; onnx, which every runtime loads, is always there");
+        insta::assert_snapshot!(refusal(&["--target", "cuda"]), @"error: invalid value 'cuda' for '--target <TARGET>': graphs fused for cuda are not built yet; leave it out: onnx, which every runtime loads, is always made");
+        insta::assert_snapshot!(refusal(&["--target", "coreml"]), @"error: invalid value 'coreml' for '--target <TARGET>': no target \"coreml\"; leave it out: onnx is always made");
         insta::assert_snapshot!(refusal(&["--name", "a/b"]), @"error: invalid value 'a/b' for '--name <NAME>': expected 1 to 128 letters, digits, '-', '_' or '.'");
     }
 }

@@ -22,8 +22,6 @@ use crate::verify::{VerifyError, VerifyOptions, verify};
 pub struct ExportOptions {
     /// How weights are stored.
     pub precision: Precision,
-    /// Graph folders besides `onnx/`.
-    pub targets: Vec<String>,
     /// Model name; the checkpoint folder's name if none.
     pub name: Option<String>,
     /// Whether a bundle under the same name gives way.
@@ -157,7 +155,8 @@ fn assemble(
         },
         architecture: smolvlm::NAME.into(),
         precision: options.precision,
-        targets: options.targets.clone(),
+        // Graphs for one runtime would lie in folders of their own; none are built yet.
+        targets: Vec::new(),
         geometry: model.geometry,
         image,
         video,

@@ -208,7 +208,6 @@ fn export(size: &str, dir: &Path) -> PathBuf {
     let bundle = dir.join(size);
     let options = exporter::ExportOptions {
         precision: Precision::Fp32,
-        targets: Vec::new(),
         name: None,
         replace: false,
     };

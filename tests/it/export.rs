@@ -75,7 +75,6 @@ impl Bench {
     fn export(&self, source: &Path, out: &str, precision: Precision) -> Result<Manifest, String> {
         let options = ExportOptions {
             precision,
-            targets: Vec::new(),
             name: None,
             replace: false,
         };

@@ -370,7 +370,7 @@ fn what_is_asked_wrongly_is_told_before_any_work() {
     insta::assert_snapshot!(told(&["export", "nowhere", "new"], 74), @"egret-export: nowhere: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as HuggingFaceTB/SmolVLM2-256M-Video-Instruct");
     insta::assert_snapshot!(told(&["export", "empty", "new"], 64), @"egret-export: empty/config.json: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them");
     insta::assert_snapshot!(told(&["export", "tiny/config.json", "new"], 74), @"egret-export: tiny/config.json: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as HuggingFaceTB/SmolVLM2-256M-Video-Instruct");
-    insta::assert_snapshot!(told(&["export", "tiny", "new", "--calibration", "nowhere"], 74), @"egret-export: nowhere: no such folder; expected one with 1 to 256 pictures");
+    insta::assert_snapshot!(told(&["export", "tiny", "new", "--calibration", "nowhere"], 74), @"egret-export: nowhere: no such folder; --calibration expects a folder of 1 to 256 images, which are used to verify the bundle (quantization does not use them yet)");
     insta::assert_snapshot!(told(&["export", "tiny", "new", "--calibration", "photos"], 64), @"egret-export: photos/thesis.txt: image: expected a jpeg, png, webp, bmp or gif file, got 13 bytes that begin with 79 65 61 72 73 20 6f 66; convert it first; only pictures may lie in the folder");
     insta::assert_snapshot!(told(&["export", "tiny", "new", "--revision", "v2"], 64), @"egret-export: --revision is for hub ids, and tiny is a folder; leave it out");
     insta::assert_snapshot!(told(&["verify", "nowhere", "--reference", "tiny"], 74), @"egret-export: nowhere: no such folder; expected a bundle, as `egret-export export` makes one");
@@ -673,16 +673,16 @@ fn help_says_what_each_command_takes() {
       <OUT>     Bundle folder to make
 
     Options:
-          --revision <REVISION>        Branch, tag or commit of a hub id [default: main]
-          --precision <PRECISION>      How weights are stored: fp32, fp16 or int8 [default: int8]
-          --target <TARGETS>           Graph folders to make; `onnx` is always there
-          --calibration <CALIBRATION>  Folder of pictures to verify with, besides the built-in ones
-          --name <NAME>                Model name [default: the last part of SOURCE]
-          --allow-loss                 Keep a bundle that misses its quality gate
-          --force                      Replace a bundle of the same name
-          --json                       End with one line of JSON: bundle, manifest and report
-      -h, --help                       Print help
-      -V, --version                    Print version
+          --revision <REVISION>    Branch, tag or commit of a hub id [default: main]
+          --precision <PRECISION>  How weights are stored: fp32, fp16 or int8 [default: int8]
+          --target <TARGET>        Graphs to make: onnx, which is always made; graphs fused for one runtime are not built yet
+          --calibration <DIR>      Folder of 1 to 256 images for the verification, besides the built-in ones; quantization does not use them yet
+          --name <NAME>            Model name [default: the last part of SOURCE]
+          --allow-loss             Keep a bundle that misses its quality gate
+          --force                  Replace a bundle of the same name
+          --json                   End with one line of JSON: bundle, manifest and report
+      -h, --help                   Print help
+      -V, --version                Print version
     ");
     insta::assert_snapshot!(help("inspect"), @r"
     Say what a checkpoint or a bundle holds

@@ -256,7 +256,6 @@ fn rules_and_files_are_held_to_whichever_layout_the_source_has() {
     let export = |bundle: &Path| {
         let options = exporter::ExportOptions {
             precision: Precision::Fp16,
-            targets: Vec::new(),
             name: None,
             replace: true,
         };

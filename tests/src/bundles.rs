@@ -30,7 +30,6 @@ pub fn bundle(synthetic: &Synthetic, precision: Precision) -> PathBuf {
                 dir,
                 &exporter::ExportOptions {
                     precision,
-                    targets: Vec::new(),
                     name: Some(synthetic.name.clone()),
                     replace: false,
                 },
