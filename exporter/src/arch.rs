@@ -12,14 +12,14 @@ impl ArchError {
     }
 }
 
-/// Why a checkpoint is no model of its architecture.
+/// Why a checkpoint is not a model of its architecture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchError {
     /// A tensor is missing or cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A tensor has another shape than the rest of the model calls for.
+    /// A tensor's shape does not fit the rest of the model.
     #[error(
         "{dir}: tensor {tensor:?} is {found:?}, expected {expected}; config and weights are of different models"
     )]
@@ -30,10 +30,10 @@ pub enum ArchError {
         tensor: String,
         /// Its dimensions.
         found: Vec<usize>,
-        /// What they should be, and from what that follows.
+        /// What they should be, and why.
         expected: String,
     },
-    /// No head is stored, and none is to be shared.
+    /// No head is stored, and the embedding is not to be used as one.
     #[error(
         "{dir}: tensor \"lm_head.weight\" is missing and tie_word_embeddings is false; save the model with its head, or set \
          tie_word_embeddings to true if it was trained with the embedding as its head"
@@ -42,9 +42,9 @@ pub enum ArchError {
         /// The checkpoint folder.
         dir: String,
     },
-    /// Tensors that no graph would hold.
+    /// Tensors that no graph uses.
     #[error(
-        "{dir}: tensors that this architecture does not use: {tensors}; is this a SmolVLM2 checkpoint? an adapter is merged first, \
+        "{dir}: tensors that this architecture does not use: {tensors}; expected a SmolVLM2 checkpoint; merge an adapter first, \
          with merge_and_unload()"
     )]
     Unused {
@@ -53,7 +53,7 @@ pub enum ArchError {
         /// The first of them, and how many more there are.
         tensors: String,
     },
-    /// The model inside the model was saved.
+    /// The inner model was saved, without its head.
     #[error(
         "{dir}: tensor {tensor:?} has no \"model.\" before it: this is a SmolVLMModel, saved without its head; save the \
          SmolVLMForConditionalGeneration around it"
@@ -61,7 +61,7 @@ pub enum ArchError {
     Headless {
         /// The checkpoint folder.
         dir: String,
-        /// A tensor that tells.
+        /// A tensor without the prefix.
         tensor: String,
     },
     /// The config contradicts the tensors.

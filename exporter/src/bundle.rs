@@ -1,7 +1,7 @@
-//! Bundles on disk: written aside, hashed while written, renamed whole.
+//! Bundles on disk: written aside, hashed while written, renamed when complete.
 //!
 //! A bundle appears under its name complete or not at all, so a device that watches the folder
-//! never loads half of one.
+//! never loads a partial one.
 
 pub(crate) mod companions;
 pub(crate) mod graphs;
@@ -16,29 +16,29 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use vlm::{MANIFEST, hex};
 
-use crate::interrupt::HalfWritten;
+use crate::interrupt::PartialFolder;
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleWriteError {
     /// A file or folder cannot be written.
-    #[error("{path}: cannot be written; choose a folder that can be, with room for the bundle")]
+    #[error("{path}: cannot be written; choose a writable folder with room for the bundle")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
-    /// There is something under the bundle's name.
-    #[error("{path}: exists already; choose another name, or give --force to replace a bundle")]
+    /// The bundle's name is taken.
+    #[error("{path}: already exists; choose another name, or give --force to replace a bundle")]
     Exists {
         /// The bundle's folder.
         path: PathBuf,
     },
-    /// There is something under the bundle's name that is no bundle.
+    /// The bundle's name is taken by something that is not a bundle.
     #[error(
-        "{path}: exists and is no bundle (it has no manifest.json), so --force leaves it alone; choose another name"
+        "{path}: exists and is not a bundle (it has no manifest.json), so --force does not replace it; choose another name"
     )]
     NotABundle {
         /// The folder.
@@ -53,10 +53,10 @@ impl BundleWriteError {
     }
 }
 
-/// Whether a bundle may be made at `target`: nothing is there, or a bundle that is to give way.
+/// Checks that a bundle may be made at `target`: nothing is there, or a bundle to be replaced.
 ///
 /// # Errors
-/// When the place is taken.
+/// When the name is taken.
 pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleWriteError> {
     let occupied = target.symlink_metadata().is_ok();
     if occupied && !replace {
@@ -72,23 +72,23 @@ pub fn vacant(target: &Path, replace: bool) -> Result<(), BundleWriteError> {
     Ok(())
 }
 
-/// A bundle being written, in a folder beside its final place.
+/// A bundle being written, in a folder beside its target.
 #[derive(Debug)]
 pub struct Draft {
     dir: TempDir,
-    /// Until it is published, or removed by its guard.
-    _half_written: HalfWritten,
+    /// Removed with the draft on a signal, until it is published.
+    _partial: PartialFolder,
     target: PathBuf,
     replace: bool,
     files: BTreeMap<String, FileEntry>,
 }
 
 impl Draft {
-    /// Starts a bundle that will be at `target`. With `replace`, a bundle that is there gives way
-    /// in the end.
+    /// Starts a bundle that will be at `target`. With `replace`, a bundle that is there is replaced
+    /// when this one is published.
     ///
     /// # Errors
-    /// When the place is taken or cannot be written to.
+    /// When the name is taken or the folder cannot be written.
     pub fn new(target: &Path, replace: bool) -> Result<Self, BundleWriteError> {
         vacant(target, replace)?;
         let parent = match target.parent() {
@@ -105,17 +105,17 @@ impl Draft {
             .prefix(".egret-export-")
             .tempdir_in(parent)
             .map_err(io)?;
-        let half_written = HalfWritten::new(dir.path());
+        let partial = PartialFolder::new(dir.path());
         Ok(Draft {
             dir,
-            _half_written: half_written,
+            _partial: partial,
             target: target.to_owned(),
             replace,
             files: BTreeMap::new(),
         })
     }
 
-    /// Where the bundle lies for now.
+    /// Where the bundle is until it is published.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -154,7 +154,7 @@ impl Draft {
         })
     }
 
-    /// Ends a file and enters it in the manifest's list.
+    /// Ends a file and adds it to the manifest's list.
     ///
     /// # Errors
     /// When its last bytes cannot be written.
@@ -181,7 +181,7 @@ impl Draft {
         &self.files
     }
 
-    /// Writes the manifest: from here on the draft folder is a whole bundle.
+    /// Writes the manifest: from here on the draft folder is a complete bundle.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -205,18 +205,18 @@ impl Draft {
             .map_err(io)
     }
 
-    /// Puts the bundle in its place.
+    /// Renames the bundle to its target.
     ///
     /// # Errors
-    /// When it cannot be renamed; what was there before is put back.
+    /// When it cannot be renamed; the bundle it was to replace is put back.
     pub fn publish(self) -> Result<(), BundleWriteError> {
         let io = |source| BundleWriteError::Io {
             path: self.target.clone(),
             source,
         };
         readable(self.dir.path()).map_err(io)?;
-        // A folder cannot be renamed over a full one: the old bundle steps aside into a folder that
-        // is removed at the end.
+        // A folder cannot be renamed over one that is not empty: the old bundle is first moved into
+        // a folder that is removed at the end.
         let mut old = None;
         if self.replace && self.target.exists() {
             let parent = self.dir.path().parent().expect("made inside a folder");
@@ -233,13 +233,13 @@ impl Draft {
             }
             return Err(io(source));
         }
-        // The folder has moved: nothing is left for its guard to remove.
+        // The folder has been renamed: there is nothing left for its guard to remove.
         let _moved = self.dir.keep();
         Ok(())
     }
 }
 
-/// Temporary folders are for their owner only; a bundle is for whoever may read its parent.
+/// Temporary folders are readable by their owner only; a bundle by anyone who may read its parent.
 #[cfg(unix)]
 fn readable(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bundle_is_replaced_and_only_when_asked() {
+    fn only_a_bundle_is_replaced_and_only_on_request() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("bundle");
         fs::create_dir(&target).unwrap();

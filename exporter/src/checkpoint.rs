@@ -1,8 +1,7 @@
 //! A checkpoint folder: `config.json` and the weights, in one safetensors file or several shards.
 //!
-//! The files come from anywhere, so nothing in them is believed before it is checked: headers when
-//! the folder is opened, values when a tensor is read. Weights stay mapped; one tensor at a time
-//! becomes f32.
+//! The files are untrusted input: headers are checked when the folder is opened, values when a
+//! tensor is read. Weights stay mapped; one tensor at a time becomes f32.
 
 pub mod config;
 mod error;
@@ -41,7 +40,7 @@ struct WeightFile {
     map: MappedFile,
 }
 
-/// Where a tensor lies.
+/// Where a tensor is stored.
 #[derive(Debug)]
 struct StoredTensor {
     file: usize,
@@ -64,7 +63,7 @@ impl Checkpoint {
     /// Opens a checkpoint folder: reads its config, maps its weights and checks their headers.
     ///
     /// # Errors
-    /// When a file is missing or says what cannot be true.
+    /// When a file is missing or contradicts itself.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let config = Config::read(&dir.join(files::CONFIG))?;
         let found = shards::find(dir)?;
@@ -175,7 +174,7 @@ impl Checkpoint {
         let file = &self.files[stored.file];
         let bytes = &file.map.as_bytes()[stored.bytes.clone()];
         let values: Vec<f32> = match stored.dtype {
-            // What training did in f64 is rounded as loading into an f32 model rounds it.
+            // Rounded as loading into an f32 model rounds.
             Dtype::F64 => bytes
                 .as_chunks()
                 .0

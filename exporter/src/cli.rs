@@ -1,4 +1,4 @@
-//! The command line of `egret-export`: arguments, what is printed, exit codes.
+//! The command line of `egret-export`: arguments, output, exit codes.
 //!
 //! With `--json`, stdout ends with one object on one line; logs and errors go to stderr.
 
@@ -33,9 +33,9 @@ struct Cli {
 enum Command {
     /// Turn a checkpoint folder into a bundle
     Export(ExportArgs),
-    /// Say what a checkpoint or a bundle holds
+    /// Show what a checkpoint or a bundle holds
     Inspect(InspectArgs),
-    /// Hold a bundle to its checkpoint; exit 0 if it passes, 1 if it fails
+    /// Compare a bundle with its checkpoint; exit 0 if it passes, 1 if it fails
     Verify(VerifyArgs),
 }
 
@@ -61,13 +61,13 @@ struct ExportArgs {
     /// Model name [default: the last part of SOURCE]
     #[arg(long, value_parser = name)]
     name: Option<String>,
-    /// Keep a bundle that misses its quality gate
+    /// Keep a bundle that fails a quality gate
     #[arg(long)]
     allow_loss: bool,
     /// Replace a bundle of the same name
     #[arg(long)]
     force: bool,
-    /// End with one line of JSON: bundle, manifest and report
+    /// End stdout with one line of JSON: bundle, manifest and report
     #[arg(long)]
     json: bool,
 }
@@ -102,7 +102,7 @@ struct VerifyArgs {
     /// Branch, tag or commit of a hub id [default: main]
     #[arg(long)]
     revision: Option<String>,
-    /// Folder of pictures to ask about, besides the built-in ones
+    /// Folder of images to ask about, besides the built-in ones
     #[arg(long)]
     images: Option<PathBuf>,
     /// One line of JSON: the report
@@ -189,13 +189,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are asked for, and go to stdout; anything else is wrong usage.
+            // Help and version were requested and go to stdout; anything else is wrong usage.
             let exit = if error.use_stderr() {
                 Exit::Usage
             } else {
                 Exit::Done
             };
-            // Nobody is left to tell when the terminal is gone.
+            // There is nothing to do about a closed terminal.
             let _ = error.print();
             return exit.into();
         }
@@ -224,7 +224,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run_export(args: &ExportArgs) -> Result<Exit, CliError> {
-    // Told before anything is fetched.
+    // Checked before anything is fetched.
     vacant(&args.out, args.force)?;
     if let Some(folder) = &args.calibration {
         is_folder(folder, CALIBRATION)?;
@@ -246,16 +246,16 @@ fn run_export(args: &ExportArgs) -> Result<Exit, CliError> {
     let (manifest, report) =
         export_verified(&source, &args.out, &options, &verification, args.allow_loss)?;
     if args.json {
-        say(format_args!(
+        print(format_args!(
             "{}",
-            one_line(&Made {
+            one_line(&ExportJson {
                 bundle: &args.out,
                 manifest: &manifest,
                 report: &report
             })
         ))?;
     } else {
-        say(format_args!("{}{report}", table(&manifest, &args.out)))?;
+        print(format_args!("{}{report}", table(&manifest, &args.out)))?;
     }
     Ok(Exit::Done)
 }
@@ -263,9 +263,9 @@ fn run_export(args: &ExportArgs) -> Result<Exit, CliError> {
 fn run_inspect(args: &InspectArgs) -> Result<Exit, CliError> {
     let inspection = inspect(&source::folder(&args.folder, args.revision.as_deref())?)?;
     if args.json {
-        say(format_args!("{}", one_line(&inspection)))?;
+        print(format_args!("{}", one_line(&inspection)))?;
     } else {
-        say(format_args!("{inspection}"))?;
+        print(format_args!("{inspection}"))?;
     }
     Ok(Exit::Done)
 }
@@ -273,7 +273,7 @@ fn run_inspect(args: &InspectArgs) -> Result<Exit, CliError> {
 fn run_verify(args: &VerifyArgs) -> Result<Exit, CliError> {
     is_folder(
         &args.bundle,
-        "expected a bundle, as `egret-export export` makes one",
+        "expected a bundle folder, as `egret-export export` makes it",
     )?;
     if let Some(folder) = &args.images {
         is_folder(folder, IMAGES)?;
@@ -285,9 +285,9 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, CliError> {
     };
     let report = verify(&args.bundle, &reference, &options)?;
     if args.json {
-        say(format_args!("{}", one_line(&report)))?;
+        print(format_args!("{}", one_line(&report)))?;
     } else {
-        say(format_args!("{report}"))?;
+        print(format_args!("{report}"))?;
     }
     Ok(match report.verdict() {
         Verdict::Pass => Exit::Done,
@@ -295,15 +295,15 @@ fn run_verify(args: &VerifyArgs) -> Result<Exit, CliError> {
     })
 }
 
-/// What was made, for programs: manifest and report as they are in the bundle, to the digit.
+/// The JSON of an export: manifest and report exactly as they are in the bundle.
 #[derive(Debug, serde::Serialize)]
-struct Made<'a> {
+struct ExportJson<'a> {
     bundle: &'a Path,
     manifest: &'a Manifest,
     report: &'a VerificationReport,
 }
 
-/// What was made, for people.
+/// The table of an export.
 fn table(manifest: &Manifest, out: &Path) -> String {
     let mut text = format!(
         "{} ({}) in {}\n",
@@ -326,7 +326,7 @@ const IMAGES: &str = "--images expects a folder of 1 to 256 images";
 const CALIBRATION: &str = "--calibration expects a folder of 1 to 256 images, which are used to verify the bundle \
                            (quantization does not use them yet)";
 
-/// A folder, or the words for what it should be.
+/// Checks that a path is a folder.
 fn is_folder(path: &Path, expected: &str) -> Result<(), CliError> {
     if path.is_dir() {
         Ok(())
@@ -361,7 +361,7 @@ fn target(text: &str) -> Result<Target, String> {
     }
 }
 
-/// Names travel in topics, headers and paths.
+/// Names are part of topics, headers and paths.
 fn name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if (1..=128).contains(&text.len()) && text.chars().all(plain) {
@@ -375,7 +375,7 @@ fn one_line(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("only strings are keys")
 }
 
-/// An error with its causes; a cause that the text before it already tells is left out.
+/// An error with its causes; a cause that the text before it already contains is left out.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     for cause in
@@ -388,9 +388,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Prints a result; a reader that has gone is told in the exit code, as any file that cannot be
-/// written.
-fn say(text: std::fmt::Arguments<'_>) -> Result<(), CliError> {
+/// Prints a result.
+///
+/// # Errors
+/// When stdout is closed, as for any file that cannot be written.
+fn print(text: std::fmt::Arguments<'_>) -> Result<(), CliError> {
     writeln!(io::stdout(), "{text}").map_err(CliError::Output)
 }
 
@@ -401,12 +403,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn what_is_not_built_yet_is_told() {
+    fn what_is_not_built_yet_is_refused_by_name() {
         let refusal = |args: &[&str]| {
             let args = ["egret-export", "export", "in", "out"].iter().chain(args);
             Cli::try_parse_from(args)

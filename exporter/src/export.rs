@@ -17,25 +17,25 @@ use crate::quantize::quantize;
 use crate::report::{Verdict, VerificationReport};
 use crate::verify::{VerifyError, VerifyOptions, verify};
 
-/// What is asked of an export.
+/// How a checkpoint is exported.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
     /// How weights are stored.
     pub precision: Precision,
     /// Model name; the checkpoint folder's name if none.
     pub name: Option<String>,
-    /// Whether a bundle under the same name gives way.
+    /// Whether a bundle of the same name is replaced.
     pub replace: bool,
 }
 
-/// Why an export failed. Nothing is left under the bundle's name then.
+/// Why an export failed. Then nothing is left under the bundle's name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The checkpoint is no model of its architecture.
+    /// The checkpoint is not a model of its architecture.
     #[error(transparent)]
     Arch(#[from] ArchError),
     /// A graph cannot be written.
@@ -49,7 +49,7 @@ pub enum ExportError {
     Verify(#[from] VerifyError),
     /// The bundle is not close enough to its checkpoint.
     #[error(
-        "{0}\nno bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it"
+        "{0}\nno bundle was made, since a quality gate failed; choose a finer precision, or give --allow-loss to keep the bundle"
     )]
     Lossy(Box<VerificationReport>),
 }
@@ -68,23 +68,21 @@ impl ExportError {
     }
 }
 
-/// Turns a checkpoint folder into a bundle at `out`, unverified: whoever uses it unseen wants
-/// [`export_verified`].
+/// Turns a checkpoint folder into a bundle at `out` without verifying it; see [`export_verified`].
 ///
 /// # Errors
-/// When the checkpoint is not to be believed, or the bundle cannot be written; then `out` is as it
-/// was.
+/// When the checkpoint cannot be used or the bundle cannot be written; `out` is then unchanged.
 pub fn export(source: &Path, out: &Path, options: &ExportOptions) -> Result<Manifest, ExportError> {
     let (draft, manifest) = assemble(source, out, options)?;
     draft.publish()?;
     Ok(manifest)
 }
 
-/// Turns a checkpoint folder into a bundle at `out`, held to an independent reference before it
+/// Turns a checkpoint folder into a bundle at `out`, compared with an independent reference before it
 /// gets its name.
 ///
 /// # Errors
-/// As [`export`], and when the bundle cannot be verified or, unless `allow_loss`, misses a quality
+/// As [`export`], and when the bundle cannot be verified or, unless `allow_loss`, fails a quality
 /// gate.
 pub fn export_verified(
     source: &Path,
@@ -103,13 +101,13 @@ pub fn export_verified(
     Ok((manifest, report))
 }
 
-/// Load, build, quantize, write: everything up to a whole bundle without its name.
+/// Load, build, quantize, write: everything up to a complete bundle under a temporary name.
 fn assemble(
     source: &Path,
     out: &Path,
     options: &ExportOptions,
 ) -> Result<(Draft, Manifest), ExportError> {
-    // Load and build: whatever is wrong with the source is told before anything is written.
+    // Load and build: errors in the source are reported before anything is written.
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
     let metadata = Metadata::read(&checkpoint, &model)?;
@@ -118,17 +116,17 @@ fn assemble(
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
 
-    // Quantize and write, one graph after the other, so that one at a time is in memory.
+    // Quantize and write: one graph after the other, so that one at a time is in memory.
     let mut draft = Draft::new(out, options.replace)?;
     let mut quantization = Vec::new();
     let mut external_data = Vec::new();
     for part in Part::ALL {
-        let (losses, external) =
+        let (errors, external) =
             write_graph(&mut draft, &model, part, options.precision, &checkpoint)?;
-        quantization.extend(losses);
+        quantization.extend(errors);
         external_data.extend(external);
     }
-    let facts = companions::Facts {
+    let facts = companions::CompanionInputs {
         geometry: &model.geometry,
         metadata: &metadata,
         precision: options.precision,
@@ -170,8 +168,8 @@ fn assemble(
     Ok((draft, manifest))
 }
 
-/// Builds, quantizes and writes one graph. Returns what its matrices lost, and its file's name if
-/// the weights are in a second one.
+/// Builds, quantizes and writes one graph. Returns the errors of its matrices, and its file name if it
+/// has external data.
 fn write_graph(
     draft: &mut Draft,
     model: &SmolVlm,

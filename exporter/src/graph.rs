@@ -1,8 +1,7 @@
 //! Graphs: what the exporter builds, quantizes and writes.
 //!
-//! A graph is owned data in topological order. Weights are named, not held: an [`Initializer`] says
-//! which checkpoint tensor it is and in which form, and the bytes are made while the file is
-//! written. So a model never lies in memory whole.
+//! A graph is owned data in topological order. Weights are named, not held: an [`Initializer`] names
+//! a checkpoint tensor and its layout, and the bytes are made while the file is written. A whole model is never in memory.
 
 pub mod builder;
 pub mod onnx;
@@ -14,13 +13,13 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub struct Graph {
     /// Graph name, as published.
     pub name: String,
-    /// What a caller feeds.
+    /// Tensors that a caller passes in.
     pub inputs: Vec<ValueInfo>,
-    /// What a caller gets.
+    /// Tensors that a caller gets back.
     pub outputs: Vec<ValueInfo>,
     /// Constants and weights.
     pub initializers: Vec<Initializer>,
-    /// Operators, every one after the ones it reads from.
+    /// Operators in topological order.
     pub nodes: Vec<Node>,
 }
 
@@ -40,7 +39,7 @@ pub struct ValueInfo {
 pub enum Dim {
     /// A number.
     Fixed(usize),
-    /// A name, equal wherever it stands.
+    /// A symbolic size, the same wherever the name occurs.
     Symbol(String),
 }
 
@@ -76,7 +75,7 @@ pub enum Element {
     I64,
     /// 8-bit integer.
     I8,
-    /// Truth value.
+    /// Boolean.
     Bool,
 }
 
@@ -176,8 +175,8 @@ pub enum Layout {
     Transposed,
 }
 
-/// A place to read weights from while a graph is quantized or written.
-pub trait Weights {
+/// Where the values of tensors are read from while a graph is quantized or written.
+pub trait TensorSource {
     /// The values of a tensor, row-major.
     ///
     /// # Errors
@@ -185,7 +184,7 @@ pub trait Weights {
     fn read(&self, tensor: &str) -> Result<Tensor, CheckpointError>;
 }
 
-impl Weights for Checkpoint {
+impl TensorSource for Checkpoint {
     fn read(&self, tensor: &str) -> Result<Tensor, CheckpointError> {
         self.tensor(tensor)
     }

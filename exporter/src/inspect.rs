@@ -48,7 +48,7 @@ impl InspectError {
     }
 }
 
-/// A checkpoint or a bundle, summed up. Its JSON is one object whose `kind` says which.
+/// A summary of a checkpoint or a bundle. Its JSON is one object whose `kind` says which.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Inspection {
@@ -58,7 +58,7 @@ pub enum Inspection {
     Bundle(BundleSummary),
 }
 
-/// A checkpoint, summed up.
+/// A summary of a checkpoint.
 #[derive(Debug, Serialize)]
 pub struct CheckpointSummary {
     /// Last path component of the folder.
@@ -77,7 +77,7 @@ pub struct CheckpointSummary {
     pub layer_norm_eps: f32,
     /// Added to the mean square in the text decoder's RMSNorm.
     pub rms_norm_eps: f32,
-    /// How it is fed; `None` where an export would refuse it.
+    /// How its inputs are prepared; `None` where an export would refuse it.
     pub feeding: Option<Feeding>,
     /// Why an export would refuse it.
     pub refusal: Option<String>,
@@ -91,26 +91,26 @@ pub struct CheckpointSummary {
     pub bytes: u64,
 }
 
-/// How a checkpoint's model is fed, and where that stands.
+/// How the inputs of a checkpoint's model are prepared, and where that comes from.
 #[derive(Debug, Serialize)]
 pub struct Feeding {
-    /// How a picture becomes `pixel_values`.
+    /// How an image becomes `pixel_values`.
     pub image: ImageRules,
-    /// Where that stands.
+    /// File of `image`.
     pub image_from: String,
     /// How a clip becomes frames.
     pub video: VideoRules,
-    /// Where that stands.
+    /// File of `video`.
     pub video_from: String,
-    /// Where the chat template stands.
+    /// File of the chat template.
     pub chat_template_from: String,
     /// Tokens that end an answer.
     pub stop: Vec<String>,
-    /// What an export does otherwise than transformers would.
+    /// Where an export differs from transformers.
     pub warnings: Vec<String>,
 }
 
-/// A bundle, summed up.
+/// A summary of a bundle.
 #[derive(Debug, Serialize)]
 pub struct BundleSummary {
     /// Model name.
@@ -137,7 +137,7 @@ pub struct BundleSummary {
     pub graphs: Vec<GraphSummary>,
 }
 
-/// A graph, summed up.
+/// A summary of a graph.
 #[derive(Debug, Serialize)]
 pub struct GraphSummary {
     /// Graph name.
@@ -148,11 +148,11 @@ pub struct GraphSummary {
     pub bytes: u64,
     /// Operator set of the default domain.
     pub opset: i64,
-    /// What a caller feeds.
-    pub inputs: Vec<Edge>,
-    /// What a caller gets.
-    pub outputs: Vec<Edge>,
-    /// How often each operator stands in it.
+    /// Tensors that a caller passes in.
+    pub inputs: Vec<GraphEdge>,
+    /// Tensors that a caller gets back.
+    pub outputs: Vec<GraphEdge>,
+    /// How often each operator occurs.
     pub operators: BTreeMap<String, usize>,
     /// Number of constants.
     pub constants: usize,
@@ -160,7 +160,7 @@ pub struct GraphSummary {
 
 /// A tensor at the edge of a graph.
 #[derive(Debug, Serialize)]
-pub struct Edge {
+pub struct GraphEdge {
     /// Tensor name.
     pub name: String,
     /// Element type.
@@ -169,10 +169,10 @@ pub struct Edge {
     pub dims: Vec<String>,
 }
 
-/// Looks into a folder: a bundle where there is a manifest, else a checkpoint.
+/// Inspects a folder: a bundle where there is a manifest, else a checkpoint.
 ///
 /// # Errors
-/// When it is neither, or not a sound one.
+/// When it is neither, or is damaged.
 pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     if dir.join(MANIFEST).exists() {
         bundle(dir).map(Inspection::Bundle)
@@ -186,7 +186,7 @@ fn checkpoint(dir: &Path) -> Result<CheckpointSummary, InspectError> {
     let model = SmolVlm::new(&checkpoint)?;
     let (feeding, refusal) = match Metadata::read(&checkpoint, &model) {
         Ok(metadata) => (Some(feeding(metadata)), None),
-        // Nothing is wrong with looking at it.
+        // It can be inspected all the same.
         Err(error) => (None, Some(error.to_string())),
     };
     let (layer_norm_eps, rms_norm_eps) = model.epsilons();
@@ -211,7 +211,7 @@ fn checkpoint(dir: &Path) -> Result<CheckpointSummary, InspectError> {
 fn feeding(metadata: Metadata) -> Feeding {
     Feeding {
         image: metadata.image,
-        image_from: metadata.processor.pictures.origin(),
+        image_from: metadata.processor.images.origin(),
         video: metadata.video,
         video_from: metadata.processor.clips.origin(),
         chat_template_from: metadata.template.origin(),
@@ -248,7 +248,7 @@ fn bundle(dir: &Path) -> Result<BundleSummary, InspectError> {
 }
 
 fn graph(file: GraphFile, path: &str, bytes: u64) -> GraphSummary {
-    let edges = |values: &[ValueInfo]| values.iter().map(Edge::from).collect();
+    let edges = |values: &[ValueInfo]| values.iter().map(GraphEdge::from).collect();
     GraphSummary {
         path: path.into(),
         bytes,
@@ -261,9 +261,9 @@ fn graph(file: GraphFile, path: &str, bytes: u64) -> GraphSummary {
     }
 }
 
-impl From<&ValueInfo> for Edge {
+impl From<&ValueInfo> for GraphEdge {
     fn from(value: &ValueInfo) -> Self {
-        Edge {
+        GraphEdge {
             name: value.name.clone(),
             element: value.element.as_str(),
             dims: value.dims.iter().map(ToString::to_string).collect(),
@@ -328,7 +328,7 @@ impl fmt::Display for Feeding {
         let split = if splits_by_default { "split" } else { "whole" };
         writeln!(
             f,
-            "  pictures {split}, longest edge {longest_edge} px, tiles of {tile_size} px, mean {mean:?}, std {std:?} ({})",
+            "  images   {split}, longest edge {longest_edge} px, tiles of {tile_size} px, mean {mean:?}, std {std:?} ({})",
             self.image_from
         )?;
         let VideoRules {
@@ -337,7 +337,7 @@ impl fmt::Display for Feeding {
         } = self.video;
         writeln!(
             f,
-            "  clips    frames at {} a second, at most {frames_max} ({})",
+            "  clips    frames at {} per second, at most {frames_max} ({})",
             frames_per_second, self.video_from
         )?;
         writeln!(f, "  template {}", self.chat_template_from)?;
@@ -348,7 +348,7 @@ impl fmt::Display for Feeding {
     }
 }
 
-/// A number and what it counts.
+/// A count with its noun, in the plural where it is not 1.
 fn counted(count: usize, what: &str) -> String {
     if count == 1 {
         format!("1 {what}")
@@ -370,7 +370,7 @@ impl fmt::Display for BundleSummary {
         if self.quantized > 0 {
             writeln!(
                 f,
-                "  quantized matrices  {}, the worst {worst:.1e} off",
+                "  quantized matrices  {}, largest relative error {worst:.1e}",
                 self.quantized
             )?;
         }
@@ -394,8 +394,8 @@ impl fmt::Display for GraphSummary {
             self.opset,
             self.constants
         )?;
-        // A decoder has two such lines for every layer.
-        let shown = |edge: &&Edge| {
+        // A decoder has two of these for every layer; those of the first are enough.
+        let shown = |edge: &&GraphEdge| {
             !(edge.name.starts_with("past_key_values.") || edge.name.starts_with("present."))
                 || edge.name.contains(".0.")
         };

@@ -1,4 +1,4 @@
-//! Ctrl-C in the middle of an export: what is half-written goes before the program does.
+//! SIGINT and SIGTERM during an export: partial files are removed before the program ends.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,38 +8,37 @@ use std::thread;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Folders that nobody may find when the program is gone.
-static HALF_WRITTEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Folders to be removed before the program ends.
+static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Files may still be written while their folder is removed, which then fails.
-const TRIES: usize = 5;
+/// Removing a folder fails while files are still written into it.
+const ATTEMPTS: usize = 5;
 
-/// A folder that is removed when the program is interrupted; dropped, it is left alone.
+/// A folder that is removed when the program is interrupted, until this value is dropped.
 #[derive(Debug)]
-pub(crate) struct HalfWritten(PathBuf);
+pub(crate) struct PartialFolder(PathBuf);
 
-impl HalfWritten {
+impl PartialFolder {
     pub(crate) fn new(folder: &Path) -> Self {
         folders().push(folder.to_owned());
-        HalfWritten(folder.to_owned())
+        PartialFolder(folder.to_owned())
     }
 }
 
-impl Drop for HalfWritten {
+impl Drop for PartialFolder {
     fn drop(&mut self) {
         folders().retain(|folder| *folder != self.0);
     }
 }
 
-/// From now on SIGINT and SIGTERM end the program with `exit`, after what is half-written has been
-/// removed.
+/// From now on SIGINT and SIGTERM end the program with `exit`, after partial folders are removed.
 ///
-/// Where the system does not let us watch, they end it at once, as they do by default.
+/// Where signals cannot be watched, they end the program at once, as they do by default.
 pub(crate) fn watch(exit: i32) {
     let Ok(runtime) = Builder::new_current_thread().enable_io().build() else {
         return;
     };
-    // Here and not on the thread: what is interrupted from now on is already watched.
+    // Registered here and not on the thread, so that no signal from now on is missed.
     let watched = {
         let _entered = runtime.enter();
         (
@@ -58,18 +57,18 @@ pub(crate) fn watch(exit: i32) {
             }
         });
         for folder in folders().iter() {
-            for _ in 0..TRIES {
+            for _ in 0..ATTEMPTS {
                 if fs::remove_dir_all(folder).is_ok() || !folder.exists() {
                     break;
                 }
             }
         }
-        eprintln!("egret-export: interrupted; nothing half-written is left");
+        eprintln!("egret-export: interrupted; partial files were removed");
         std::process::exit(exit);
     });
 }
 
 fn folders() -> MutexGuard<'static, Vec<PathBuf>> {
-    // A list of paths is whole between any two of its operations.
-    HALF_WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
+    // A panic elsewhere cannot leave the list inconsistent.
+    PARTIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! Everything a bundle needs besides its graphs, read off a checkpoint folder and checked.
+//! Everything a bundle needs besides its graphs, read from a checkpoint folder and checked.
 //!
-//! An export is made from it, an inspection shows it, and a verification reads it again.
+//! An export writes it, an inspection shows it, and a verification compares it.
 
 mod chat_template;
 mod clips;
 mod generation;
-mod pictures;
+mod images;
 mod processor;
 mod prompt;
 pub(crate) mod special_tokens;
@@ -24,18 +24,18 @@ use generation::Generation;
 use processor::Processor;
 use prompt::AddedTokens;
 
-/// How a checkpoint's model is fed and read.
+/// How the inputs of a checkpoint's model are prepared and its answers ended.
 #[derive(Debug)]
 pub(crate) struct Metadata {
     pub(crate) image: ImageRules,
     pub(crate) video: VideoRules,
     pub(crate) prompt: PromptTokens,
     pub(crate) template: ChatTemplate,
-    /// Where `image` and `video` stand.
+    /// Where `image` and `video` come from.
     pub(crate) processor: Processor,
     /// Contents of the tokens that end an answer.
     pub(crate) stops: Vec<String>,
-    /// What an export does otherwise than transformers would, for people.
+    /// Where an export differs from transformers, for people.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ impl Metadata {
     pub(crate) fn read(checkpoint: &Checkpoint, model: &SmolVlm) -> Result<Self, CheckpointError> {
         let source = checkpoint.dir();
         let processor = Processor::read(source)?;
-        let image = pictures::rules(&processor.pictures, &model.geometry, model.tokens_per_tile)?;
+        let image = images::rules(&processor.images, &model.geometry, model.tokens_per_tile)?;
         let expected = model.tokens_per_tile;
         if let Some(found) = processor
             .own
@@ -52,7 +52,7 @@ impl Metadata {
             .filter(|&found: &usize| found != expected)
         {
             return Err(processor.own.diagnostic(format!(
-                "image_seq_len is {found}, the vision encoder gives {expected} tokens a tile"
+                "image_seq_len is {found}, expected the {expected} tokens that the vision encoder gives for a tile"
             )));
         }
         let video = clips::rules(&processor.clips)?;
@@ -94,37 +94,39 @@ fn warnings(
     if !generation.changes.is_empty() {
         let changes = generation.changes.join(", ");
         warnings.push(format!(
-            "generation_config.json says {changes}: answers are decoded greedily, without it"
+            "{GENERATION_CONFIG} has {changes}: ignored, answers are decoded greedily"
         ));
     }
     let differences = clips::differences(&processor.clips, image)?;
     if !differences.is_empty() {
         let (place, differences) = (processor.clips.origin(), differences.join("; "));
-        warnings.push(format!("frames of clips are prepared as pictures are, where {place} says otherwise: {differences}"));
+        warnings.push(format!(
+            "frames of clips are prepared like images, although {place} differs: {differences}"
+        ));
     }
     let grid = model.geometry.vision.image_size / model.geometry.vision.patch_size;
     let moved = model.positions_moved_by_transformers();
     if moved > 0 {
         warnings.push(format!(
-            "transformers rounds {moved} of {grid} positions a side to their neighbours on a grid of {grid} x {grid}; the bundle does \
-             not, as the model was meant: its image features will differ from transformers'"
+            "transformers rounds {moved} of {grid} positions along a side to their neighbours on a grid of {grid} x {grid}; the bundle \
+             does not, as the model intends, so its image features differ from those of transformers"
         ));
     }
     if template.path.is_none() {
         warnings.push(format!(
-            "no chat template in {}: the family's is used",
+            "no chat template in {}: the default of the model family is used",
             source.display()
         ));
     }
-    if processor.pictures.path.is_none() {
+    if processor.images.path.is_none() {
         let dir = source.display();
-        warnings.push(format!("neither {PROCESSOR} nor {PREPROCESSOR} in {dir} says how pictures are prepared: as the family does"));
+        warnings.push(format!("neither {PROCESSOR} nor {PREPROCESSOR} in {dir} says how images are prepared: the defaults of the model family are used"));
     }
     for name in [GENERATION_CONFIG, PROCESSOR, TOKENIZER_CONFIG] {
         let path = source.join(name);
         if !path.exists() {
             warnings.push(format!(
-                "{} is not there: made as the family has it",
+                "{} is missing: written with the defaults of the model family",
                 path.display()
             ));
         }

@@ -1,5 +1,5 @@
-//! Precision passes: graph in, graph out. The arithmetic on values is apart from the surgery on
-//! graphs.
+//! Precision passes: graph in, graph out. The arithmetic on values is separate from the changes to
+//! the graph.
 
 mod fp16;
 mod int8;
@@ -7,9 +7,9 @@ mod int8;
 use firmware_config::manifest::{Precision, QuantizedTensor};
 
 use crate::checkpoint::CheckpointError;
-use crate::graph::{Graph, Initializer, Layout, Values, Weights};
+use crate::graph::{Graph, Initializer, Layout, TensorSource, Values};
 
-/// A graph in another precision, and how far its matrices are from their sources.
+/// A graph in another precision, and the error of each of its matrices.
 #[derive(Debug)]
 pub struct Quantized {
     /// The graph.
@@ -18,14 +18,14 @@ pub struct Quantized {
     pub tensors: Vec<QuantizedTensor>,
 }
 
-/// Turns an fp32 graph into `precision`. `takes_int8` says which matrices may be 8-bit.
+/// Turns an fp32 graph into `precision`. `takes_int8` selects the matrices that become 8-bit.
 ///
 /// # Errors
 /// When a weight cannot be read.
 pub fn quantize(
     graph: Graph,
     precision: Precision,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
     takes_int8: impl Fn(&str) -> bool,
 ) -> Result<Quantized, CheckpointError> {
     match precision {

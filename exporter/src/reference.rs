@@ -7,9 +7,9 @@
 //!                                         blocks, each token attending to itself and all before ─▶ norm ─▶ head ─▶ logits
 //! ```
 //!
-//! What an export is held to, so it shares nothing with the graph builder but the checkpoint's
-//! reader: no graph, no fusing, no folding, written as the model sheet reads. Itself held to what
-//! transformers computes (`tests/data/reference.json`).
+//! Exports are compared with it, so it shares nothing with the graph builder except the checkpoint's
+//! reader: no graph, no fusing, no folding, written as the architecture is described. It is itself
+//! compared with transformers (`tests/data/reference.json`).
 
 mod math;
 mod text;
@@ -22,7 +22,7 @@ pub use text::Past;
 use text::TextDecoder;
 use vision::VisionEncoder;
 
-/// A checkpoint, all of it in memory, that computes.
+/// The forward pass of a checkpoint, with all weights in memory.
 #[derive(Debug)]
 pub struct Reference {
     vision: VisionEncoder,
@@ -38,7 +38,7 @@ impl Reference {
     /// # Errors
     /// When one is missing, not finite, or its shape does not fit the others or the config.
     pub fn open(checkpoint: &Checkpoint) -> Result<Self, ReferenceError> {
-        let weights = Weights(checkpoint);
+        let weights = CheckpointTensors(checkpoint);
         let embedding = weights.matrix("model.text_model.embed_tokens.weight")?;
         let head = match checkpoint.config.tie_word_embeddings
             && checkpoint.shape("lm_head.weight").is_none()
@@ -105,7 +105,7 @@ impl Reference {
             .collect()
     }
 
-    /// The decoder over `inputs_embeds` ([n, H]) behind `past`, which grows by n. Returns the final
+    /// The decoder over `inputs_embeds` ([n, H]) after `past`, which grows by n. Returns the final
     /// hidden states, [n, H]: what the head reads.
     pub fn hidden(&self, inputs_embeds: &[f32], past: &mut Past) -> Vec<f32> {
         self.text.run(inputs_embeds, past)
@@ -143,10 +143,10 @@ impl Reference {
     }
 }
 
-/// A checkpoint's tensors, by name and of the shape the forward pass needs.
-struct Weights<'a>(&'a Checkpoint);
+/// A checkpoint's tensors, by name and with the shape that the forward pass needs.
+struct CheckpointTensors<'a>(&'a Checkpoint);
 
-impl Weights<'_> {
+impl CheckpointTensors<'_> {
     /// A matrix of any size, [out, in].
     fn matrix(&self, name: &str) -> Result<Matrix, ReferenceError> {
         let Tensor { shape, values } = self.0.tensor(name)?;
@@ -198,14 +198,14 @@ impl Weights<'_> {
     }
 }
 
-/// Why a checkpoint cannot be computed.
+/// Why the forward pass of a checkpoint cannot run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReferenceError {
     /// It cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A tensor has another shape than its neighbours and the config ask for.
+    /// A tensor's shape does not fit the others and the config.
     #[error(
         "tensor {tensor:?}: expected shape {expected:?}, got {got:?}; config.json and weights are of different models"
     )]
@@ -217,7 +217,7 @@ pub enum ReferenceError {
         /// As stored.
         got: Vec<usize>,
     },
-    /// A tensor has other dimensions than the architecture's.
+    /// A tensor has another number of dimensions than the architecture.
     #[error(
         "tensor {tensor:?}: expected {expected} dimensions as the architecture has them, got shape {got:?}; the checkpoint is of another architecture"
     )]
@@ -229,7 +229,7 @@ pub enum ReferenceError {
         /// As stored.
         got: Vec<usize>,
     },
-    /// The config asks for what cannot be divided evenly.
+    /// A size of the config does not divide another.
     #[error(
         "{what} {whole} is not a multiple of {part_name} {part}; config.json and weights are of different models"
     )]
@@ -245,7 +245,7 @@ pub enum ReferenceError {
     },
 }
 
-/// `whole / part`, which must leave no rest.
+/// `whole / part`, which must leave no remainder.
 fn divide(
     what: &'static str,
     whole: usize,

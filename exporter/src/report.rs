@@ -1,8 +1,8 @@
 //! The verification report: `report.json` for programs, a table for people, a verdict for the exit
 //! code.
 //!
-//! Same bundle, same backend, same bytes: nothing in it is timed. A gate that has no limit yet is
-//! written down with its value as `not_gated`, so it cannot be mistaken for one that was passed.
+//! The same bundle on the same backend gives the same bytes: nothing in it is timed. A gate without a
+//! limit is written with its value as `not_gated`, so it cannot be mistaken for one that passed.
 
 use std::fmt;
 
@@ -24,9 +24,9 @@ pub struct VerificationReport {
     /// What the verdict rests on.
     pub gates: Vec<Gate>,
     /// Companion files.
-    pub files: Files,
+    pub files: FileComparison,
     /// Constants of the graphs.
-    pub weights: Weights,
+    pub weights: WeightComparison,
     /// Outputs of the graphs over all probes: image features, embeddings of the whole vocabulary,
     /// logits of every position.
     pub graphs: Graphs<Distance>,
@@ -42,7 +42,7 @@ pub struct VerificationReport {
 pub enum Verdict {
     /// The bundle is its checkpoint, as near as its precision allows.
     Pass,
-    /// It is not.
+    /// The bundle is not its checkpoint.
     Fail,
 }
 
@@ -57,29 +57,30 @@ pub struct Backend {
 
 /// Companion files against the checkpoint's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Files {
-    /// Files the checkpoint carries.
+pub struct FileComparison {
+    /// Files compared.
     pub compared: usize,
-    /// Those that say something else in the bundle.
+    /// Those that differ in the bundle.
     pub differ: Vec<String>,
 }
 
 /// Constants of the graphs against the checkpoint's tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Weights {
+pub struct WeightComparison {
     /// Tensors of the checkpoint.
     pub tensors: usize,
-    /// Those that are not in the graphs, or not as they should be.
+    /// Those that are missing from the graphs, or differ there.
     pub differ: Vec<WeightDifference>,
 }
 
-/// A tensor that is not in the graphs as it should be.
+/// A tensor that is missing from the graphs, or differs there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WeightDifference {
     /// Name in the checkpoint.
     pub name: String,
     /// What is wrong.
-    pub problem: String,
+    #[serde(rename = "problem")]
+    pub diagnostic: String,
 }
 
 /// Distance of a bundle's tensor from the reference's, over everything measured.
@@ -102,7 +103,7 @@ pub struct Distance {
 pub struct Steps {
     /// Tokens answered.
     pub count: usize,
-    /// Share of them where both sides' likeliest token is the same, 0..=1.
+    /// Share of them where both sides have the same most likely token, 0..=1.
     pub top1_agreement: f64,
     /// Mean Kullback-Leibler divergence from the reference, in nats.
     pub kl_mean: f64,
@@ -126,13 +127,13 @@ pub struct Answers {
 pub struct Answer {
     /// The probe.
     pub probe: String,
-    /// What the bundle said.
+    /// The bundle's answer.
     pub text: String,
     /// Its length in tokens, the end token included.
     pub tokens: usize,
-    /// Whether the reference says the same.
+    /// Whether the reference's answer is the same.
     pub is_equal: bool,
-    /// The first token where it says something else.
+    /// Index of the first token that differs.
     pub first_difference: Option<usize>,
 }
 
@@ -143,9 +144,9 @@ pub struct Gate {
     pub name: String,
     /// The value measured.
     pub value: f64,
-    /// What it must be; `None` where nothing is asked of this precision yet.
+    /// What it must be; `None` where this precision has no limit yet.
     pub limit: Option<Limit>,
-    /// Whether it is.
+    /// Whether it is within the limit.
     pub outcome: Outcome,
 }
 
@@ -163,9 +164,9 @@ pub enum Limit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It was.
+    /// It passed.
     Pass,
-    /// It was not.
+    /// It failed.
     Fail,
     /// It has no limit.
     NotGated,
@@ -188,12 +189,12 @@ impl Gate {
     }
 }
 
-/// What each precision is held to, in one place.
+/// The limits of each precision, in one place.
 struct Limits {
     /// Of each graph's outputs.
     cosine: Option<Limit>,
-    /// Largest error over the largest value, of each graph's outputs. Sees one wrong value that a
-    /// cosine over millions does not.
+    /// Largest error over the largest value, of each graph's outputs. Shows a single wrong value,
+    /// which a cosine over millions does not.
     error_relative: Option<Limit>,
     top1_agreement: Option<Limit>,
     kl_mean: Option<Limit>,
@@ -212,7 +213,7 @@ impl Limits {
             answers: None,
         };
         match precision {
-            // Only the order of sums differs.
+            // Only the order of summation differs.
             Precision::Fp32 => Limits {
                 cosine: Some(AtLeast(0.99999)),
                 error_relative: Some(AtMost(1e-4)),
@@ -224,14 +225,14 @@ impl Limits {
                 cosine: Some(AtLeast(0.9999)),
                 ..none
             },
-            // Measured and told, until its smoothing is there to be held to a limit.
+            // Measured and reported only, until the precision is good enough for a limit.
             Precision::Int8 => none,
         }
     }
 }
 
 impl VerificationReport {
-    /// Judges what was measured.
+    /// The report on what was measured, with its verdict.
     #[expect(
         clippy::too_many_arguments,
         reason = "one for each section of the report, made once"
@@ -240,8 +241,8 @@ impl VerificationReport {
         (name, precision): (&str, Precision),
         source_is_the_same: bool,
         backend: Backend,
-        files: Files,
-        weights: Weights,
+        files: FileComparison,
+        weights: WeightComparison,
         graphs: Graphs<Distance>,
         steps: Steps,
         answers: Answers,
@@ -298,7 +299,7 @@ impl VerificationReport {
     /// The bytes of `report.json`.
     ///
     /// # Panics
-    /// Never: a report holds text, finite numbers and lists.
+    /// Never: a report holds only text, finite numbers and lists.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("a report is plain data") + "\n"
     }
@@ -322,12 +323,12 @@ impl fmt::Display for VerificationReport {
         if !self.source_is_the_same {
             writeln!(
                 f,
-                "the checkpoint's weight files are not the ones the bundle was made from"
+                "the checkpoint's weight files are not those that the bundle was made from"
             )?;
         }
         writeln!(f)?;
         for gate in &self.gates {
-            let (limit, outcome) = (told(gate.limit), told_outcome(gate.outcome));
+            let (limit, outcome) = (limit_text(gate.limit), outcome_text(gate.outcome));
             writeln!(
                 f,
                 "  {:<38}{:>12}  {limit:<18}{outcome}",
@@ -338,7 +339,7 @@ impl fmt::Display for VerificationReport {
         let Answers { asked, equal, list } = &self.answers;
         writeln!(
             f,
-            "\n{equal} of {asked} answers are the reference's, {} tokens in all",
+            "\n{equal} of {asked} answers are the reference's, {} tokens in total",
             self.steps.count
         )?;
         for answer in list.iter().filter(|answer| !answer.is_equal).take(SHOWN) {
@@ -351,15 +352,15 @@ impl fmt::Display for VerificationReport {
             )?;
         }
         for file in self.files.differ.iter().take(SHOWN) {
-            writeln!(f, "  {file} is not the checkpoint's")?;
+            writeln!(f, "  {file} differs from the checkpoint's")?;
         }
-        for WeightDifference { name, problem } in self.weights.differ.iter().take(SHOWN) {
-            writeln!(f, "  {name}: {problem}")?;
+        for WeightDifference { name, diagnostic } in self.weights.differ.iter().take(SHOWN) {
+            writeln!(f, "  {name}: {diagnostic}")?;
         }
         if self.weights.differ.len() > SHOWN {
             writeln!(
                 f,
-                "  … and {} weights more",
+                "  … and {} more weights",
                 self.weights.differ.len() - SHOWN
             )?;
         }
@@ -375,7 +376,7 @@ impl fmt::Display for VerificationReport {
     }
 }
 
-fn told(limit: Option<Limit>) -> String {
+fn limit_text(limit: Option<Limit>) -> String {
     match limit {
         None => String::new(),
         Some(Limit::AtLeast(limit)) => format!("at least {limit}"),
@@ -383,7 +384,7 @@ fn told(limit: Option<Limit>) -> String {
     }
 }
 
-fn told_outcome(outcome: Outcome) -> &'static str {
+fn outcome_text(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Pass => "pass",
         Outcome::Fail => "FAIL",
@@ -391,8 +392,8 @@ fn told_outcome(outcome: Outcome) -> &'static str {
     }
 }
 
-/// Whole numbers whole, small ones by their magnitude, shares with enough digits to tell 0.99999
-/// from 1.
+/// Whole numbers without digits, small and large ones in scientific notation, shares with enough
+/// digits to distinguish 0.99999 from 1.
 fn number(value: f64) -> String {
     if value.fract() == 0.0 && value < 1e9 {
         format!("{value}")

@@ -8,7 +8,7 @@ use crate::hub::{self, HubError, HubId};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// Neither a folder nor an id.
+    /// Neither a folder nor a hub id.
     #[error(
         "{path}: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as \
          HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
@@ -18,7 +18,7 @@ pub enum SourceError {
         /// As given.
         path: PathBuf,
     },
-    /// A revision of a folder.
+    /// A revision was given for a folder.
     #[error("--revision is for hub ids, and {path} is a folder; leave it out", path = .path.display())]
     RevisionOfFolder {
         /// The folder.

@@ -1,14 +1,15 @@
-//! Is a bundle its checkpoint? The bundle on a backend and the plain [`Reference`], asked the same.
+//! Is a bundle its checkpoint? The bundle on a backend and the plain [`Reference`] answer the same
+//! probes.
 //!
 //! | compared | finds |
 //! |---|---|
 //! | companion files, and the manifest's fields | another tokenizer, template, config or rule |
-//! | every constant of the graphs with its tensor, by name | any weight changed or moved, used by a probe or not |
-//! | the rotary tables with theta, over the whole context | positions that no probe reaches |
+//! | every constant of the graphs with its tensor, by name | any weight changed or moved, whether a probe uses it or not |
+//! | the rotary tables with theta, over the whole context | wrong angles at positions that no probe reaches |
 //! | image features, embeddings of the whole vocabulary, logits of every position | a graph that computes something else |
 //! | answers, token by token | a cache, a position or a prompt that goes wrong while generating |
 //!
-//! The bundle goes first and is closed before the reference opens, so the two are never in memory
+//! The bundle runs first and is closed before the reference opens, so the two are never in memory
 //! together.
 
 mod companions;
@@ -36,13 +37,13 @@ use crate::report::{Answer, Answers, Backend, Steps, VerificationReport};
 use measure::{Sums, divergence, top};
 use probe::Probe;
 
-/// Embedding rows asked for at once.
+/// Embedding rows requested at once.
 const EMBED_CHUNK: usize = 4096;
 
 /// How a bundle is verified.
 #[derive(Debug, Clone, Default)]
 pub struct VerifyOptions {
-    /// A folder of pictures to ask about, besides the built-in ones.
+    /// A folder of images to ask about, besides the built-in ones.
     pub images: Option<PathBuf>,
     /// Which backend runs the bundle.
     pub backend: BackendChoice,
@@ -50,10 +51,10 @@ pub struct VerifyOptions {
     pub threads: Option<usize>,
 }
 
-/// Holds a bundle to the checkpoint it was made from.
+/// Compares a bundle with the checkpoint it was made from.
 ///
 /// # Errors
-/// When either cannot be read or does not run. A bundle that runs and is wrong is no error: its
+/// When either cannot be read or does not run. A bundle that runs and is wrong is not an error: its
 /// report's verdict is `fail`.
 pub fn verify(
     bundle: &Path,
@@ -77,7 +78,7 @@ pub fn verify(
         name: vlm.identity().backend.clone(),
         execution_provider: vlm.identity().execution_provider.clone(),
     };
-    tracing::info!("verify: asking {} on {}", manifest.name, backend.name);
+    tracing::info!("verify: running {} on {}", manifest.name, backend.name);
     probes = fitting(probes, &mut vlm)?;
     let embeddings = embeddings(&mut vlm, &manifest)?;
     let observed = probes
@@ -132,14 +133,14 @@ fn fitting(probes: Vec<Probe>, vlm: &mut Vlm) -> Result<Vec<Probe>, VerifyError>
             })
             .sum()
     };
-    // Half of the context is plenty for the rest of the prompt and the answer of a text probe.
+    // The other half is more than enough for the rest of the prompt and the answer.
     Ok(probes
         .into_iter()
         .filter(|probe| probe.name != probe::LONG || text(probe) <= context / 2)
         .collect())
 }
 
-/// Whether what goes in and comes out of the graphs can be compared at all.
+/// Checks that inputs and outputs of the graphs can be compared at all.
 fn same_sizes(reference: &Reference, manifest: &Manifest) -> Result<(), VerifyError> {
     let (vision, text) = (&manifest.geometry.vision, &manifest.geometry.text);
     for (what, expected, got) in [
@@ -163,12 +164,12 @@ fn same_sizes(reference: &Reference, manifest: &Manifest) -> Result<(), VerifyEr
     Ok(())
 }
 
-/// What a bundle said to one probe.
+/// A bundle's answer to one probe.
 struct Observed {
-    /// [frames · S, H], as the prompt's pictures come.
+    /// [frames · S, H], in the order of the prompt's images.
     image_features: Vec<f32>,
     input_ids: Vec<u32>,
-    /// The greedy answer, an end token included if it ended there.
+    /// The greedy answer, including the end token if there was one.
     answer: Vec<u32>,
     text: String,
     /// Logits after each of `input_ids` and each of `answer` but the last, [positions, vocabulary].
@@ -194,7 +195,7 @@ fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed
     let mut ids: Vec<u32> = answer.tokens.iter().map(|token| token.id).collect();
     let mut fed = [&trace.input_ids[..], &ids].concat();
     if answer.finish_reason == FinishReason::Stop {
-        // The end token is no part of an answer, but which it was is in the logits.
+        // An answer leaves its end token out; the logits below say which it was.
         ids.push(u32::MAX);
     } else {
         fed.pop();
@@ -249,7 +250,7 @@ impl Comparison {
         }
     }
 
-    /// Each side on its own image features: errors add up here as they do in use.
+    /// Each side uses its own image features, so that errors accumulate as they do in use.
     fn probe(
         &mut self,
         reference: &Reference,
@@ -306,7 +307,7 @@ impl Comparison {
     }
 }
 
-/// What the steps of all answers add up to.
+/// Sums over the steps of all answers.
 #[derive(Debug, Default)]
 struct StepSums {
     count: usize,
@@ -355,10 +356,10 @@ pub enum VerifyError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The checkpoint is no model of its architecture.
+    /// The checkpoint is not a model of its architecture.
     #[error(transparent)]
     Arch(#[from] ArchError),
-    /// The checkpoint cannot be computed.
+    /// The forward pass of the checkpoint cannot run.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     /// The bundle does not open or does not answer.
@@ -371,7 +372,9 @@ pub enum VerifyError {
     #[error("the bundle: {0}")]
     Onnx(#[from] OnnxError),
     /// The bundle is a model of other sizes.
-    #[error("the bundle's {what} is {got}, the checkpoint's {expected}; they are different models")]
+    #[error(
+        "the bundle's {what} is {got}, expected {expected} as in the checkpoint; they are different models"
+    )]
     Geometry {
         /// What differs.
         what: &'static str,
@@ -380,8 +383,8 @@ pub enum VerifyError {
         /// Of the bundle.
         got: usize,
     },
-    /// An answer came without the trace that was asked for.
-    #[error("the bundle answered without a trace")]
+    /// An answer has no trace although one was requested.
+    #[error("the bundle's answer has no trace, expected one; this is a bug, please report it")]
     NoTrace,
     /// The checkpoint's tokenizer cannot be used.
     #[error("the checkpoint's tokenizer.json: {0}")]
@@ -391,28 +394,28 @@ pub enum VerifyError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
-    /// A folder holds no pictures, or too many.
-    #[error("{folder} holds {got} pictures, expected 1 to 256", folder = .folder.display())]
-    Pictures {
+    /// A folder holds no images, or too many.
+    #[error("{folder} holds {got} files, expected 1 to 256 images", folder = .folder.display())]
+    ImageCount {
         /// The folder.
         folder: PathBuf,
         /// Files in it.
         got: usize,
     },
-    /// A picture file is too large.
-    #[error("{path} is {bytes} bytes, expected at most 64 MiB; scale it first", path = .path.display())]
-    PictureBytes {
+    /// An image file is too large.
+    #[error("{path} is {bytes} bytes, expected at most 64 MiB; scale it down first", path = .path.display())]
+    ImageBytes {
         /// The file.
         path: PathBuf,
         /// Its size.
         bytes: u64,
     },
-    /// A picture cannot be decoded.
-    #[error("{path}: {source}; only pictures may lie in the folder", path = .path.display())]
-    Picture {
+    /// An image cannot be decoded.
+    #[error("{path}: {source}; the folder may hold only images", path = .path.display())]
+    Image {
         /// The file.
         path: PathBuf,
         /// Why.

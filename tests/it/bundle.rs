@@ -1,4 +1,4 @@
-//! Bundles that are not what their manifest says: refused before anything of them is used, with the
+//! Bundles that differ from their manifest are refused before any of their files is used, with the
 //! file and both values.
 
 use std::path::Path;
@@ -65,7 +65,7 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn a_folder_without_manifest_is_no_bundle() {
+fn a_folder_without_a_manifest_is_not_a_bundle() {
     let error = refused(|dir| std::fs::remove_file(dir.join("manifest.json")).unwrap());
     insta::assert_snapshot!(error, @"BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
 }

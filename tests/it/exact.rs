@@ -1,10 +1,9 @@
-//! Exact against transformers: every case of `tests/data/reference.json`, in fp32, on both
-//! backends.
+//! Compared with transformers: every case of `tests/data/reference.json`, in fp32, on both backends.
 //!
 //! Prompts, ids and pixels must be identical; numbers may differ by the order of f32 sums and no
 //! more: 1e-3 of the largest value among the reference's samples, 1e-3 for log-probabilities.
 //!
-//! The 500M model is asked, and the exporter's forward pass put to the 256M model's long prompts,
+//! The 500M model, and the long prompts of the 256M model in the exporter's forward pass, are run
 //! only with `EGRET_TEST_ALL_CASES=1 cargo test --release -p tests --test it exact`; the 256M model
 //! takes two to three minutes a backend.
 
@@ -65,8 +64,8 @@ fn published_256m_on_ort() {
 
 #[test]
 fn published_500m_on_both() {
-    if !asked_for_all() {
-        eprintln!("500m is asked only with EGRET_TEST_ALL_CASES=1");
+    if !runs_all_cases() {
+        eprintln!("500m is run only with EGRET_TEST_ALL_CASES=1");
         return;
     }
     let _one_at_a_time = LARGE.lock();
@@ -83,7 +82,7 @@ fn the_reference_itself_on_micro() {
 #[test]
 fn the_reference_itself_on_256m() {
     let _one_at_a_time = LARGE.lock();
-    reference_is_exact("256m", &|case| asked_for_all() || short(case));
+    reference_is_exact("256m", &|case| runs_all_cases() || short(case));
 }
 
 fn all(_: &str) -> bool {
@@ -94,12 +93,11 @@ fn short(case: &str) -> bool {
     ["single", "text-only"].contains(&case)
 }
 
-fn asked_for_all() -> bool {
+fn runs_all_cases() -> bool {
     std::env::var_os("EGRET_TEST_ALL_CASES").is_some()
 }
 
-/// Puts every wanted case to an fp32 export of the checkpoint, and the clip if all cases are
-/// wanted.
+/// Runs every wanted case on an fp32 export of the checkpoint, and the clip if all cases are wanted.
 fn backend_is_exact(size: &str, backend: BackendChoice, wanted: &dyn Fn(&str) -> bool) {
     let dir = tempfile::tempdir_in(tests::kept::scratch()).unwrap();
     let bundle = export(size, dir.path());
@@ -121,7 +119,7 @@ fn backend_is_exact(size: &str, backend: BackendChoice, wanted: &dyn Fn(&str) ->
         let answer = vlm
             .ask(&case.request())
             .unwrap_or_else(|error| panic!("{size} {}: {error}", case.name));
-        let trace = answer.trace.as_ref().expect("a trace was asked for");
+        let trace = answer.trace.as_ref().expect("a trace was requested");
         differences.inputs(case, trace);
         if let Some(features) = &case.image_features {
             differences.values(
@@ -148,14 +146,14 @@ fn backend_is_exact(size: &str, backend: BackendChoice, wanted: &dyn Fn(&str) ->
             .ask(&video.request())
             .unwrap()
             .trace
-            .expect("a trace was asked for");
+            .expect("a trace was requested");
         assert_eq!(trace.input_ids, video.input_ids, "{size} video");
         differences.logits("video", &video.logits, &trace.logits);
     }
     differences.report();
 }
 
-/// Puts the same cases to the exporter's own forward pass.
+/// Runs the same cases in the exporter's own forward pass.
 fn reference_is_exact(size: &str, wanted: &dyn Fn(&str) -> bool) {
     let synthetic = Synthetic::named(size);
     let rules = synthetic.image_rules();
@@ -215,8 +213,8 @@ fn export(size: &str, dir: &Path) -> PathBuf {
     bundle
 }
 
-/// Checks, and remembers the largest difference of each kind, so that a look at the log tells how
-/// much room is left.
+/// Checks, and keeps the largest difference of each kind, so that the log shows how much room is
+/// left.
 struct Differences {
     of: String,
     largest: [(&'static str, f64); 3],

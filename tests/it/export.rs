@@ -1,5 +1,5 @@
-//! Checkpoints in, bundles out: whole ones give the same bytes every time, damaged ones give an
-//! error that says what to mend, and nothing else.
+//! Checkpoints in, bundles out: complete ones give the same bytes every time, damaged ones give an
+//! error with its help, and leave nothing behind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -85,12 +85,12 @@ impl Bench {
                 .chain(causes.map(ToString::to_string))
                 .collect::<Vec<_>>()
                 .join(": ");
-            // Folders of tests have other names each time.
+            // Test folders have another name each time.
             text.replace(&self.folder.path().display().to_string(), "…")
         })
     }
 
-    /// What an export of a damaged checkpoint says; it must leave nothing behind.
+    /// The error of exporting a damaged checkpoint, which must leave nothing behind.
     fn refusal(&self, source: &Path) -> String {
         let before = fs::read_dir(self.folder.path()).unwrap().count();
         let error = self
@@ -143,12 +143,12 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
             found.insert(name, fs::read(path).unwrap());
         }
     }
-    // Measured, not made: see the bundle's documentation.
+    // Holds measurements, which need not be the same.
     found.remove("report.json");
     found
 }
 
-// --- whole checkpoints
+// --- complete checkpoints
 
 #[test]
 fn the_same_checkpoint_gives_the_same_bytes() {
@@ -301,9 +301,9 @@ fn idefics3_is_the_same_model() {
     assert_eq!(first, later);
 }
 
-/// Its 2.2B model has tokens for a picture's ends, but spells a tile's place in letters.
+/// Its 2.2B model has tokens around an image, but writes the position of a tile in several.
 #[test]
-fn a_vocabulary_without_a_token_for_tiles_is_told() {
+fn a_vocabulary_without_a_token_for_tiles_is_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit(&source.join("tokenizer.json"), |tokenizer| {
@@ -312,11 +312,11 @@ fn a_vocabulary_without_a_token_for_tiles_is_told() {
             .unwrap()
             .retain(|token| token["content"] != "<global-img>");
     });
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/tokenizer.json: "<global-img>" is not among its 6 added tokens; it is of another model, or of one that spells it in letters"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/tokenizer.json: "<global-img>" is not among its 6 added tokens; expected the tokenizer of a SmolVLM2 model (some earlier ones spell this token in several)"#);
 }
 
 #[test]
-fn what_a_checkpoint_leaves_out_is_made() {
+fn missing_files_are_made() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     for name in [
@@ -337,12 +337,12 @@ fn what_a_checkpoint_leaves_out_is_made() {
     assert!(read("processor_config.json").contains("\"image_seq_len\": 4"));
     assert!(
         read("config.json").contains("\"fp16\": \"float32\""),
-        "transformers.js is told that the KV cache is f32"
+        "transformers.js reads that the KV cache is f32"
     );
 }
 
 #[test]
-fn a_taken_name_is_left_alone() {
+fn a_taken_name_is_not_replaced() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     bench.export(&source, "bundle", Precision::Fp32).unwrap();
@@ -350,12 +350,12 @@ fn a_taken_name_is_left_alone() {
     let error = bench
         .export(&source, "bundle", Precision::Fp16)
         .unwrap_err();
-    insta::assert_snapshot!(error, @"…/bundle: exists already; choose another name, or give --force to replace a bundle");
+    insta::assert_snapshot!(error, @"…/bundle: already exists; choose another name, or give --force to replace a bundle");
     assert!(files(&bench.path("bundle")) == before);
 }
 
 #[test]
-fn inspecting_says_what_is_inside() {
+fn an_inspection_shows_what_is_inside() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     let text = inspect(&source)
@@ -370,12 +370,12 @@ fn inspecting_says_what_is_inside() {
       context  8192 tokens, vocabulary of 8
       head     its own
       theta    100000, eps 1e-5 (text), 1e-6 (vision)
-      pictures split, longest edge 256 px, tiles of 64 px, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5] (preprocessor_config.json)
-      clips    frames at 1 a second, at most 64 (preprocessor_config.json)
-      template the family's own
+      images   split, longest edge 256 px, tiles of 64 px, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5] (preprocessor_config.json)
+      clips    frames at 1 per second, at most 64 (preprocessor_config.json)
+      template the default of the model family
       stop     <end_of_utterance>, <|im_end|>, <|endoftext|>
-      warning  no chat template in …/tiny: the family's is used
-      warning  …/tiny/tokenizer_config.json is not there: made as the family has it
+      warning  no chat template in …/tiny: the default of the model family is used
+      warning  …/tiny/tokenizer_config.json is missing: written with the defaults of the model family
       tensors  43, 0.7 M values, F32, 3.0 MB
     ");
     bench.export(&source, "bundle", Precision::Int8).unwrap();
@@ -391,7 +391,7 @@ fn inspecting_says_what_is_inside() {
       tile     64 px, patches of 8 px, 4 tokens
       text     2 layers of 192, 3 heads of 64 over 1
       context  8192 tokens, vocabulary of 8
-      quantized matrices  18, the worst 3.9e-3 off
+      quantized matrices  18, largest relative error 3.9e-3
     onnx/vision_encoder_int8.onnx  0.9 MB, opset 20, 35 constants
       in   pixel_values f32 [batch, num_images, 3, 64, 64]
       in   pixel_attention_mask bool [batch, num_images, 64, 64]
@@ -424,10 +424,10 @@ fn inspecting_says_what_is_inside() {
 }
 
 #[test]
-fn what_a_fine_tune_saved_last_is_what_counts() {
+fn the_file_that_a_fine_tune_saved_last_is_used() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
-    // Beside the older file, as newer transformers leave it there.
+    // Beside the older file, which newer transformers do not remove.
     edit(&source.join("processor_config.json"), |config| {
         config["image_processor"] = json!({ "size": { "longest_edge": 128 }, "image_mean": 0.25 });
         config["video_processor"] = json!({ "fps": 2, "num_frames": 7 });
@@ -477,7 +477,7 @@ fn what_a_fine_tune_saved_last_is_what_counts() {
 }
 
 #[test]
-fn the_template_comes_with_the_tokens_it_names() {
+fn the_template_comes_with_the_tokens_it_uses() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     let template = vlm::template::DEFAULT
@@ -594,7 +594,7 @@ fn add_tensor(
 }
 
 #[test]
-fn inspecting_tells_what_an_export_would_refuse() {
+fn an_inspection_shows_why_an_export_would_be_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit(&source.join("preprocessor_config.json"), |config| {
@@ -604,13 +604,13 @@ fn inspecting_tells_what_an_export_would_refuse() {
         .unwrap()
         .to_string()
         .replace(&bench.folder.path().display().to_string(), "…");
-    insta::assert_snapshot!(text.lines().last().unwrap(), @"an export would refuse it: …/tiny/preprocessor_config.json: do_resize is false, expected true: nothing else is built");
+    insta::assert_snapshot!(text.lines().last().unwrap(), @"an export would refuse it: …/tiny/preprocessor_config.json: do_resize is false, expected true: the step cannot be left out");
 }
 
 // --- damaged checkpoints
 
 #[test]
-fn a_template_that_cannot_be_used_is_told_with_its_file() {
+fn an_unusable_template_is_reported_with_its_file() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     fs::write(
@@ -618,11 +618,11 @@ fn a_template_that_cannot_be_used_is_told_with_its_file() {
         json!({ "chat_template": "{% for message in messages %}" }).to_string(),
     )
     .unwrap();
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/tokenizer_config.json: chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); mend it there, or take it out to export with the family's own");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/tokenizer_config.json: chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); fix it there, or remove it to export with the default of the model family");
 }
 
 #[test]
-fn tensors_that_nothing_uses_are_told() {
+fn unused_tensors_are_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit_weights(&source.join("model.safetensors"), |header, data| {
@@ -637,11 +637,11 @@ fn tensors_that_nothing_uses_are_told() {
             );
         }
     });
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny: tensors that this architecture does not use: model.text_model.layers.0.self_attn.k_proj.lora_A.weight, model.text_model.layers.0.self_attn.o_proj.lora_A.weight, model.text_model.layers.0.self_attn.q_proj.lora_A.weight and 1 more; is this a SmolVLM2 checkpoint? an adapter is merged first, with merge_and_unload()");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny: tensors that this architecture does not use: model.text_model.layers.0.self_attn.k_proj.lora_A.weight, model.text_model.layers.0.self_attn.o_proj.lora_A.weight, model.text_model.layers.0.self_attn.q_proj.lora_A.weight and 1 more; expected a SmolVLM2 checkpoint; merge an adapter first, with merge_and_unload()");
 }
 
 #[test]
-fn a_model_saved_without_its_head_is_told() {
+fn a_model_saved_without_its_head_is_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit_weights(&source.join("model.safetensors"), |header, _| {
@@ -656,17 +656,17 @@ fn a_model_saved_without_its_head_is_told() {
 }
 
 #[test]
-fn another_decoder_under_the_same_names_is_told() {
+fn another_decoder_under_the_same_names_is_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit(&source.join("config.json"), |config| {
         config["text_config"]["model_type"] = json!("mistral")
     });
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/config.json: text_config.model_type is "mistral", expected "llama", the decoder of SmolVLM2: nothing else is built; export a fine-tune of SmolVLM2 itself"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/config.json: text_config.model_type is "mistral", expected "llama", the decoder of SmolVLM2, since no other is supported; export a fine-tune of SmolVLM2 itself"#);
 }
 
 #[test]
-fn values_are_told_with_the_file_they_are_in() {
+fn values_are_reported_with_their_file() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit(&source.join("generation_config.json"), |config| {
@@ -679,7 +679,7 @@ fn values_are_told_with_the_file_they_are_in() {
     edit(&source.join("processor_config.json"), |config| {
         config["image_processor"] = json!({ "size": { "height": 64, "width": 64 } })
     });
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/processor_config.json: image_processor.size is {"height":64,"width":64}, expected {"longest_edge": N}: pictures are resized by their longest edge, nothing else is built"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/processor_config.json: image_processor.size is {"height":64,"width":64}, expected {"longest_edge": N}: images are resized by their longest edge, no other form is supported"#);
 }
 
 #[test]
@@ -691,13 +691,13 @@ fn a_missing_tensor_is_named() {
         let moved = header
             .shift_remove("model.text_model.layers.1.self_attn.o_proj.weight")
             .unwrap();
-        header.insert("somebody_elses.weight".into(), moved);
+        header.insert("another.weight".into(), moved);
     });
     insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny: tensor "model.text_model.layers.1.self_attn.o_proj.weight" is missing, 43 others are present; the checkpoint is incomplete or of another architecture"#);
 }
 
 #[test]
-fn a_missing_head_is_not_tied_unasked() {
+fn a_missing_head_is_tied_only_where_the_config_says_so() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny().tied());
     edit(&source.join("config.json"), |config| {
@@ -708,17 +708,17 @@ fn a_missing_head_is_not_tied_unasked() {
 }
 
 #[test]
-fn a_wrong_shape_is_told_with_both() {
+fn a_wrong_shape_is_reported_with_both() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit_weights(&source.join("model.safetensors"), |header, _| {
         header["model.text_model.layers.1.mlp.down_proj.weight"]["shape"] = json!([256, 192]);
     });
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny: tensor "model.text_model.layers.1.mlp.down_proj.weight" is [256, 192], expected [192, 256] as the others call for; config and weights are of different models"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny: tensor "model.text_model.layers.1.mlp.down_proj.weight" is [256, 192], expected [192, 256] to fit the other tensors; config and weights are of different models"#);
 }
 
 #[test]
-fn a_config_of_another_model_is_told() {
+fn a_config_of_another_model_is_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     let config = source.join("config.json");
@@ -732,7 +732,7 @@ fn a_config_of_another_model_is_told() {
     edit(&config, |config| {
         config["vision_config"]["image_size"] = json!(128)
     });
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/config.json: vision_config.image_size is 128, but 64 positions at patches of 8 make another tile; config and weights are of different models");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/config.json: vision_config.image_size is 128, but 64 positions at patches of 8 are not one tile; config and weights are of different models");
     edit(&config, |config| {
         config["vision_config"]["image_size"] = json!(64)
     });
@@ -742,11 +742,11 @@ fn a_config_of_another_model_is_told() {
     edit(&source.join("processor_config.json"), |config| {
         config["image_seq_len"] = json!(64)
     });
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/processor_config.json: image_seq_len is 64, the vision encoder gives 4 tokens a tile");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/processor_config.json: image_seq_len is 64, expected the 4 tokens that the vision encoder gives for a tile");
 }
 
 #[test]
-fn layers_left_out_of_the_file_are_told() {
+fn layers_missing_from_the_file_are_reported() {
     let bench = Bench::new();
     for (part, field) in [
         ("text_config", "num_hidden_layers"),
@@ -766,29 +766,29 @@ fn layers_left_out_of_the_file_are_told() {
 }
 
 #[test]
-fn a_truncated_file_is_told() {
+fn a_truncated_file_is_reported() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     let weights = source.join("model.safetensors");
     let content = fs::read(&weights).unwrap();
     fs::write(&weights, &content[..content.len() - 1000]).unwrap();
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/model.safetensors: its tensors need 2985344 bytes of data, the file has 2984344; the file is damaged or cut off: download or save it again");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/model.safetensors: its tensors take 2985344 bytes of data, the file has 2984344; the file is damaged or truncated: download or save it again");
     fs::write(&weights, b"").unwrap();
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/model.safetensors: 0 bytes long, a safetensors file has at least 8; the file is damaged or cut off: download or save it again");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/model.safetensors: the file is 0 bytes long, expected at least 8; the file is damaged or truncated: download or save it again");
 }
 
 #[test]
-fn a_lying_header_is_told() {
+fn a_contradictory_header_is_refused() {
     struct Case {
-        lie: &'static str,
-        tell: fn(&mut Value),
+        fault: &'static str,
+        change: fn(&mut Value),
         says: &'static str,
     }
     const TENSOR: &str = "model.text_model.norm.weight";
     let cases = [
         Case {
-            lie: "offsets past the end",
-            tell: |header| {
+            fault: "offsets past the end",
+            change: |header| {
                 let last = header.as_object_mut().unwrap().values_mut().last().unwrap();
                 let from = last["data_offsets"][0].as_u64().unwrap();
                 *last = json!({ "dtype": "F32", "shape": [1024, 1024], "data_offsets": [from, from + (4 << 20)] });
@@ -796,52 +796,52 @@ fn a_lying_header_is_told() {
             says: "bytes of data, the file has",
         },
         Case {
-            lie: "overlapping",
-            tell: |header| {
+            fault: "overlapping",
+            change: |header| {
                 let from = header[TENSOR]["data_offsets"][0].as_u64().unwrap();
                 header[TENSOR]["data_offsets"] = json!([from - 4, from + 192 * 4 - 4]);
             },
-            says: "which do not follow the tensor before it",
+            says: "expected the bytes right after the tensor before it",
         },
         Case {
-            lie: "reversed",
-            tell: |header| {
+            fault: "reversed",
+            change: |header| {
                 let offsets = header[TENSOR]["data_offsets"].clone();
                 header[TENSOR]["data_offsets"] = json!([offsets[1], offsets[0]]);
             },
-            says: "which do not follow the tensor before it",
+            says: "expected the bytes right after the tensor before it",
         },
         Case {
-            lie: "a shape whose product overflows",
-            tell: |header| header[TENSOR]["shape"] = json!([1u64 << 40, 1u64 << 40]),
-            says: "\"model.text_model.norm.weight\" of shape [1099511627776, 1099511627776] F32 claims bytes",
+            fault: "a shape whose product overflows",
+            change: |header| header[TENSOR]["shape"] = json!([1u64 << 40, 1u64 << 40]),
+            says: "\"model.text_model.norm.weight\" of shape [1099511627776, 1099511627776] F32 is at bytes",
         },
     ];
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     let weights = source.join("model.safetensors");
-    let honest = fs::read(&weights).unwrap();
+    let intact = fs::read(&weights).unwrap();
     for case in cases {
-        fs::write(&weights, &honest).unwrap();
-        edit_weights(&weights, |header, _| (case.tell)(header));
+        fs::write(&weights, &intact).unwrap();
+        edit_weights(&weights, |header, _| (case.change)(header));
         let error = bench.refusal(&source);
         assert!(
             error.contains(case.says) && error.contains("model.safetensors"),
             "{}: {error}",
-            case.lie
+            case.fault
         );
     }
-    let terabyte = [&(1u64 << 40).to_le_bytes()[..], &honest[8..]].concat();
+    let terabyte = [&(1u64 << 40).to_le_bytes()[..], &intact[8..]].concat();
     fs::write(&weights, terabyte).unwrap();
     let error = bench.refusal(&source);
     assert!(
-        error.contains("its header claims 1099511627776 bytes"),
+        error.contains("its header is 1099511627776 bytes long"),
         "{error}"
     );
 }
 
 #[test]
-fn a_weight_that_is_no_number_is_named() {
+fn a_weight_that_is_not_finite_is_named() {
     let bench = Bench::new();
     for (value, says) in [
         (f32::NAN, "holds NaN at index 5"),
@@ -869,28 +869,28 @@ fn shards_stay_in_their_folder_and_hold_what_the_index_says() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny().shards(2));
     let index = source.join("model.safetensors.index.json");
-    let honest = fs::read(&index).unwrap();
+    let intact = fs::read(&index).unwrap();
     edit(&index, |index| {
         index["weight_map"]["lm_head.weight"] = json!("../elsewhere.safetensors")
     });
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/model.safetensors.index.json: shard "../elsewhere.safetensors" is outside the checkpoint folder; shards lie beside their index"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/model.safetensors.index.json: shard "../elsewhere.safetensors" is outside the checkpoint folder; expected a file beside the index"#);
 
-    fs::write(&index, &honest).unwrap();
+    fs::write(&index, &intact).unwrap();
     edit(&index, |index| {
         let other = index["weight_map"]["model.vision_model.post_layernorm.bias"].clone();
         index["weight_map"]["lm_head.weight"] = other;
     });
-    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/model.safetensors.index.json: tensor "lm_head.weight" should be in "model-00002-of-00002.safetensors" but is not; the shards are of different downloads"#);
+    insta::assert_snapshot!(bench.refusal(&source), @r#"…/tiny/model.safetensors.index.json: tensor "lm_head.weight" is not in "model-00002-of-00002.safetensors", where the index lists it; the shards are of different downloads: download them again"#);
 
-    fs::write(&index, &honest).unwrap();
+    fs::write(&index, &intact).unwrap();
     edit(&index, |index| {
         index["weight_map"]["lm_head.weight"] = json!("model-00003-of-00003.safetensors")
     });
-    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/model-00003-of-00003.safetensors: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them");
+    insta::assert_snapshot!(bench.refusal(&source), @"…/tiny/model-00003-of-00003.safetensors: no such file; expected a checkpoint folder with config.json, tokenizer.json and safetensors, as save_pretrained writes it");
 }
 
 #[test]
-fn another_architecture_is_told() {
+fn another_architecture_is_refused() {
     let bench = Bench::new();
     let source = bench.checkpoint(&tiny());
     edit(&source.join("config.json"), |config| {

@@ -1,4 +1,4 @@
-//! `egret-export`, started as a person would.
+//! `egret-export`, run as a user runs it.
 
 mod hub;
 
@@ -64,7 +64,7 @@ impl Bench {
             .current_dir(self.folder.path())
             .env("RUST_LOG", "error")
             .env_remove("ORT_DYLIB_PATH");
-        // No test asks anybody but the stand-in on loopback.
+        // Tests reach no hub except the one on loopback.
         command
             .env("HF_ENDPOINT", "http://127.0.0.1:9")
             .env("HF_HUB_CACHE", self.path("cache"))
@@ -75,7 +75,7 @@ impl Bench {
         Ran::new(command.output().unwrap(), self.folder.path())
     }
 
-    /// What lies in the folder besides checkpoints, by relative path.
+    /// What is in the folder besides checkpoints, by relative path.
     fn left(&self) -> Vec<String> {
         let mut left: Vec<String> = files(self.folder.path()).into_keys().collect();
         left.retain(|name| !name.starts_with("tiny/") && !name.starts_with("other/"));
@@ -83,7 +83,7 @@ impl Bench {
     }
 }
 
-/// How a run ended, with the folder's name left out.
+/// The result of a run, with the folder's name left out.
 struct Ran {
     code: Option<i32>,
     stdout: String,
@@ -183,7 +183,7 @@ fn unhashed(text: &str) -> String {
 // --- export
 
 #[test]
-fn an_int8_export_tells_its_distance_and_that_nobody_judged_it() {
+fn an_int8_export_reports_its_distances_as_not_gated() {
     let bench = Bench::new();
     bench.tiny();
     let ran = bench.run(&["export", "tiny", "bundle"]).done();
@@ -293,10 +293,10 @@ fn the_json_of_an_export_is_one_line_of_bundle_manifest_and_report() {
     assert_eq!(written, json["manifest"]);
 }
 
-/// Weights near a half's smallest step lose their digits in fp16; what comes before them makes up
+/// Weights near the smallest fp16 value lose digits; the matrix before them is scaled up to make up
 /// for their size.
 #[test]
-fn a_missed_gate_makes_no_bundle_unless_loss_is_allowed() {
+fn a_failed_gate_makes_no_bundle_unless_loss_is_allowed() {
     let bench = Bench::new();
     let source = bench.tiny();
     scale(
@@ -329,12 +329,12 @@ fn a_missed_gate_makes_no_bundle_unless_loss_is_allowed() {
 
 
     FAIL
-    no bundle was made: it misses its quality gate; choose a finer precision, or give --allow-loss to keep it
+    no bundle was made, since a quality gate failed; choose a finer precision, or give --allow-loss to keep the bundle
     ");
     assert_eq!(
         bench.left(),
         [""; 0],
-        "nothing is left of an export that misses its gate"
+        "nothing is left of an export that fails a gate"
     );
 
     let ran = bench
@@ -354,7 +354,7 @@ fn a_missed_gate_makes_no_bundle_unless_loss_is_allowed() {
 }
 
 #[test]
-fn what_is_asked_wrongly_is_told_before_any_work() {
+fn wrong_usage_is_reported_before_any_work() {
     let bench = Bench::new();
     bench.tiny();
     bench
@@ -364,18 +364,18 @@ fn what_is_asked_wrongly_is_told_before_any_work() {
     fs::create_dir(bench.path("empty")).unwrap();
     fs::create_dir(bench.path("photos")).unwrap();
     fs::write(bench.path("photos/thesis.txt"), "years of work").unwrap();
-    let told = |args: &[&str], code| bench.run(args).refused(code);
-    insta::assert_snapshot!(told(&["export", "tiny", "bundle"], 64), @"egret-export: bundle: exists already; choose another name, or give --force to replace a bundle");
-    insta::assert_snapshot!(told(&["export", "tiny", "photos", "--force"], 64), @"egret-export: photos: exists and is no bundle (it has no manifest.json), so --force leaves it alone; choose another name");
-    insta::assert_snapshot!(told(&["export", "nowhere", "new"], 74), @"egret-export: nowhere: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as HuggingFaceTB/SmolVLM2-256M-Video-Instruct");
-    insta::assert_snapshot!(told(&["export", "empty", "new"], 64), @"egret-export: empty/config.json: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them");
-    insta::assert_snapshot!(told(&["export", "tiny/config.json", "new"], 74), @"egret-export: tiny/config.json: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as HuggingFaceTB/SmolVLM2-256M-Video-Instruct");
-    insta::assert_snapshot!(told(&["export", "tiny", "new", "--calibration", "nowhere"], 74), @"egret-export: nowhere: no such folder; --calibration expects a folder of 1 to 256 images, which are used to verify the bundle (quantization does not use them yet)");
-    insta::assert_snapshot!(told(&["export", "tiny", "new", "--calibration", "photos"], 64), @"egret-export: photos/thesis.txt: image: expected a jpeg, png, webp, bmp or gif file, got 13 bytes that begin with 79 65 61 72 73 20 6f 66; convert it first; only pictures may lie in the folder");
-    insta::assert_snapshot!(told(&["export", "tiny", "new", "--revision", "v2"], 64), @"egret-export: --revision is for hub ids, and tiny is a folder; leave it out");
-    insta::assert_snapshot!(told(&["verify", "nowhere", "--reference", "tiny"], 74), @"egret-export: nowhere: no such folder; expected a bundle, as `egret-export export` makes one");
-    insta::assert_snapshot!(told(&["verify", "tiny", "--reference", "tiny"], 74), @"egret-export: the bundle: tiny/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
-    insta::assert_snapshot!(told(&["verify", "bundle"], 64).lines().take(3).collect::<Vec<_>>().join("\n"), @r"
+    let refusal = |args: &[&str], code| bench.run(args).refused(code);
+    insta::assert_snapshot!(refusal(&["export", "tiny", "bundle"], 64), @"egret-export: bundle: already exists; choose another name, or give --force to replace a bundle");
+    insta::assert_snapshot!(refusal(&["export", "tiny", "photos", "--force"], 64), @"egret-export: photos: exists and is not a bundle (it has no manifest.json), so --force does not replace it; choose another name");
+    insta::assert_snapshot!(refusal(&["export", "nowhere", "new"], 74), @"egret-export: nowhere: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as HuggingFaceTB/SmolVLM2-256M-Video-Instruct");
+    insta::assert_snapshot!(refusal(&["export", "empty", "new"], 64), @"egret-export: empty/config.json: no such file; expected a checkpoint folder with config.json, tokenizer.json and safetensors, as save_pretrained writes it");
+    insta::assert_snapshot!(refusal(&["export", "tiny/config.json", "new"], 74), @"egret-export: tiny/config.json: no such folder; expected a folder with config.json, tokenizer.json and model.safetensors, or a hub id such as HuggingFaceTB/SmolVLM2-256M-Video-Instruct");
+    insta::assert_snapshot!(refusal(&["export", "tiny", "new", "--calibration", "nowhere"], 74), @"egret-export: nowhere: no such folder; --calibration expects a folder of 1 to 256 images, which are used to verify the bundle (quantization does not use them yet)");
+    insta::assert_snapshot!(refusal(&["export", "tiny", "new", "--calibration", "photos"], 64), @"egret-export: photos/thesis.txt: image: expected a jpeg, png, webp, bmp or gif file, got 13 bytes that begin with 79 65 61 72 73 20 6f 66; convert it first; the folder may hold only images");
+    insta::assert_snapshot!(refusal(&["export", "tiny", "new", "--revision", "v2"], 64), @"egret-export: --revision is for hub ids, and tiny is a folder; leave it out");
+    insta::assert_snapshot!(refusal(&["verify", "nowhere", "--reference", "tiny"], 74), @"egret-export: nowhere: no such folder; expected a bundle folder, as `egret-export export` makes it");
+    insta::assert_snapshot!(refusal(&["verify", "tiny", "--reference", "tiny"], 74), @"egret-export: the bundle: tiny/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
+    insta::assert_snapshot!(refusal(&["verify", "bundle"], 64).lines().take(3).collect::<Vec<_>>().join("\n"), @r"
     error: the following required arguments were not provided:
       --reference <REFERENCE>
     ");
@@ -394,27 +394,26 @@ fn what_is_asked_wrongly_is_told_before_any_work() {
     );
 }
 
-/// As root, permissions stop nobody; a name that cannot be a folder stops everybody.
+/// Permissions do not stop root, so the target is below what is not a folder.
 #[test]
-fn a_place_that_cannot_be_written_is_named_and_left_as_it_was() {
+fn a_target_that_cannot_be_written_is_named_and_unchanged() {
     let bench = Bench::new();
     bench.tiny();
     fs::write(bench.path("file"), "").unwrap();
-    insta::assert_snapshot!(bench.run(&["export", "tiny", "file/bundle"]).refused(74), @"egret-export: file: cannot be written; choose a folder that can be, with room for the bundle: File exists (os error 17)");
+    insta::assert_snapshot!(bench.run(&["export", "tiny", "file/bundle"]).refused(74), @"egret-export: file: cannot be written; choose a writable folder with room for the bundle: File exists (os error 17)");
     assert_eq!(bench.left(), ["file"]);
     let said = bench.run(&["export", "tiny", "/proc/bundle"]).refused(74);
-    insta::assert_snapshot!(said.split(" at path").next().unwrap(), @"egret-export: /proc: cannot be written; choose a folder that can be, with room for the bundle: No such file or directory (os error 2)");
+    insta::assert_snapshot!(said.split(" at path").next().unwrap(), @"egret-export: /proc: cannot be written; choose a writable folder with room for the bundle: No such file or directory (os error 2)");
     assert_eq!(bench.left(), ["file"]);
 }
 
-/// A file that may have no more than 1 MiB, as a full disk would have it: the first large graph
-/// does not fit.
+/// Files are limited to 1 MiB, which acts like a full disk: the first large graph does not fit.
 #[test]
 fn a_disk_that_fills_up_leaves_nothing_half_written() {
     let bench = Bench::new();
     bench.tiny();
     let mut command = Command::new("sh");
-    // The signal that comes with the limit would end the program before it can say anything.
+    // The signal that comes with the limit would end the program before it can report.
     command.args([
         "-c",
         "ulimit -f 1024; trap '' XFSZ; exec \"$0\" export tiny bundle --precision fp32",
@@ -424,7 +423,7 @@ fn a_disk_that_fills_up_leaves_nothing_half_written() {
         .current_dir(bench.folder.path())
         .env("RUST_LOG", "error");
     let said = Ran::new(command.output().unwrap(), bench.folder.path()).refused(74);
-    insta::assert_snapshot!(said, @"egret-export: bundle/onnx/vision_encoder.onnx: cannot be written; choose a folder that can be, with room for the bundle: File too large (os error 27)");
+    insta::assert_snapshot!(said, @"egret-export: bundle/onnx/vision_encoder.onnx: cannot be written; choose a writable folder with room for the bundle: File too large (os error 27)");
     assert_eq!(bench.left(), [""; 0]);
 }
 
@@ -453,14 +452,14 @@ fn an_export_that_is_interrupted_leaves_nothing_half_written() {
         while export.try_wait().unwrap().is_none() && !begun() {
             std::thread::yield_now();
         }
-        let told = Command::new("kill")
+        let signalled = Command::new("kill")
             .args([signal, &export.id().to_string()])
             .status()
             .unwrap();
         let code = export.wait().unwrap().code();
-        // A bundle as small as this one may be done before it is told.
+        // An export as small as this one may end before the signal arrives.
         assert!(
-            matches!((told.success(), code), (true, Some(130)) | (_, Some(0))),
+            matches!((signalled.success(), code), (true, Some(130)) | (_, Some(0))),
             "{code:?}"
         );
         assert!(
@@ -472,7 +471,7 @@ fn an_export_that_is_interrupted_leaves_nothing_half_written() {
     }
 }
 
-/// One file for the whole processor, a template of its own, a type and a theta by their newer
+/// One file for the whole processor, a template in its own file, dtype and theta under their newer
 /// names.
 #[test]
 fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
@@ -512,7 +511,7 @@ fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
         json!({ "frames_per_second": 2.0, "frames_max": 7 })
     );
 
-    // Its rules for pictures are held to what stands inside.
+    // Its rules for images are compared with those inside.
     damage(&bench.path("bundle/manifest.json"), |json| {
         let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
         manifest.image.mean = [0.48, 0.46, 0.41];
@@ -523,14 +522,14 @@ fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
         ran.code == Some(1)
             && ran
                 .stdout
-                .contains("  manifest.json: image is not the checkpoint's\n"),
+                .contains("  manifest.json: image differs from the checkpoint's\n"),
         "{}",
         ran.stdout
     );
 }
 
 #[test]
-fn positions_that_older_transformers_stored_are_no_weights() {
+fn positions_that_older_transformers_stored_are_ignored() {
     let bench = Bench::new();
     let weights = bench.tiny().join("model.safetensors");
     let file = fs::read(&weights).unwrap();
@@ -561,7 +560,7 @@ fn positions_that_older_transformers_stored_are_no_weights() {
 // --- verify
 
 #[test]
-fn verify_tells_a_bundle_of_its_checkpoint_from_any_other() {
+fn verify_distinguishes_the_checkpoint_of_a_bundle_from_another() {
     let bench = Bench::new();
     bench.tiny();
     bench.checkpoint("other", Synthetic::micro().seed(1));
@@ -585,13 +584,13 @@ fn verify_tells_a_bundle_of_its_checkpoint_from_any_other() {
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     assert!(
         ran.stdout
-            .contains("the checkpoint's weight files are not the ones the bundle was made from"),
+            .contains("the checkpoint's weight files are not those that the bundle was made from"),
         "{}",
         ran.stdout
     );
     assert!(ran.stdout.ends_with("\nFAIL"), "{}", ran.stdout);
 
-    // Two weights change places, and whoever does it knows how to rewrite hashes.
+    // Two weights are swapped, first without and then with the new hash in the manifest.
     let graph = bench.path("bundle/onnx/decoder_model_merged_fp16.onnx");
     damage(&graph, |bytes| {
         let at = weights_of(bytes, "model.text_model.layers.0.self_attn.q_proj.weight");
@@ -660,7 +659,7 @@ fn inspect_ends_with_one_line_of_json() {
 }
 
 #[test]
-fn help_says_what_each_command_takes() {
+fn help_lists_what_each_command_takes() {
     let bench = Bench::new();
     let help = |command| bench.run(&[command, "--help"]).done().stdout;
     insta::assert_snapshot!(help("export"), @r"
@@ -678,14 +677,14 @@ fn help_says_what_each_command_takes() {
           --target <TARGET>        Graphs to make: onnx, which is always made; graphs fused for one runtime are not built yet
           --calibration <DIR>      Folder of 1 to 256 images for the verification, besides the built-in ones; quantization does not use them yet
           --name <NAME>            Model name [default: the last part of SOURCE]
-          --allow-loss             Keep a bundle that misses its quality gate
+          --allow-loss             Keep a bundle that fails a quality gate
           --force                  Replace a bundle of the same name
-          --json                   End with one line of JSON: bundle, manifest and report
+          --json                   End stdout with one line of JSON: bundle, manifest and report
       -h, --help                   Print help
       -V, --version                Print version
     ");
     insta::assert_snapshot!(help("inspect"), @r"
-    Say what a checkpoint or a bundle holds
+    Show what a checkpoint or a bundle holds
 
     Usage: egret-export inspect [OPTIONS] <SOURCE|BUNDLE>
 
@@ -699,7 +698,7 @@ fn help_says_what_each_command_takes() {
       -V, --version              Print version
     ");
     insta::assert_snapshot!(help("verify"), @r"
-    Hold a bundle to its checkpoint; exit 0 if it passes, 1 if it fails
+    Compare a bundle with its checkpoint; exit 0 if it passes, 1 if it fails
 
     Usage: egret-export verify [OPTIONS] --reference <REFERENCE> <BUNDLE>
 
@@ -709,7 +708,7 @@ fn help_says_what_each_command_takes() {
     Options:
           --reference <REFERENCE>  The checkpoint it was made from: a folder, or a hub id
           --revision <REVISION>    Branch, tag or commit of a hub id [default: main]
-          --images <IMAGES>        Folder of pictures to ask about, besides the built-in ones
+          --images <IMAGES>        Folder of images to ask about, besides the built-in ones
           --json                   One line of JSON: the report
       -h, --help                   Print help
       -V, --version                Print version

@@ -1,4 +1,4 @@
-//! `verify` passes what an export wrote, and fails what was changed since, hashes rewritten or not.
+//! `verify` passes what an export wrote, and fails what was changed since, even with new hashes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use tests::bundles::{damage, linked_copy};
 use tests::synth::{Dtype, Synthetic};
 use vlm::BackendChoice;
 
-/// A bundle to be judged, and what it was made from.
+/// A bundle to be verified, and the checkpoint it was made from.
 struct Exported {
     bundle: TempDir,
     source: PathBuf,
@@ -47,7 +47,7 @@ impl Exported {
         .unwrap()
     }
 
-    /// Changes the manifest, which nothing lists.
+    /// Changes the manifest, whose own hash is listed nowhere.
     fn change_manifest(&self, change: impl FnOnce(&mut Manifest)) {
         damage(&self.bundle().join("manifest.json"), |json| {
             let mut manifest: Manifest = serde_json::from_slice(json).unwrap();
@@ -56,7 +56,7 @@ impl Exported {
         });
     }
 
-    /// Changes a file and rewrites its hash, as someone would who knows how.
+    /// Changes a file, and its hash in the manifest.
     fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
         damage(&self.bundle().join(file), change);
         let bytes = fs::read(self.bundle().join(file)).unwrap();
@@ -116,7 +116,7 @@ fn the_report_is_the_same_every_time() {
     assert_eq!(exported.verify().to_json(), exported.verify().to_json());
 }
 
-/// Each graph, and weights no probe uses: the embedding of a token nobody types.
+/// In each graph, and weights that no probe uses: the embedding of a token that is in no prompt.
 #[test]
 fn two_swapped_weights_fail() {
     let tensors = [
@@ -147,8 +147,7 @@ fn two_swapped_weights_fail() {
     }
 }
 
-/// Without looking at the weights at all: two rows of a matrix swapped change what the graphs put
-/// out.
+/// Without comparing weights: two swapped rows of a matrix change the outputs of the graphs.
 #[test]
 fn running_the_graphs_finds_swapped_rows() {
     for (tensor, gate) in [
@@ -169,7 +168,7 @@ fn running_the_graphs_finds_swapped_rows() {
         let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
         exported.change(&graph_with(exported.bundle(), tensor), |bytes| {
             let at = weights_of(bytes, tensor);
-            // Whichever way the matrix lies, this is a row of it or many pieces of rows.
+            // In either layout of the matrix, this is a row of it or many pieces of rows.
             (0..256).for_each(|i| bytes.swap(at + i, at + 4096 + i));
         });
         let report = exported.verify();
@@ -203,7 +202,7 @@ fn another_tokenizer_template_or_config_fails() {
     }
 }
 
-/// Both sides of a verification are fed by the manifest, so it has to be the checkpoint's itself.
+/// Both sides of a verification use the rules of the manifest, so they have to be the checkpoint's.
 #[test]
 fn other_rules_in_the_manifest_fail() {
     type Change = fn(&mut Manifest);
@@ -237,10 +236,9 @@ fn other_rules_in_the_manifest_fail() {
     }
 }
 
-/// The rules of a checkpoint that newer transformers saved stand in another file; the older one in
-/// the bundle is made from them.
+/// Newer transformers save the rules in another file; the older file in the bundle is made from it.
 #[test]
-fn rules_and_files_are_held_to_whichever_layout_the_source_has() {
+fn rules_and_files_are_compared_in_either_layout_of_the_source() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("nested");
     Synthetic::micro_so400m().write(&source).unwrap();
@@ -288,14 +286,14 @@ fn a_precision_that_the_graphs_do_not_have_fails() {
     let report = exported.verify();
     assert_eq!(report.weights.differ.len(), 1, "{report}");
     assert_eq!(
-        report.weights.differ[0].problem,
-        "manifest.json says int8, the graphs hold fp16"
+        report.weights.differ[0].diagnostic,
+        "manifest.json has int8, expected fp16 as in the graphs"
     );
 }
 
 /// No probe is that long.
 #[test]
-fn a_rotary_table_is_held_to_theta_up_to_its_last_position() {
+fn a_rotary_table_is_compared_with_theta_up_to_its_last_position() {
     let exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
     let graph = graph_with(exported.bundle(), "lm_head.weight");
     exported.change(&graph, |bytes| {
@@ -312,7 +310,7 @@ fn a_rotary_table_is_held_to_theta_up_to_its_last_position() {
         .weights
         .differ
         .iter()
-        .map(|weight| format!("{}: {}", weight.name, weight.problem))
+        .map(|weight| format!("{}: {}", weight.name, weight.diagnostic))
         .collect();
     assert_eq!(
         problems,
@@ -334,7 +332,7 @@ fn a_bundle_of_another_checkpoint_fails() {
 }
 
 #[test]
-fn a_bundle_of_another_size_is_told_so() {
+fn a_bundle_of_another_size_is_an_error() {
     let mut exported = Exported::new(&Synthetic::micro_so400m(), Precision::Fp32);
     exported.source = Synthetic::micro().shared();
     let error = verify(
@@ -347,12 +345,12 @@ fn a_bundle_of_another_size_is_told_so() {
     );
     assert_eq!(
         error.unwrap_err().to_string(),
-        "the bundle's tile size is 90, the checkpoint's 64; they are different models"
+        "the bundle's tile size is 90, expected 64 as in the checkpoint; they are different models"
     );
 }
 
 #[test]
-fn pictures_of_a_folder_are_asked_about_by_name() {
+fn images_of_a_folder_are_asked_about_by_name() {
     let exported = Exported::new(&Synthetic::micro(), Precision::Fp32);
     let options = VerifyOptions {
         images: Some(tests::data("images")),
@@ -398,7 +396,7 @@ fn graph_with(bundle: &Path, tensor: &str) -> String {
         .clone()
 }
 
-/// Where the values of a constant begin in a graph file.
+/// Offset of the values of a constant in a graph file.
 fn weights_of(file: &[u8], tensor: &str) -> usize {
     let copy = tempfile::NamedTempFile::new().unwrap();
     fs::write(copy.path(), file).unwrap();
@@ -409,7 +407,7 @@ fn weights_of(file: &[u8], tensor: &str) -> usize {
         .unwrap()
 }
 
-/// Where the two tables of [context, head_dim] begin in a decoder's file, and how long they are.
+/// Offset and length of the two tables of [context, head_dim] in a decoder's file.
 fn rotary_tables(file: &[u8]) -> Vec<(usize, usize)> {
     let copy = tempfile::NamedTempFile::new().unwrap();
     fs::write(copy.path(), file).unwrap();
@@ -417,12 +415,12 @@ fn rotary_tables(file: &[u8]) -> Vec<(usize, usize)> {
     let tables = graph
         .constants()
         .filter(|(name, constant)| name.starts_with("constant.") && constant.dims == [8192, 64]);
-    let place = |values: &[u8]| {
+    let offset_of = |values: &[u8]| {
         file.windows(values.len())
             .position(|window| window == values)
             .unwrap()
     };
     tables
-        .map(|(_, constant)| (place(constant.bytes), constant.bytes.len()))
+        .map(|(_, constant)| (offset_of(constant.bytes), constant.bytes.len()))
         .collect()
 }

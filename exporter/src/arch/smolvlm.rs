@@ -1,7 +1,7 @@
 //! SmolVLM and SmolVLM2: SigLIP vision tower, pixel-shuffle connector, Llama text decoder.
 //!
 //! Layer counts and widths are read off the tensors, since released configs leave some out; heads,
-//! epsilons and theta cannot be and come from the config. Every shape is checked before a graph is
+//! epsilons and theta are not in them and come from the config. Every shape is checked before a graph is
 //! built.
 
 mod positions;
@@ -29,7 +29,7 @@ const TEXT_LAYERS: &str = "model.text_model.layers";
 const TEXT_NORM: &str = "model.text_model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// A checkpoint understood as this family: everything its graphs are built from but the weights.
+/// A checkpoint read as this family: everything its graphs are built from except the weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SmolVlm {
     /// Sizes that a runtime needs as well.
@@ -51,8 +51,8 @@ impl SmolVlm {
     /// Reads the geometry off a checkpoint and checks every tensor's shape against it.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape than the others call for, or the config
-    /// contradicts them.
+    /// When a tensor is missing or its shape does not fit the others, or the config contradicts
+    /// them.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, ArchError> {
         let shapes = Shapes {
             checkpoint,
@@ -113,8 +113,8 @@ impl SmolVlm {
         (self.layer_norm_eps, self.rms_norm_eps)
     }
 
-    /// Positions of a tile's side that transformers takes for their neighbours, by rounding; 0 on
-    /// the published grids.
+    /// Positions along a tile's side that transformers rounds to their neighbours; 0 on the
+    /// published grids.
     pub fn positions_moved_by_transformers(&self) -> usize {
         positions::moved_by_transformers(self.grid)
     }
@@ -151,8 +151,8 @@ impl SmolVlm {
     }
 }
 
-/// Whether a tensor is one that modules recompute and some versions of transformers saved: it says
-/// nothing of its own.
+/// Whether a tensor is a buffer that modules recompute, and that some versions of transformers saved
+/// although it carries no information.
 fn is_buffer(tensor: &str) -> bool {
     tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".embeddings.position_ids")
 }
@@ -192,7 +192,7 @@ fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), Ar
     )?;
     let grid = config.image_size.checked_div(patch_size).unwrap_or(0);
     if grid == 0 || grid * grid != patches {
-        let tensors = format!("{patches} positions at patches of {patch_size} make another tile");
+        let tensors = format!("{patches} positions at patches of {patch_size} are not one tile");
         return Err(shapes.contradiction("vision_config.image_size", config.image_size, tensors));
     }
     if !hidden_size.is_multiple_of(config.heads) {
@@ -259,7 +259,7 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
     let head = match (stored, shapes.checkpoint.config.tie_word_embeddings) {
         (true, _) => HEAD,
         (false, true) => EMBEDDING,
-        // Tying what was trained apart gives fluent nonsense.
+        // Tying what was trained apart gives fluent but wrong answers.
         (false, false) => {
             return Err(ArchError::NoHead {
                 dir: shapes.dir.clone(),
@@ -289,7 +289,7 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
     Ok((geometry, intermediate, head))
 }
 
-/// Patches per side that become one image token: the connector reads that many squared at once.
+/// Patches per side that become one image token: the connector reads the square of that at once.
 fn scale_factor(
     shapes: &Shapes,
     vision: &VisionGeometry,
@@ -315,7 +315,7 @@ fn scale_factor(
     }
 }
 
-/// The shapes of a checkpoint, with errors that name it.
+/// The shapes of a checkpoint's tensors, with errors that name it.
 struct Shapes<'a> {
     checkpoint: &'a Checkpoint,
     dir: String,
@@ -328,7 +328,7 @@ impl Shapes<'_> {
             .ok_or_else(|| self.checkpoint.missing(tensor))
     }
 
-    /// The dimensions of a tensor that has as many as asked for, none of them zero.
+    /// The dimensions of a tensor that must have N of them, none zero.
     fn of<const N: usize>(&self, tensor: &str, meaning: &str) -> Result<[usize; N], ArchError> {
         let dims = self.dims(tensor)?;
         let sized = <[usize; N]>::try_from(dims)
@@ -341,12 +341,12 @@ impl Shapes<'_> {
         if self.dims(tensor)? == dims {
             Ok(())
         } else {
-            Err(self.mismatch(tensor, format!("{dims:?} as the others call for")))
+            Err(self.mismatch(tensor, format!("{dims:?} to fit the other tensors")))
         }
     }
 
-    /// How many layers there are under a prefix: one more than the highest number, so that a hole
-    /// is a missing tensor.
+    /// How many layers there are under a prefix: one more than the highest number, so that a gap
+    /// is reported as a missing tensor.
     fn layers(&self, prefix: &str) -> usize {
         let number = |name: &str| {
             name.strip_prefix(prefix)?
@@ -362,8 +362,8 @@ impl Shapes<'_> {
             .filter_map(number)
             .max()
             .map_or(0, |last| last.saturating_add(1));
-        // No bundle may have more, so no graph is built that deep: a number beyond is a hole or
-        // names tensors that no graph uses.
+        // No bundle may have more, so no graph is built deeper: with a larger number some
+        // tensor is missing, or there are some that no graph uses.
         layers.min(LAYERS_MAX)
     }
 
@@ -377,8 +377,8 @@ impl Shapes<'_> {
         }
     }
 
-    /// A size the config declares is the tensors': layers that were left out of the file would
-    /// otherwise make a shorter model.
+    /// Holds a size that the config declares to the tensors': layers missing at the end of the file
+    /// would otherwise make a shorter model.
     fn agree(
         &self,
         field: &'static str,

@@ -1,5 +1,5 @@
-//! The files beside the graphs: copied where the checkpoint carries them, else made from what it
-//! does say.
+//! The files beside the graphs: copied where the checkpoint has them, else made from its other
+//! files.
 //!
 //! A bundle always has all of them, so that other tools load it like a published export.
 
@@ -17,19 +17,19 @@ use crate::checkpoint::files::{
 use crate::checkpoint::json::{pretty, read_json};
 use crate::metadata::{Metadata, special_tokens};
 
-/// What the made files are made from.
-pub(crate) struct Facts<'a> {
+/// What the companion files are made from.
+pub(crate) struct CompanionInputs<'a> {
     pub(crate) geometry: &'a Geometry,
     pub(crate) metadata: &'a Metadata,
     pub(crate) precision: Precision,
-    /// Published names of the graphs that have a second file, in transformers.js' spelling.
+    /// File names of the graphs with external data, as transformers.js lists them.
     pub(crate) external_data: &'a [String],
 }
 
 /// Name and content of each, in a bundle of this checkpoint.
 pub(crate) fn files(
     source: &Path,
-    facts: &Facts,
+    facts: &CompanionInputs,
 ) -> Result<Vec<(&'static str, Vec<u8>)>, CheckpointError> {
     let Metadata {
         image,
@@ -59,8 +59,8 @@ pub(crate) fn files(
     ] {
         files.push((name, read_or(&source.join(name), || made)?));
     }
-    // Where the rules stand elsewhere, a file of this name is older than they are.
-    let is_stale = processor.pictures.path.is_some() && !processor.pictures.is_in(PREPROCESSOR);
+    // Where the rules are in another file, a file of this name is older than they are.
+    let is_stale = processor.images.path.is_some() && !processor.images.is_in(PREPROCESSOR);
     let made = || pretty(&preprocessor(facts.metadata));
     files.push((
         PREPROCESSOR,
@@ -79,8 +79,8 @@ pub(crate) fn files(
     Ok(files)
 }
 
-/// `config.json`, with what transformers.js has to know about the graphs.
-fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, CheckpointError> {
+/// `config.json`, with what transformers.js needs to know about the graphs.
+fn config(source: &Path, facts: &CompanionInputs) -> Result<Vec<u8>, CheckpointError> {
     let path = source.join(CONFIG);
     let is_fp16 = facts.precision == Precision::Fp16;
     if !is_fp16 && facts.external_data.is_empty() {
@@ -92,7 +92,7 @@ fn config(source: &Path, facts: &Facts) -> Result<Vec<u8>, CheckpointError> {
         *js = json!({});
     }
     if is_fp16 {
-        // Only weights are f16 here; without this the KV cache would be guessed to be f16 as well.
+        // Only weights are f16 here; without this transformers.js takes the KV cache for f16 as well.
         js["kv_cache_dtype"] = json!({ "fp16": "float32" });
     }
     if !facts.external_data.is_empty() {

@@ -1,5 +1,5 @@
 //! The graph files of a bundle: `onnx/PART_PRECISION.onnx`, under the names that published exports
-//! have, and a second file beside it where a graph keeps its weights apart.
+//! have, and a second file beside it where a graph has external data.
 
 use firmware_config::manifest::{Manifest, Part, Precision};
 

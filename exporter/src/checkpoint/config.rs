@@ -1,6 +1,6 @@
 //! `config.json`, with the defaults that transformers fills in for fields it leaves out.
 //!
-//! What tensors can tell (layers, widths) is taken from them, not from here; see [`crate::arch`].
+//! Layers and widths are taken from the tensors, not from here; see [`crate::arch`].
 
 use std::path::Path;
 
@@ -9,25 +9,25 @@ use serde::Deserialize;
 use super::error::CheckpointError;
 use super::json::read_json;
 
-/// Families that are one graph under the same tensor names, and what each calls its whole model.
-/// Idefics3 is what SmolVLM's first version is written as; transformers derives the later family
-/// from it, and changes nothing that is computed.
+/// Families with the same graph and tensor names, and each one's class for the whole model.
+/// SmolVLM's first version is published as Idefics3; transformers derives the later family from it
+/// and computes the same.
 const FAMILIES: [(&str, &str); 2] = [
     ("smolvlm", "SmolVLMForConditionalGeneration"),
     ("idefics3", "Idefics3ForConditionalGeneration"),
 ];
 
-/// What a checkpoint says of itself that its tensors cannot tell.
+/// What the tensors of a checkpoint do not show.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Vision encoder.
     pub vision: VisionConfig,
     /// Text decoder.
     pub text: TextConfig,
-    /// Patches per side that become one image token; `None` where it has to be read off the
+    /// Patches per side that become one image token; `None` where it is derived from the
     /// connector.
     pub scale_factor: Option<usize>,
-    /// Whether a head that is not stored is the embedding.
+    /// Whether the embedding is the head where no head is stored.
     pub tie_word_embeddings: bool,
     /// Id of `<image>`, if given.
     pub image_token_id: Option<u32>,
@@ -42,11 +42,11 @@ pub struct VisionConfig {
     pub image_size: usize,
     /// Added to the variance in LayerNorm.
     pub layer_norm_eps: f32,
-    /// What the tensors are held to.
+    /// Compared with the tensors.
     pub declared: VisionSizes,
 }
 
-/// Sizes that the tensors tell too, where the config gives them; published ones leave some out.
+/// Sizes that the tensors show too, where the config gives them; published ones leave some out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VisionSizes {
     /// Transformer blocks.
@@ -74,11 +74,11 @@ pub struct TextConfig {
     pub rope_theta: f64,
     /// Longest sequence in tokens.
     pub context_length: usize,
-    /// What the tensors are held to.
+    /// Compared with the tensors.
     pub declared: TextSizes,
 }
 
-/// Sizes that the tensors tell too, where the config gives them; published ones leave some out.
+/// Sizes that the tensors show too, where the config gives them; published ones leave some out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TextSizes {
     /// Transformer blocks.
@@ -151,24 +151,24 @@ impl Config {
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
-    /// When the file is missing or no JSON, of another architecture, or asks for what is not built.
+    /// When the file is missing or not JSON, of another architecture, or needs what is not supported.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let raw: serde_json::Value = read_json(path)?;
         Config::parse(raw).map_err(|diagnostic| CheckpointError::json(path, diagnostic))
     }
 
     fn parse(json: serde_json::Value) -> Result<Self, String> {
-        // The family comes first: another one's missing fields would only mislead.
+        // The family comes first: with another one, missing fields would be misleading.
         let found = json
             .get("model_type")
             .and_then(|family| family.as_str())
-            .unwrap_or("nothing");
+            .unwrap_or_default();
         if !FAMILIES.iter().any(|(family, _)| *family == found) {
             return Err(format!(
                 "unknown architecture: model_type is {found:?}, expected \"smolvlm\" or \"idefics3\" (SmolVLM, SmolVLM2 or a fine-tune)"
             ));
         }
-        // The same towers under another head: a retriever or a classifier, which says nothing.
+        // The same towers under another head are a retriever or a classifier, which cannot answer.
         let architectures: Vec<&str> = json
             .get("architectures")
             .and_then(|list| list.as_array())
@@ -269,12 +269,12 @@ impl RawText {
 }
 
 impl RawText {
-    /// Another decoder's tensors can have the same names and shapes, and give another answer.
+    /// Another decoder's tensors can have the same names and shapes and compute something else.
     fn is_llama(&self) -> Result<(), String> {
         let found = self.model_type.as_deref().unwrap_or("llama");
         if found != "llama" {
             return Err(format!(
-                "text_config.model_type is {found:?}, expected \"llama\", the decoder of SmolVLM2: nothing else is built; export a \
+                "text_config.model_type is {found:?}, expected \"llama\", the decoder of SmolVLM2, since no other is supported; export a \
                  fine-tune of SmolVLM2 itself"
             ));
         }
@@ -285,13 +285,13 @@ impl RawText {
         ] {
             if found == Some(true) {
                 return Err(format!(
-                    "text_config.{field} is true, expected false: biases of the text decoder are not built"
+                    "text_config.{field} is true, expected false: biases of the text decoder are not supported"
                 ));
             }
         }
         if let Some(window) = self.sliding_window {
             return Err(format!(
-                "text_config.sliding_window is {window}, expected none: attention looks at everything before it"
+                "text_config.sliding_window is {window}, expected none: a sliding window is not supported"
             ));
         }
         for (field, found) in [
@@ -301,20 +301,20 @@ impl RawText {
         ] {
             if let Some(found) = found.filter(|&found| found != 1.0) {
                 return Err(format!(
-                    "text_config.{field} is {found}, expected none or 1: nothing else is built"
+                    "text_config.{field} is {found}, expected none or 1: no other value is supported"
                 ));
             }
         }
         match self.attention_multiplier {
             Some(found) => Err(format!(
-                "text_config.attention_multiplier is {found}, expected none: nothing else is built"
+                "text_config.attention_multiplier is {found}, expected none: no other value is supported"
             )),
             None => Ok(()),
         }
     }
 
-    /// Base of the rotary frequencies. As in transformers, older `rope_scaling` stands before
-    /// `rope_parameters`, and either before the flat field.
+    /// Base of the rotary frequencies. As in transformers, the older `rope_scaling` takes precedence
+    /// over `rope_parameters`, and either over the flat field.
     fn theta(&self) -> Result<f64, String> {
         let nested = [
             ("rope_scaling", &self.rope_scaling),
@@ -341,11 +341,11 @@ impl RawText {
             && nested != flat
         {
             tracing::warn!(
-                "text_config.rope_theta is {flat}, {field}.rope_theta {nested}: the latter counts, as in transformers"
+                "text_config.rope_theta is {flat}, {field}.rope_theta is {nested}: the latter is used, as in transformers"
             );
         }
-        // A default would give fluent nonsense: 1e4 is the class's, 1e5 and 1.3e5 are the published
-        // models'.
+        // A default would give fluent but wrong answers: the class has 1e4, the published models 1e5
+        // and 1.3e5.
         given.map(|(_, theta)| theta).or(self.rope_theta).ok_or_else(|| {
             "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with".into()
         })
@@ -355,7 +355,7 @@ impl RawText {
 fn only(field: &str, found: Option<&str>, expected: &str) -> Result<(), String> {
     match found {
         Some(found) if found != expected => Err(format!(
-            "{field} is {found:?}, expected {expected:?}: nothing else is built"
+            "{field} is {found:?}, expected {expected:?}: no other value is supported"
         )),
         _ => Ok(()),
     }
@@ -438,10 +438,9 @@ mod tests {
         }
     }
 
-    /// Fields that the published configs and those of older fine-tunes carry, and that change
-    /// nothing.
+    /// Fields of published configs and of older fine-tunes that change nothing.
     #[test]
-    fn what_changes_nothing_is_accepted() {
+    fn fields_without_effect_are_accepted() {
         let text = json!({
             "rope_theta": 1e5, "model_type": "llama", "architectures": ["VLlama3ForCausalLM"], "perceiver_config": {"model_type": "vllama3"},
             "attention_bias": false, "mlp_bias": null, "sliding_window": null, "embedding_multiplier": 1.0, "logits_scaling": 1,
@@ -451,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused() {
+    fn what_is_not_supported_is_refused() {
         let text = |text: serde_json::Value| json!({"model_type": "smolvlm", "text_config": text});
         for (config, says) in [
             (
@@ -490,7 +489,7 @@ mod tests {
             ),
             (
                 text(json!({"rope_theta": 1e5, "attention_bias": true})),
-                "biases of the text decoder are not built",
+                "biases of the text decoder are not supported",
             ),
             (
                 text(json!({"rope_theta": 1e5, "rms_norm_eps": -1.0})),

@@ -14,18 +14,18 @@ pub enum CheckpointError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
     /// A file the checkpoint needs is not there.
     #[error(
-        "{path}: no such file; a checkpoint folder has config.json, tokenizer.json and safetensors, as save_pretrained writes them"
+        "{path}: no such file; expected a checkpoint folder with config.json, tokenizer.json and safetensors, as save_pretrained writes it"
     )]
     Missing {
         /// The file.
         path: PathBuf,
     },
-    /// A JSON file is not what its name says.
+    /// A JSON file cannot be used.
     #[error("{path}: {diagnostic}")]
     Json {
         /// The file.
@@ -41,7 +41,7 @@ pub enum CheckpointError {
         /// The checkpoint folder.
         dir: PathBuf,
     },
-    /// A weight file's header is not to be believed.
+    /// A weight file's header is invalid.
     #[error("{path}: {diagnostic}; the file is damaged or truncated: download or save it again")]
     Header {
         /// The weight file.
@@ -51,7 +51,7 @@ pub enum CheckpointError {
     },
     /// The index names a file that is not in the folder.
     #[error(
-        "{index}: shard {shard:?} is outside the checkpoint folder; shards lie beside their index"
+        "{index}: shard {shard:?} is outside the checkpoint folder; expected a file beside the index"
     )]
     ShardOutside {
         /// The index file.
@@ -59,9 +59,9 @@ pub enum CheckpointError {
         /// The name it gives.
         shard: String,
     },
-    /// The index promises a tensor that its shard does not hold.
+    /// The index lists a tensor for a shard that does not hold it.
     #[error(
-        "{index}: tensor {tensor:?} should be in {shard:?} but is not; the shards are of different downloads"
+        "{index}: tensor {tensor:?} is not in {shard:?}, where the index lists it; the shards are of different downloads: download them again"
     )]
     NotInShard {
         /// The index file.
@@ -71,7 +71,7 @@ pub enum CheckpointError {
         /// The shard it should be in.
         shard: String,
     },
-    /// A tensor the architecture needs is not there.
+    /// A tensor that the architecture needs is missing.
     #[error(
         "{dir}: tensor {tensor:?} is missing, {present} others are present; the checkpoint is incomplete or of another architecture"
     )]
@@ -83,7 +83,7 @@ pub enum CheckpointError {
         /// How many there are.
         present: usize,
     },
-    /// A tensor has a type that weights do not have here.
+    /// A tensor has an unsupported type.
     #[error(
         "{path}: tensor {tensor:?} is {dtype}, expected F32, F16, BF16 or F64; save the model in one of these"
     )]
@@ -95,7 +95,7 @@ pub enum CheckpointError {
         /// Its type.
         dtype: String,
     },
-    /// A tensor holds a value that is no number.
+    /// A tensor holds NaN or an infinity.
     #[error(
         "{path}: tensor {tensor:?} holds {value} at index {index}; the training run diverged or the file is damaged"
     )]
@@ -120,7 +120,7 @@ impl CheckpointError {
         }
     }
 
-    /// Whether the file could not be read, rather than holding what cannot be used.
+    /// Whether a file could not be read, rather than holding what cannot be used.
     pub(crate) fn is_io(&self) -> bool {
         matches!(self, CheckpointError::Io { .. })
     }

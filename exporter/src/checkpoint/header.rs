@@ -1,8 +1,8 @@
-//! The header of a safetensors file, read from bytes that may lie.
+//! The header of a safetensors file, read from untrusted bytes.
 //!
-//! The `safetensors` crate is the judge: size limit, offsets in order and without holes, shapes
-//! that do not overflow. Its verdicts do not always say which tensor was meant, so a refused header
-//! is looked through once more for the words of the error.
+//! The `safetensors` crate decides: size limit, offsets in order and without gaps, shapes that do
+//! not overflow. Its errors do not always name the tensor, so a refused header is searched once
+//! more for the diagnostic.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,7 +15,7 @@ const LENGTH_BYTES: usize = 8;
 
 /// One tensor of a header.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct HeaderTensor {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     /// Byte range in the whole file, inside it.
@@ -27,14 +27,14 @@ pub(super) struct Entry {
 #[non_exhaustive]
 pub enum HeaderError {
     /// Fewer bytes than the length of a header takes.
-    #[error("{bytes} bytes long, a safetensors file has at least 8")]
+    #[error("the file is {bytes} bytes long, expected at least 8")]
     TooShort {
         /// Length of the file.
         bytes: usize,
     },
-    /// The header is longer than the file or than any honest header.
+    /// The header is longer than the file or than the format allows.
     #[error(
-        "its header claims {claimed} bytes, the file has {bytes} and no header may exceed 100,000,000"
+        "its header is {claimed} bytes long, expected at most the {bytes} of the file and 100,000,000"
     )]
     Length {
         /// What the first eight bytes say.
@@ -44,7 +44,7 @@ pub enum HeaderError {
     },
     /// A tensor's byte range is not where the one before it ends, runs backwards, or overlaps.
     #[error(
-        "tensor {tensor:?} claims bytes {from}..{to}, which do not follow the tensor before it"
+        "tensor {tensor:?} is at bytes {from}..{to}, expected the bytes right after the tensor before it"
     )]
     Offsets {
         /// The tensor.
@@ -55,7 +55,9 @@ pub enum HeaderError {
         to: usize,
     },
     /// A tensor's byte range is not as long as its shape.
-    #[error("tensor {tensor:?} of shape {shape:?} {dtype} claims bytes {from}..{to}")]
+    #[error(
+        "tensor {tensor:?} of shape {shape:?} {dtype} is at bytes {from}..{to}, expected as many bytes as its shape takes"
+    )]
     Size {
         /// The tensor.
         tensor: String,
@@ -68,25 +70,25 @@ pub enum HeaderError {
         /// End of its range in the data part.
         to: usize,
     },
-    /// The tensors end elsewhere than the file.
-    #[error("its tensors need {needed} bytes of data, the file has {present}")]
+    /// The tensors do not end where the file does.
+    #[error("its tensors take {needed} bytes of data, the file has {present}")]
     Data {
         /// Where the last tensor ends.
         needed: usize,
-        /// Bytes behind the header.
+        /// Bytes after the header.
         present: usize,
     },
     /// Anything else the format forbids.
-    #[error("no safetensors header: {0}")]
+    #[error("not a safetensors header: {0}")]
     Format(SafeTensorError),
 }
 
 /// Reads and checks the header of a whole file.
-pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> {
+pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, HeaderTensor>, HeaderError> {
     let (header_bytes, metadata) =
         SafeTensors::read_metadata(file).map_err(|error| explain(file, error))?;
     let data = LENGTH_BYTES + header_bytes;
-    let entry = |info: &TensorInfo| Entry {
+    let entry = |info: &TensorInfo| HeaderTensor {
         dtype: info.dtype,
         shape: info.shape.clone(),
         bytes: data + info.data_offsets.0..data + info.data_offsets.1,
@@ -98,7 +100,7 @@ pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> 
         .collect())
 }
 
-/// Finds the tensor and the numbers behind a refusal.
+/// Finds the tensor and the numbers for a diagnostic.
 fn explain(file: &[u8], error: SafeTensorError) -> HeaderError {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return HeaderError::TooShort { bytes: file.len() };
@@ -183,12 +185,12 @@ mod tests {
 
     fn refusal(file: &[u8]) -> String {
         read(file)
-            .expect_err("a lying header is refused")
+            .expect_err("an invalid header is refused")
             .to_string()
     }
 
     #[test]
-    fn an_honest_header_gives_ranges_in_the_file() {
+    fn a_valid_header_gives_ranges_in_the_file() {
         let header = r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}"#;
         let tensors = read(&file(header, 8)).unwrap();
         assert_eq!(tensors["w"].shape, [2, 1]);
@@ -196,49 +198,49 @@ mod tests {
     }
 
     #[test]
-    fn every_lie_is_named() {
+    fn every_contradiction_is_named() {
         struct Case {
-            lie: &'static str,
+            fault: &'static str,
             header: &'static str,
             data_bytes: usize,
             says: &'static str,
         }
         let cases = [
             Case {
-                lie: "offsets past the end",
+                fault: "offsets past the end",
                 header: r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#,
                 data_bytes: 8,
-                says: "its tensors need 16 bytes of data, the file has 8",
+                says: "its tensors take 16 bytes of data, the file has 8",
             },
             Case {
-                lie: "bytes that no tensor claims",
+                fault: "bytes that belong to no tensor",
                 header: r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#,
                 data_bytes: 20,
-                says: "its tensors need 16 bytes of data, the file has 20",
+                says: "its tensors take 16 bytes of data, the file has 20",
             },
             Case {
-                lie: "overlapping",
+                fault: "overlapping",
                 header: r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
                 data_bytes: 12,
-                says: r#"tensor "b" claims bytes 4..12, which do not follow the tensor before it"#,
+                says: r#"tensor "b" is at bytes 4..12, expected the bytes right after the tensor before it"#,
             },
             Case {
-                lie: "reversed",
+                fault: "reversed",
                 header: r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#,
                 data_bytes: 8,
-                says: r#"tensor "w" claims bytes 8..0, which do not follow the tensor before it"#,
+                says: r#"tensor "w" is at bytes 8..0, expected the bytes right after the tensor before it"#,
             },
             Case {
-                lie: "a shape whose product overflows",
+                fault: "a shape whose product overflows",
                 header: r#"{"w":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}}"#,
                 data_bytes: 8,
-                says: r#"tensor "w" of shape [4294967296, 4294967296, 4] F32 claims bytes 0..8"#,
+                says: r#"tensor "w" of shape [4294967296, 4294967296, 4] F32 is at bytes 0..8, expected as many bytes as its shape takes"#,
             },
             Case {
-                lie: "a shape of another size",
+                fault: "a shape of another size",
                 header: r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
                 data_bytes: 8,
-                says: r#"tensor "w" of shape [3] F32 claims bytes 0..8"#,
+                says: r#"tensor "w" of shape [3] F32 is at bytes 0..8, expected as many bytes as its shape takes"#,
             },
         ];
         for case in cases {
@@ -246,7 +248,7 @@ mod tests {
                 refusal(&file(case.header, case.data_bytes)),
                 case.says,
                 "{}",
-                case.lie
+                case.fault
             );
         }
     }
@@ -255,12 +257,12 @@ mod tests {
     fn a_header_of_a_terabyte_is_refused_unread() {
         let mut file = (1u64 << 40).to_le_bytes().to_vec();
         file.extend([b'{'; 24]);
-        insta::assert_snapshot!(refusal(&file), @"its header claims 1099511627776 bytes, the file has 32 and no header may exceed 100,000,000");
+        insta::assert_snapshot!(refusal(&file), @"its header is 1099511627776 bytes long, expected at most the 32 of the file and 100,000,000");
     }
 
     #[test]
-    fn short_and_meaningless_files_are_refused() {
-        insta::assert_snapshot!(refusal(b"abc"), @"3 bytes long, a safetensors file has at least 8");
-        assert!(refusal(&file("{\"w\":", 0)).starts_with("no safetensors header: "));
+    fn short_and_malformed_files_are_refused() {
+        insta::assert_snapshot!(refusal(b"abc"), @"the file is 3 bytes long, expected at least 8");
+        assert!(refusal(&file("{\"w\":", 0)).starts_with("not a safetensors header: "));
     }
 }

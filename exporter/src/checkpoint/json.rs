@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::CheckpointError;
 
-/// Longest JSON file that is read; the largest honest one is an index of some hundred kilobytes.
+/// Longest JSON file that is read; the largest real one is an index of some hundred kilobytes.
 const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// Reads a JSON file of bounded length.
@@ -16,7 +16,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Checkpoin
     if bytes > JSON_BYTES_MAX {
         return Err(CheckpointError::json(
             path,
-            format!("{bytes} bytes long, at most {JSON_BYTES_MAX} are read"),
+            format!("{bytes} bytes long, expected at most {JSON_BYTES_MAX}"),
         ));
     }
     let text = std::fs::read(path).map_err(io)?;

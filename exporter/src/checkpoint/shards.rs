@@ -16,7 +16,7 @@ pub(super) struct WeightFiles {
     /// In shard order: sorted by name, which is how shards are numbered.
     pub(super) paths: Vec<PathBuf>,
     index: PathBuf,
-    promised: BTreeMap<String, String>,
+    listed: BTreeMap<String, String>,
     shards: Vec<String>,
 }
 
@@ -25,8 +25,8 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Finds the weight files in a folder; one file wins over an index, as in the tools that write
-/// them.
+/// Finds the weight files in a folder; a single file takes precedence over an index, as in the tools
+/// that write them.
 pub(super) fn find(dir: &Path) -> Result<WeightFiles, CheckpointError> {
     let single = dir.join(WEIGHTS);
     let index = dir.join(WEIGHTS_INDEX);
@@ -34,7 +34,7 @@ pub(super) fn find(dir: &Path) -> Result<WeightFiles, CheckpointError> {
         return Ok(WeightFiles {
             paths: vec![single],
             index,
-            promised: BTreeMap::new(),
+            listed: BTreeMap::new(),
             shards: Vec::new(),
         });
     }
@@ -43,12 +43,12 @@ pub(super) fn find(dir: &Path) -> Result<WeightFiles, CheckpointError> {
             dir: dir.to_owned(),
         });
     }
-    let promised = read_json::<ShardIndex>(&index)?.weight_map;
-    let shards = names(&index, &promised)?;
+    let listed = read_json::<ShardIndex>(&index)?.weight_map;
+    let shards = names(&index, &listed)?;
     Ok(WeightFiles {
         paths: shards.iter().map(|shard| dir.join(shard)).collect(),
         index,
-        promised,
+        listed,
         shards,
     })
 }
@@ -60,11 +60,8 @@ pub(crate) fn listed(dir: &Path) -> Result<Vec<String>, CheckpointError> {
 }
 
 /// The shards of an index, each once, all of them plain names.
-fn names(
-    index: &Path,
-    promised: &BTreeMap<String, String>,
-) -> Result<Vec<String>, CheckpointError> {
-    let mut shards: Vec<String> = promised.values().cloned().collect();
+fn names(index: &Path, listed: &BTreeMap<String, String>) -> Result<Vec<String>, CheckpointError> {
+    let mut shards: Vec<String> = listed.values().cloned().collect();
     shards.sort();
     shards.dedup();
     match shards.iter().find(|shard| !is_file_name(shard)) {
@@ -77,10 +74,10 @@ fn names(
 }
 
 impl WeightFiles {
-    /// Checks that every tensor is in the shard that the index names; `holds` answers for (tensor,
-    /// shard number).
+    /// Checks that every tensor is in the shard that the index names; `holds` says it of a tensor
+    /// and a shard number.
     pub(super) fn check(&self, holds: impl Fn(&str, usize) -> bool) -> Result<(), CheckpointError> {
-        for (tensor, shard) in &self.promised {
+        for (tensor, shard) in &self.listed {
             let number = self
                 .shards
                 .binary_search(shard)

@@ -1,4 +1,4 @@
-//! Builds graphs from layers, so that an architecture reads like its drawing.
+//! Builds graphs from layers, so that an architecture reads like its diagram.
 //!
 //! Every method adds nodes and returns the name of what they compute. Nodes are named by scope
 //! ("layers.3/attention/…"), which is what profilers and error messages of the runtimes show.
@@ -6,7 +6,7 @@
 use super::{Attribute, Dim, Element, Graph, Initializer, Layout, Node, ValueInfo, Values};
 
 /// Name of a tensor in the graph being built.
-pub type Value = String;
+pub type ValueName = String;
 
 /// A graph being built.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Builder {
         }
     }
 
-    /// The graph, done.
+    /// The finished graph.
     pub fn finish(self) -> Graph {
         self.graph
     }
@@ -40,7 +40,12 @@ impl Builder {
     // --- edges and constants
 
     /// A graph input.
-    pub fn input<const N: usize>(&mut self, name: &str, element: Element, dims: [Dim; N]) -> Value {
+    pub fn input<const N: usize>(
+        &mut self,
+        name: &str,
+        element: Element,
+        dims: [Dim; N],
+    ) -> ValueName {
         self.graph.inputs.push(ValueInfo {
             name: name.into(),
             element,
@@ -53,7 +58,7 @@ impl Builder {
     pub fn output<const N: usize>(
         &mut self,
         name: &str,
-        value: &Value,
+        value: &ValueName,
         element: Element,
         dims: [Dim; N],
     ) {
@@ -71,8 +76,8 @@ impl Builder {
         });
     }
 
-    /// A checkpoint tensor as it is stored. The same tensor asked for twice is one initializer.
-    pub fn weight(&mut self, tensor: &str, dims: &[usize]) -> Value {
+    /// A checkpoint tensor as it is stored. Requested twice, it is still one initializer.
+    pub fn weight(&mut self, tensor: &str, dims: &[usize]) -> ValueName {
         let values = Values::Tensor {
             tensor: tensor.into(),
             layout: Layout::Stored,
@@ -81,8 +86,8 @@ impl Builder {
     }
 
     /// A matrix stored [out, in], turned to [in, out]; it keeps its name, so that a graph's weights
-    /// can be held against the checkpoint.
-    pub fn matrix(&mut self, tensor: &str, [out, r#in]: [usize; 2]) -> Value {
+    /// can be compared with the checkpoint.
+    pub fn matrix(&mut self, tensor: &str, [out, r#in]: [usize; 2]) -> ValueName {
         let values = Values::Tensor {
             tensor: tensor.into(),
             layout: Layout::Transposed,
@@ -90,8 +95,8 @@ impl Builder {
         self.initializer(tensor.into(), Element::F32, &[r#in, out], values)
     }
 
-    /// Floats made here.
-    pub fn floats(&mut self, dims: &[usize], values: &[f32]) -> Value {
+    /// A constant of floats.
+    pub fn floats(&mut self, dims: &[usize], values: &[f32]) -> ValueName {
         let bytes = values
             .iter()
             .flat_map(|value| value.to_le_bytes())
@@ -99,13 +104,13 @@ impl Builder {
         self.literal(Element::F32, dims, bytes)
     }
 
-    /// A scalar.
-    pub fn float(&mut self, value: f32) -> Value {
+    /// A float scalar.
+    pub fn float(&mut self, value: f32) -> ValueName {
         self.floats(&[], &[value])
     }
 
     /// A list of integers, as shapes and axes are.
-    pub fn ints(&mut self, values: &[i64]) -> Value {
+    pub fn ints(&mut self, values: &[i64]) -> ValueName {
         self.literal(
             Element::I64,
             &[values.len()],
@@ -116,13 +121,13 @@ impl Builder {
         )
     }
 
-    /// An integer scalar; some operators refuse a list of one.
-    pub fn int(&mut self, value: i64) -> Value {
+    /// An integer scalar; some operators do not accept a list of one.
+    pub fn int(&mut self, value: i64) -> ValueName {
         self.literal(Element::I64, &[], value.to_le_bytes().into())
     }
 
-    /// Constants made here are shared: equal ones are one initializer.
-    fn literal(&mut self, element: Element, dims: &[usize], bytes: Vec<u8>) -> Value {
+    /// Equal constants are one initializer.
+    fn literal(&mut self, element: Element, dims: &[usize], bytes: Vec<u8>) -> ValueName {
         let values = Values::Literal(bytes);
         let same = |known: &&Initializer| {
             known.element == element && known.dims == dims && known.values == values
@@ -140,7 +145,7 @@ impl Builder {
         element: Element,
         dims: &[usize],
         values: Values,
-    ) -> Value {
+    ) -> ValueName {
         if !self
             .graph
             .initializers
@@ -163,22 +168,22 @@ impl Builder {
     pub fn op(
         &mut self,
         op: &'static str,
-        inputs: &[&Value],
+        inputs: &[&ValueName],
         attributes: &[(&'static str, Attribute)],
-    ) -> Value {
+    ) -> ValueName {
         self.ops(op, inputs, attributes, 1).remove(0)
     }
 
     fn ops(
         &mut self,
         op: &'static str,
-        inputs: &[&Value],
+        inputs: &[&ValueName],
         attributes: &[(&'static str, Attribute)],
         outputs: usize,
-    ) -> Vec<Value> {
+    ) -> Vec<ValueName> {
         // The node's number makes its name unique whatever the scope.
         let name = format!("{}/{op}.{}", self.scope, self.graph.nodes.len());
-        let outputs: Vec<Value> = (0..outputs)
+        let outputs: Vec<ValueName> = (0..outputs)
             .map(|i| {
                 if i == 0 {
                     name.clone()
@@ -199,46 +204,46 @@ impl Builder {
     }
 
     /// a + b, broadcast.
-    pub fn add(&mut self, a: &Value, b: &Value) -> Value {
+    pub fn add(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("Add", &[a, b], &[])
     }
 
     /// a · b element by element, broadcast.
-    pub fn mul(&mut self, a: &Value, b: &Value) -> Value {
+    pub fn mul(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("Mul", &[a, b], &[])
     }
 
     /// Matrix product over the last two dimensions, broadcast over the others.
-    pub fn matmul(&mut self, a: &Value, b: &Value) -> Value {
+    pub fn matmul(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("MatMul", &[a, b], &[])
     }
 
     /// x · Wᵀ with W stored [out, in].
-    pub fn linear(&mut self, x: &Value, tensor: &str, dims: [usize; 2]) -> Value {
+    pub fn linear(&mut self, x: &ValueName, tensor: &str, dims: [usize; 2]) -> ValueName {
         let weight = self.matrix(tensor, dims);
         self.matmul(x, &weight)
     }
 
     /// x · Wᵀ + b, from `{layer}.weight` [out, in] and `{layer}.bias`.
-    pub fn linear_bias(&mut self, x: &Value, layer: &str, dims: [usize; 2]) -> Value {
+    pub fn linear_bias(&mut self, x: &ValueName, layer: &str, dims: [usize; 2]) -> ValueName {
         let product = self.linear(x, &format!("{layer}.weight"), dims);
         let bias = self.weight(&format!("{layer}.bias"), &dims[..1]);
         self.add(&product, &bias)
     }
 
     /// Rows of a table.
-    pub fn gather(&mut self, table: &Value, ids: &Value) -> Value {
+    pub fn gather(&mut self, table: &ValueName, ids: &ValueName) -> ValueName {
         self.op("Gather", &[table, ids], &[("axis", Attribute::Int(0))])
     }
 
     /// The same values in another shape; 0 keeps a dimension, -1 is what is left.
-    pub fn reshape(&mut self, x: &Value, dims: &[i64]) -> Value {
+    pub fn reshape(&mut self, x: &ValueName, dims: &[i64]) -> ValueName {
         let dims = self.ints(dims);
         self.op("Reshape", &[x, &dims], &[])
     }
 
     /// Dimensions in another order.
-    pub fn transpose(&mut self, x: &Value, order: &[i64]) -> Value {
+    pub fn transpose(&mut self, x: &ValueName, order: &[i64]) -> ValueName {
         self.op(
             "Transpose",
             &[x],
@@ -246,19 +251,19 @@ impl Builder {
         )
     }
 
-    /// A new dimension of one.
-    pub fn unsqueeze(&mut self, x: &Value, axis: i64) -> Value {
+    /// A new dimension of size 1.
+    pub fn unsqueeze(&mut self, x: &ValueName, axis: i64) -> ValueName {
         let axes = self.ints(&[axis]);
         self.op("Unsqueeze", &[x, &axes], &[])
     }
 
-    /// Joined along an axis.
-    pub fn concat(&mut self, parts: &[&Value], axis: i64) -> Value {
+    /// Concatenation along an axis.
+    pub fn concat(&mut self, parts: &[&ValueName], axis: i64) -> ValueName {
         self.op("Concat", parts, &[("axis", Attribute::Int(axis))])
     }
 
     /// The two halves of the last dimension.
-    pub fn halves(&mut self, x: &Value, width: usize) -> [Value; 2] {
+    pub fn halves(&mut self, x: &ValueName, width: usize) -> [ValueName; 2] {
         let half = (width / 2) as i64;
         let sizes = self.ints(&[half, half]);
         let mut parts = self.ops("Split", &[x, &sizes], &[("axis", Attribute::Int(-1))], 2);
@@ -267,14 +272,14 @@ impl Builder {
     }
 
     /// Softmax over the last dimension.
-    pub fn softmax(&mut self, x: &Value) -> Value {
+    pub fn softmax(&mut self, x: &ValueName) -> ValueName {
         self.op("Softmax", &[x], &[("axis", Attribute::Int(-1))])
     }
 
     // --- layers
 
     /// LayerNorm over the last dimension, from `{layer}.weight` and `{layer}.bias`.
-    pub fn layer_norm(&mut self, x: &Value, layer: &str, width: usize, eps: f32) -> Value {
+    pub fn layer_norm(&mut self, x: &ValueName, layer: &str, width: usize, eps: f32) -> ValueName {
         let scale = self.weight(&format!("{layer}.weight"), &[width]);
         let bias = self.weight(&format!("{layer}.bias"), &[width]);
         self.op(
@@ -287,9 +292,9 @@ impl Builder {
         )
     }
 
-    /// x / sqrt(mean(x²) + eps) · w over the last dimension, spelled the way runtimes recognise and
+    /// x / sqrt(mean(x²) + eps) · w over the last dimension, in the form that runtimes recognise and
     /// fuse.
-    pub fn rms_norm(&mut self, x: &Value, tensor: &str, width: usize, eps: f32) -> Value {
+    pub fn rms_norm(&mut self, x: &ValueName, tensor: &str, width: usize, eps: f32) -> ValueName {
         let two = self.float(2.0);
         let square = self.op("Pow", &[x, &two], &[]);
         let axes = self.ints(&[-1]);
@@ -307,12 +312,12 @@ impl Builder {
     }
 
     /// GELU by its tanh form.
-    pub fn gelu_tanh(&mut self, x: &Value) -> Value {
+    pub fn gelu_tanh(&mut self, x: &ValueName) -> ValueName {
         self.op("Gelu", &[x], &[("approximate", Attribute::Text("tanh"))])
     }
 
     /// x · sigmoid(x).
-    pub fn silu(&mut self, x: &Value) -> Value {
+    pub fn silu(&mut self, x: &ValueName) -> ValueName {
         let gate = self.op("Sigmoid", &[x], &[]);
         self.mul(x, &gate)
     }

@@ -1,12 +1,12 @@
-//! Graphs as ONNX files. The only folder that knows protobuf; none of its messages leave it.
+//! Graphs as ONNX files. Only this folder knows protobuf; none of its messages leave it.
 //!
 //! ```text
 //! ModelProto = version, producer, opset ‖ graph key, graph length ‖
 //!     GraphProto = name, inputs, outputs, nodes ‖ for each initializer: key, length ‖ name, type, dims ‖ raw_data key, length ‖ bytes
 //! ```
 //!
-//! A graph above [`INLINE_BYTES_MAX`] keeps its weights in a second file, since protobuf ends at 2
-//! GiB.
+//! A graph above [`INLINE_BYTES_MAX`] keeps its weights in a second file (external data), since a
+//! protobuf message ends at 2 GiB.
 
 mod proto;
 mod read;
@@ -20,13 +20,13 @@ pub use write::{INLINE_BYTES_MAX, needs_external_data, write};
 use super::Element;
 use crate::checkpoint::CheckpointError;
 
-/// The operator set graphs are written in: `Gelu` came with 20, and every fleet runtime since ONNX
-/// Runtime 1.18 reads it.
+/// The operator set graphs are written in: `Gelu` came with 20, and ONNX Runtime reads it since
+/// 1.18.
 pub const OPSET: i64 = 20;
 /// The format version that goes with it.
 const IR_VERSION: i64 = 9;
 
-/// Numbers of the fields that are walked by hand, so that weights are neither copied in nor out.
+/// Numbers of the fields that are encoded and skipped by hand, so that weights are not copied.
 mod field {
     pub(super) const MODEL_GRAPH: u32 = 7;
     pub(super) const GRAPH_INITIALIZER: u32 = 5;
@@ -71,7 +71,7 @@ impl OnnxError {
     }
 }
 
-/// Why a graph was not written or not read.
+/// Why a graph was not written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OnnxError {
@@ -80,19 +80,19 @@ pub enum OnnxError {
     Io {
         /// Graph name or path.
         graph: String,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
     /// A weight cannot be read from the checkpoint.
     #[error(transparent)]
     Weights(#[from] CheckpointError),
-    /// The file is no ONNX graph, or none that this program writes.
-    #[error("{path}: {problem}")]
+    /// The file is not an ONNX graph, or not one that this program writes.
+    #[error("{path}: {diagnostic}")]
     Format {
         /// The file.
         path: String,
         /// What is wrong with it.
-        problem: String,
+        diagnostic: String,
     },
 }
 
@@ -103,12 +103,12 @@ mod tests {
     use super::*;
     use crate::checkpoint::Tensor;
     use crate::graph::builder::Builder;
-    use crate::graph::{Graph, Weights};
+    use crate::graph::{Graph, TensorSource};
 
     /// A single 2x3 matrix.
     struct OneMatrix;
 
-    impl Weights for OneMatrix {
+    impl TensorSource for OneMatrix {
         fn read(&self, _: &str) -> Result<Tensor, CheckpointError> {
             Ok(Tensor {
                 shape: vec![2, 3],
@@ -198,18 +198,18 @@ mod tests {
         std::fs::write(&data, [0; 100]).unwrap();
         let error = GraphFile::open(&path).unwrap_err().to_string();
         assert!(
-            error.contains("bytes 0 and 4096 more are outside the second file of 100"),
+            error.contains("4096 bytes at 0 are outside the external data of 100 bytes"),
             "{error}"
         );
     }
 
     #[test]
-    fn what_is_no_model_is_an_error() {
+    fn a_file_that_is_not_a_model_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("no.onnx");
         for (content, says) in [
-            (&b"\xff\xff\xff"[..], "no ONNX model: "),
-            (b"", "no ONNX model: it has no graph"),
+            (&b"\xff\xff\xff"[..], "not an ONNX model: "),
+            (b"", "not an ONNX model: it has no graph"),
         ] {
             std::fs::write(&path, content).unwrap();
             let error = GraphFile::open(&path).unwrap_err().to_string();

@@ -1,12 +1,14 @@
-//! Where fetched files lie: `models--OWNER--MODEL/snapshots/COMMIT/` below the hub's cache.
+//! Where fetched files are: `models--OWNER--MODEL/snapshots/COMMIT/` in the hub's cache.
 //!
-//! Python's library may keep one copy of a file for several commits and link to it; we read that,
-//! and write plain files.
+//! Python's library may keep one copy of a file for several commits and link to it; links are read,
+//! plain files are written.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::{HubError, HubId, create};
+use super::create;
+use super::error::HubError;
+use super::id::HubId;
 use crate::checkpoint::name::SNAPSHOTS;
 
 /// One model's part of the cache.
@@ -31,9 +33,9 @@ impl Cache {
         &self.model
     }
 
-    /// Waits until nobody else fetches this model; the lock ends with the file.
+    /// Waits until no other process fetches this model; the lock is released with the file.
     pub(super) fn lock(&self) -> Result<File, HubError> {
-        // Where Python's library has its own locks, apart from what it lists as cached.
+        // Python's library keeps its own locks here, apart from the models it lists.
         let folder = self.root.join(".locks").join(&self.name);
         let path = folder.join("egret-export.lock");
         let io = |source| HubError::Io {
@@ -49,7 +51,7 @@ impl Cache {
         Ok(file)
     }
 
-    /// The folder of a commit, made if it is not there.
+    /// The folder of a commit, created if it is missing.
     pub(super) fn snapshot(&self, commit: &str) -> Result<PathBuf, HubError> {
         let path = self.model.join(SNAPSHOTS).join(commit);
         fs::create_dir_all(&path).map_err(|source| HubError::Io {

@@ -1,4 +1,4 @@
-//! What is said to a hub. The only file, with the settings, that names `reqwest`.
+//! Requests to a hub. Only this file and the settings name `reqwest`.
 
 use std::io::Write;
 use std::ops::Deref;
@@ -10,40 +10,42 @@ use reqwest::{Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
 use vlm::hex;
 
+use super::error::HubError;
+use super::id::HubId;
 use super::progress::Progress;
 use super::settings::Settings;
-use super::{HubError, HubId, Revision, create};
+use super::{Revision, create};
 
 /// Longest description of a revision, in bytes; most of it is the list of files.
 const REVISION_BYTES_MAX: usize = 16 << 20;
 
-/// Most redirects that are followed: a renamed model, then another host, and some to spare.
+/// Most redirects that are followed: a renamed model, then another host, and some in reserve.
 const REDIRECTS_MAX: usize = 5;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A hub, asked as the settings say.
+/// A client of the hub that the settings name.
 pub(super) struct Client {
     http: reqwest::Client,
     settings: Settings,
 }
 
-/// A body about to come, and what was announced of it.
-struct Answer {
+/// A response before its body, with the size and hash that were announced.
+struct HubResponse {
     url: Url,
     response: Response,
-    /// Of a file that lies elsewhere; small ones come without.
+    /// Of a file on another host; small ones have none.
     sha256: Option<String>,
     bytes: Option<u64>,
 }
 
 impl Client {
     pub(super) fn new(settings: Settings) -> Result<Self, HubError> {
-        // Already installed by somebody else is just as good.
+        // One that is already installed will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
-            // Followed by hand: what is announced stands in the first answer, and the token is for
-            // the hub alone.
+            // Followed by hand: size and hash are announced in the first response, and the token is
+            // for the hub only.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(settings.timeout)
@@ -60,29 +62,35 @@ impl Client {
         let url = self.url(&["api", "models", &id.owner, &id.model, "revision", revision]);
         let mut answer = self.ask(id, revision, url).await?;
         let mut body = Vec::new();
-        while let Some(piece) = self.piece(&mut answer).await? {
-            if body.len() + piece.len() > REVISION_BYTES_MAX {
+        while let Some(chunk) = self.chunk(&mut answer).await? {
+            if body.len() + chunk.len() > REVISION_BYTES_MAX {
                 return Err(HubError::TooLarge {
                     url: answer.url.into(),
                     bytes_max: REVISION_BYTES_MAX as u64,
                 });
             }
-            body.extend_from_slice(&piece);
+            body.extend_from_slice(&chunk);
         }
-        let no_hub = |problem| HubError::NoHub {
+        let not_a_hub = |diagnostic| HubError::NoHub {
             url: answer.url.to_string(),
-            problem,
+            diagnostic,
         };
-        let found: Revision = serde_json::from_slice(&body)
-            .map_err(|error| no_hub(format!("describes no revision: {error}")))?;
-        // It becomes a folder's name.
+        let found: Revision = serde_json::from_slice(&body).map_err(|error| {
+            not_a_hub(format!(
+                "the response does not describe a revision: {error}"
+            ))
+        })?;
+        // The commit becomes a folder's name.
         if found.sha.is_empty() || !found.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(no_hub(format!("names commit {:?}", found.sha)));
+            return Err(not_a_hub(format!(
+                "the commit is {:?}, expected hex digits",
+                found.sha
+            )));
         }
         Ok(found)
     }
 
-    /// Writes a file to `to`, and holds it to the size and sha256 that were announced.
+    /// Writes a file to `to`, and checks it against the size and sha256 that were announced.
     pub(super) async fn download(
         &self,
         id: &HubId,
@@ -100,7 +108,7 @@ impl Client {
             )
             .await;
         let mut answer = asked.map_err(|error| match error {
-            // The commit is there, or it would not have a list of files.
+            // The commit exists, since its files were listed.
             HubError::NotFound { id, revision, .. } => HubError::NoFile {
                 id,
                 revision,
@@ -116,7 +124,7 @@ impl Client {
 
     async fn write(
         &self,
-        answer: &mut Answer,
+        answer: &mut HubResponse,
         to: &Path,
         bytes_max: u64,
         progress: &Progress,
@@ -126,17 +134,17 @@ impl Client {
             source,
         };
         let (mut out, mut hash, mut got) = (create(to)?, Sha256::new(), 0);
-        while let Some(piece) = self.piece(answer).await? {
-            got += piece.len() as u64;
+        while let Some(chunk) = self.chunk(answer).await? {
+            got += chunk.len() as u64;
             if got > bytes_max {
                 return Err(HubError::TooLarge {
                     url: answer.url.to_string(),
                     bytes_max,
                 });
             }
-            hash.update(&*piece);
-            out.write_all(&piece).map_err(io)?;
-            progress.add(piece.len() as u64);
+            hash.update(&*chunk);
+            out.write_all(&chunk).map_err(io)?;
+            progress.add(chunk.len() as u64);
         }
         if let Some(expected) = answer.bytes.filter(|&expected| expected != got) {
             return Err(HubError::Size {
@@ -166,8 +174,8 @@ impl Client {
         url
     }
 
-    /// Asks, and follows redirects to the answer.
-    async fn ask(&self, id: &HubId, revision: &str, asked: Url) -> Result<Answer, HubError> {
+    /// Sends a request and follows redirects to the response.
+    async fn ask(&self, id: &HubId, revision: &str, asked: Url) -> Result<HubResponse, HubError> {
         let (mut url, mut sha256, mut bytes) = (asked.clone(), None, None);
         for _ in 0..=REDIRECTS_MAX {
             let mut request = self.http.get(url.clone());
@@ -187,7 +195,7 @@ impl Client {
             let status = response.status();
             if status.is_success() {
                 bytes = bytes.or_else(|| response.content_length());
-                return Ok(Answer {
+                return Ok(HubResponse {
                     url: asked,
                     response,
                     sha256,
@@ -196,12 +204,12 @@ impl Client {
             }
             let to = text(headers, LOCATION.as_str()).and_then(|location| url.join(location).ok());
             match to.filter(|_| status.is_redirection()) {
-                // Nothing that came encrypted goes on in the open.
+                // No redirect from HTTPS to plain HTTP.
                 Some(to) if url.scheme() == "https" && to.scheme() != "https" => {
                     return Err(HubError::NoHub {
                         url: asked.into(),
-                        problem: format!(
-                            "redirects to {}, which is not encrypted",
+                        diagnostic: format!(
+                            "it redirects to {}, which is not encrypted",
                             to.origin().ascii_serialization()
                         ),
                     });
@@ -212,13 +220,13 @@ impl Client {
         }
         Err(HubError::NoHub {
             url: asked.into(),
-            problem: format!("redirects more than {REDIRECTS_MAX} times"),
+            diagnostic: format!("it redirects more than {REDIRECTS_MAX} times"),
         })
     }
 
-    async fn piece(
+    async fn chunk(
         &self,
-        answer: &mut Answer,
+        answer: &mut HubResponse,
     ) -> Result<Option<impl Deref<Target = [u8]> + use<>>, HubError> {
         answer
             .response
@@ -241,17 +249,17 @@ impl Client {
                 endpoint,
             },
             status @ (401 | 403) => {
-                let cure = match &self.settings.bearer {
+                let help = match &self.settings.bearer {
                     None => {
-                        "mind the spelling, or set HF_TOKEN to the token of somebody who may read it"
+                        "check the spelling, or set HF_TOKEN to the token of an account that may read it"
                     }
-                    Some(_) => "mind the spelling, or let the owner of HF_TOKEN ask for access",
+                    Some(_) => "check the spelling, or request access for the account of HF_TOKEN",
                 };
                 HubError::Denied {
                     id: id.clone(),
                     endpoint,
                     status,
-                    cure,
+                    help,
                 }
             }
             status => HubError::Status {
@@ -262,7 +270,7 @@ impl Client {
     }
 
     fn failed(&self, url: &Url, error: &reqwest::Error) -> HubError {
-        // The address of a host that files are fetched from holds a signature.
+        // The query of a file's URL on another host holds a signature.
         let mut url = url.clone();
         url.set_query(None);
         if error.is_timeout() && !error.is_connect() {
@@ -278,7 +286,7 @@ impl Client {
     }
 }
 
-/// The sha256 of a file that lies elsewhere.
+/// The sha256 of a file on another host.
 fn linked_sha256(headers: &HeaderMap) -> Option<String> {
     let tag = text(headers, "x-linked-etag")?
         .trim_start_matches("W/")
@@ -291,12 +299,12 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// What went wrong, as the lowest layer says it; those above say only that something did.
+/// The error of the lowest layer; those above add nothing to it.
 fn cause(error: &reqwest::Error) -> String {
     let what = if error.is_connect() {
         "cannot connect"
     } else {
-        "connection broke"
+        "connection lost"
     };
     match std::iter::successors(std::error::Error::source(error), |cause| cause.source()).last() {
         Some(cause) => format!("{what}: {cause}"),

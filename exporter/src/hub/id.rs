@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Longest id the hub gives out.
+/// Longest id that the hub allows.
 const ID_BYTES_MAX: usize = 96;
 
 /// `owner/model`.
@@ -15,7 +15,7 @@ pub struct HubId {
 }
 
 impl HubId {
-    /// Reads an id by the hub's own rules; anything else is a path.
+    /// Parses an id by the hub's own rules; anything else is a path.
     pub fn parse(text: &str) -> Option<Self> {
         let is_plain = |part: &str| {
             let is_edge = |c: char| c == '-' || c == '.';
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_told_from_paths() {
+    fn ids_are_distinguished_from_paths() {
         for (text, is_id) in [
             ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", true),
             ("a/b_c.d", true),

@@ -1,4 +1,4 @@
-//! How far a fetch is, on stderr: a bar for each file on a terminal, a line for each elsewhere.
+//! Progress of a fetch on stderr: a bar for each file on a terminal, else a line for each.
 
 use std::io::{self, IsTerminal};
 
@@ -6,10 +6,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::units::megabytes;
 
-/// Files below this many bytes are there at once, and their size is not worth telling.
+/// Files below this many bytes are shown without their size.
 const LARGE: u64 = 100_000;
 
-/// Shows what is fetched from one model.
+/// Shows the progress of fetching one model.
 pub(super) struct Progress {
     what: String,
     bar: ProgressBar,
@@ -25,7 +25,7 @@ impl Progress {
         }
     }
 
-    /// A file begins, of as many bytes as were announced.
+    /// Starts a file of as many bytes as were announced.
     pub(super) fn begin(&mut self, file: &str, bytes: Option<u64>) {
         let size = bytes
             .filter(|&bytes| bytes >= LARGE)
@@ -47,7 +47,7 @@ impl Progress {
         self.bar.inc(bytes);
     }
 
-    /// The file ends, whole or not.
+    /// Ends the file, complete or not.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! Where the hub is, where its cache is, and who asks: the environment variables that Python's
+//! The hub's address, cache and access token, from the environment variables that Python's
 //! `huggingface_hub` reads.
 
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 
-use super::HubError;
+use super::error::HubError;
 
 const ENDPOINT: &str = "https://huggingface.co";
-/// How long a hub may be silent, in seconds.
+/// How long a hub may send nothing, in seconds.
 const TIMEOUT_SECONDS: u64 = 10;
 
-/// What the environment says.
+/// Settings from the environment.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) endpoint: Url,
@@ -46,7 +46,7 @@ impl Settings {
         })?;
 
         let bearer = |token: String| -> Result<HeaderValue, HubError> {
-            // The token itself is not to be told.
+            // The token itself must not be shown.
             let unprintable = || wrong("HF_TOKEN", "…", "one line of printable text");
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
                 .map_err(|_| unprintable())?;
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_where_the_first_of_four_says() {
+    fn the_cache_is_named_by_the_first_of_four_variables() {
         let all = [
             ("HF_HUB_CACHE", "/a"),
             ("HF_HOME", "/b"),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_cannot_be_is_told() {
+    fn an_invalid_setting_is_reported() {
         let home = ("HOME", "/d");
         let refusal = |variables: &[(&str, &str)]| settings(variables).unwrap_err().to_string();
         insta::assert_snapshot!(refusal(&[home, ("HF_ENDPOINT", "hub.example")]), @r#"HF_ENDPOINT is "hub.example", expected a URL such as https://huggingface.co"#);

@@ -1,4 +1,4 @@
-//! The checkpoint's own chat template: where it stands, and whether it can be used.
+//! The checkpoint's own chat template: where it is, and whether it can be used.
 //!
 //! Looked for in transformers' own order: `processor_config.json`, `chat_template.json`,
 //! `chat_template.jinja`, and the tokenizer's config, where it once was.
@@ -14,20 +14,20 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::{CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, PROCESSOR, read};
 use crate::checkpoint::json::read_json;
 
-/// What is said to a template to see what it does to it: blanks, letters of both cases, quotes and
-/// markup, as people write them.
-const SAID: &str = "  Is the \"Main\" gate open?\n\tIt's <b>5</b> & {{ 7 }} \\o/ \n";
+/// The text that a template is tried with, to see that it is left as it is: blanks, letters of both
+/// cases, quotes and markup.
+const SAMPLE: &str = "  Is the \"Main\" gate open?\n\tIt's <b>5</b> & {{ 7 }} \\o/ \n";
 
 /// A template and where it was found.
 #[derive(Debug, Clone)]
 pub(crate) struct ChatTemplate {
     pub(crate) text: Vec<u8>,
-    /// The file; `None` for the family's own.
+    /// The file; `None` for the family's default.
     pub(crate) path: Option<PathBuf>,
 }
 
 impl ChatTemplate {
-    /// Finds the template of a checkpoint folder, or takes the family's.
+    /// Finds the template of a checkpoint folder; the family's default if it has none.
     pub(crate) fn find(source: &Path) -> Result<Self, CheckpointError> {
         for name in [
             PROCESSOR,
@@ -60,16 +60,16 @@ impl ChatTemplate {
         })
     }
 
-    /// Its file, for people.
+    /// Its file's name, for people.
     pub(crate) fn origin(&self) -> String {
         let name = self.path.as_ref().and_then(|path| path.file_name());
         name.map_or_else(
-            || "the family's own".into(),
+            || "the default of the model family".into(),
             |name| name.to_string_lossy().into_owned(),
         )
     }
 
-    /// Whether it compiles, renders a question about a picture, and leaves texts as they are.
+    /// Checks that it compiles, renders a question about an image, and leaves texts as they are.
     pub(crate) fn check(&self, special_tokens: SpecialTokens) -> Result<(), CheckpointError> {
         let refused = |diagnostic: String| CheckpointError::Json {
             path: self.path.clone().unwrap_or_default(),
@@ -77,13 +77,13 @@ impl ChatTemplate {
         };
         let unusable = |error: TemplateError| match error {
             TemplateError::Render { message } => refused(format!(
-                "chat template: {message}; mend it there, or take it out to export with the family's own"
+                "chat template: {message}; fix it there, or remove it to export with the default of the model family"
             )),
             error => refused(error.to_string()),
         };
         let text = str::from_utf8(&self.text).map_err(|error| {
             refused(format!(
-                "the chat template is no UTF-8: {error}; save it as UTF-8"
+                "the chat template is not UTF-8: {error}; save it as UTF-8"
             ))
         })?;
         let template = Template::new(text)
@@ -91,7 +91,7 @@ impl ChatTemplate {
             .map_err(unusable)?;
         let [question, others @ ..] = conversations();
         let pieces = template.render(&question).map_err(unusable)?;
-        let places: usize = pieces
+        let placeholders: usize = pieces
             .iter()
             .map(|piece| {
                 if let Part::Markup(own) = piece {
@@ -101,14 +101,14 @@ impl ChatTemplate {
                 }
             })
             .sum();
-        if places != 1 {
+        if placeholders != 1 {
             return Err(refused(format!(
-                "the chat template prints <image> {places} times for one picture, expected once; mend it there"
+                "the chat template prints <image> {placeholders} times for one image, expected once; fix it there"
             )));
         }
         for conversation in &others {
-            // A template need not take every conversation (some refuse a system's turn), but must
-            // not change what is said in one.
+            // A template may refuse a conversation (some do so with a system turn), but must not
+            // change its text.
             if let Err(error @ TemplateError::Changed) = template.render(conversation) {
                 return Err(unusable(error));
             }
@@ -117,27 +117,26 @@ impl ChatTemplate {
     }
 }
 
-/// The conversations a template is tried with: a question about a picture, and those with other
-/// turns.
+/// The conversations a template is tried with: a question about an image, and two with other turns.
 fn conversations() -> [Vec<Turn>; 3] {
-    let said = || Content::Text(SAID.into());
+    let text = || Content::Text(SAMPLE.into());
     let picture = || Content::Picture(Picture::from_rgb(1, 1, vec![0; 3]).expect("one pixel"));
     let turn = |role, content| Turn { role, content };
     [
-        vec![turn(Role::User, vec![picture(), said()])],
+        vec![turn(Role::User, vec![picture(), text()])],
         vec![
-            turn(Role::User, vec![said()]),
-            turn(Role::Assistant, vec![said()]),
-            turn(Role::User, vec![picture(), picture(), said()]),
+            turn(Role::User, vec![text()]),
+            turn(Role::Assistant, vec![text()]),
+            turn(Role::User, vec![picture(), picture(), text()]),
         ],
         vec![
-            turn(Role::System, vec![said()]),
-            turn(Role::User, vec![picture(), said()]),
+            turn(Role::System, vec![text()]),
+            turn(Role::User, vec![picture(), text()]),
         ],
     ]
 }
 
-/// The template itself, or the one of several that is called `default`.
+/// The template itself or, of several, the one named `default`.
 fn default_template(chat_template: &Value) -> Option<&str> {
     match chat_template {
         Value::String(template) => Some(template),
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_looked_into_in_transformers_order() {
+    fn files_are_searched_in_transformers_order() {
         let dir = tempfile::tempdir().unwrap();
         let found = || {
             let found = ChatTemplate::find(dir.path()).unwrap();
@@ -186,7 +185,10 @@ mod tests {
         };
         assert_eq!(
             found(),
-            (vlm::template::DEFAULT.into(), "the family's own".into())
+            (
+                vlm::template::DEFAULT.into(),
+                "the default of the model family".into()
+            )
         );
         // From the last to the first, each before those that are there already.
         for (name, content) in [
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn only_templates_that_can_be_used_pass() {
+    fn only_usable_templates_pass() {
         let default = vlm::template::DEFAULT;
         check(default).unwrap();
         check(&default.replace("item['text']", "item['text'] | trim")).unwrap();
@@ -235,9 +237,9 @@ mod tests {
         )
         .unwrap();
         let refusal = |text: &str| check(text).unwrap_err();
-        insta::assert_snapshot!(refusal("{% for m in messages %}"), @"chat_template.jinja: chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); mend it there, or take it out to export with the family's own");
+        insta::assert_snapshot!(refusal("{% for m in messages %}"), @"chat_template.jinja: chat template: syntax error: unexpected end of input, expected end of block (in chat_template:1); fix it there, or remove it to export with the default of the model family");
         insta::assert_snapshot!(refusal(&default.replace("item['text']", "item['text'] | upper")), @"chat_template.jinja: chat template changes a message's text: expected it unchanged but for whitespace around it; remove the filter, or use the released template");
-        insta::assert_snapshot!(refusal("{{ messages[0]['content'][1]['text'] }}"), @"chat_template.jinja: the chat template prints <image> 0 times for one picture, expected once; mend it there");
-        insta::assert_snapshot!(refusal("{{ messages | frobnicate }}"), @"chat_template.jinja: chat template: unknown filter: filter frobnicate is unknown (in chat_template:1); mend it there, or take it out to export with the family's own");
+        insta::assert_snapshot!(refusal("{{ messages[0]['content'][1]['text'] }}"), @"chat_template.jinja: the chat template prints <image> 0 times for one image, expected once; fix it there");
+        insta::assert_snapshot!(refusal("{{ messages | frobnicate }}"), @"chat_template.jinja: chat template: unknown filter: filter frobnicate is unknown (in chat_template:1); fix it there, or remove it to export with the default of the model family");
     }
 }

@@ -1,27 +1,26 @@
-//! How a clip becomes frames: read off the video processor's config.
+//! How a clip becomes frames: read from the video processor's config.
 //!
-//! Frames are then prepared by the pictures' rules; a video processor that would prepare them
-//! otherwise is told.
+//! Frames are then prepared by the rules for images; a video processor that differs is reported.
 
 use firmware_config::manifest::{ImageRules, VideoRules};
 use serde::Deserialize;
 
-use super::pictures::{CHANNELS, Channels, EDGE, Edge};
+use super::images::{CHANNELS, Channels, EDGE_SIZE, EdgeSize};
 use super::processor::Section;
 use crate::checkpoint::CheckpointError;
 
-/// `video_sampling` of older configs; it counts before the fields beside it.
+/// `video_sampling` of older configs; it takes precedence over the fields beside it.
 #[derive(Debug, Deserialize)]
 struct Sampling {
     fps: Option<f64>,
     max_frames: Option<usize>,
-    video_size: Option<Edge>,
+    video_size: Option<EdgeSize>,
 }
 
 /// How [`Sampling`] is written.
 const SAMPLING: &str = "{\"fps\": N, \"max_frames\": N, \"video_size\": {\"longest_edge\": N}}";
 
-/// Reads the rules; a field that is missing stands for the family's default.
+/// Reads the rules; the family's default replaces a missing field.
 pub(crate) fn rules(found: &Section) -> Result<VideoRules, CheckpointError> {
     let (fps, frames_max) = match found.field("video_sampling", SAMPLING)? {
         Some(Sampling {
@@ -43,47 +42,47 @@ pub(crate) fn rules(found: &Section) -> Result<VideoRules, CheckpointError> {
             frames_max,
         } = video;
         return Err(found.diagnostic(format!(
-            "video sampling is {frames_max} frames at {frames_per_second} a second, expected 1 to 4096 frames and up to 1000 a second"
+            "video sampling is {frames_max} frames at {frames_per_second} per second, expected 1 to 4096 frames at up to 1000 per second"
         )));
     }
     Ok(video)
 }
 
-/// What this config says of a frame's preparation that is not what `pictures` say.
+/// Where this config prepares frames differently from `images`.
 pub(crate) fn differences(
     found: &Section,
-    pictures: &ImageRules,
+    images: &ImageRules,
 ) -> Result<Vec<String>, CheckpointError> {
-    let mut told = Vec::new();
+    let mut differences = Vec::new();
     let sampled = found
         .field("video_sampling", SAMPLING)?
         .and_then(|Sampling { video_size, .. }| video_size);
     let longest_edge = found
-        .field("size", EDGE)?
+        .field("size", EDGE_SIZE)?
         .or(sampled)
-        .map(|edge: Edge| edge.longest_edge);
+        .map(|edge: EdgeSize| edge.longest_edge);
     let tile_size = found
-        .field("max_image_size", EDGE)?
-        .map(|edge: Edge| edge.longest_edge);
-    for (field, clips, pictures) in [
-        ("size.longest_edge", longest_edge, pictures.longest_edge),
-        ("max_image_size.longest_edge", tile_size, pictures.tile_size),
+        .field("max_image_size", EDGE_SIZE)?
+        .map(|edge: EdgeSize| edge.longest_edge);
+    for (field, clips, images) in [
+        ("size.longest_edge", longest_edge, images.longest_edge),
+        ("max_image_size.longest_edge", tile_size, images.tile_size),
     ] {
-        told.extend(
+        differences.extend(
             clips
-                .filter(|&clips| clips != pictures)
-                .map(|clips| format!("{field} is {clips}, the pictures' {pictures}")),
+                .filter(|&clips| clips != images)
+                .map(|clips| format!("{field} is {clips}, for images {images}")),
         );
     }
-    for (field, pictures) in [("image_mean", pictures.mean), ("image_std", pictures.std)] {
+    for (field, images) in [("image_mean", images.mean), ("image_std", images.std)] {
         let clips = found.field(field, CHANNELS)?.map(Channels::values);
-        told.extend(
+        differences.extend(
             clips
-                .filter(|&clips| clips != pictures)
-                .map(|clips| format!("{field} is {clips:?}, the pictures' {pictures:?}")),
+                .filter(|&clips| clips != images)
+                .map(|clips| format!("{field} is {clips:?}, for images {images:?}")),
         );
     }
-    Ok(told)
+    Ok(differences)
 }
 
 #[cfg(test)]
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn sampling_is_read_in_the_spelling_of_every_version() {
+    fn sampling_is_read_in_the_form_of_every_version() {
         for (json, expected) in [
             (json!({}), (1.0, 64)),
             (
@@ -117,7 +116,7 @@ mod tests {
         for (json, says) in [
             (
                 json!({"video_sampling": {"fps": 0, "max_frames": 8}}),
-                "video sampling is 8 frames at 0 a second, expected 1 to 4096",
+                "video sampling is 8 frames at 0 per second, expected 1 to 4096",
             ),
             (json!({"fps": "two"}), "fps is \"two\", expected a number"),
             (
@@ -131,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn frames_prepared_unlike_pictures_are_told() {
-        let pictures = ImageRules {
+    fn frames_prepared_differently_are_reported() {
+        let images = ImageRules {
             tile_size: 64,
             longest_edge: 128,
             mean: [0.5; 3],
@@ -140,21 +139,21 @@ mod tests {
             splits_by_default: true,
             tokens_per_tile: 4,
         };
-        let told = |json| differences(&Section::of(json), &pictures).unwrap();
+        let found = |json| differences(&Section::of(json), &images).unwrap();
         let sampling = json!({"fps": 1, "max_frames": 8, "video_size": {"longest_edge": 64}});
         assert_eq!(
-            told(
+            found(
                 json!({"video_sampling": sampling, "size": {"longest_edge": 128}, "image_mean": 0.5})
             ),
             [""; 0]
         );
         assert_eq!(
-            told(json!({"video_sampling": sampling})),
-            ["size.longest_edge is 64, the pictures' 128"]
+            found(json!({"video_sampling": sampling})),
+            ["size.longest_edge is 64, for images 128"]
         );
         assert_eq!(
-            told(json!({"image_std": 0.25})),
-            ["image_std is [0.25, 0.25, 0.25], the pictures' [0.5, 0.5, 0.5]"]
+            found(json!({"image_std": 0.25})),
+            ["image_std is [0.25, 0.25, 0.25], for images [0.5, 0.5, 0.5]"]
         );
     }
 }

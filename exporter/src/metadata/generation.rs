@@ -1,5 +1,5 @@
-//! What `generation_config.json` says of answers: where they end, and what would make them other
-//! than greedy.
+//! What `generation_config.json` says about answers: where they end, and which settings would make
+//! decoding other than greedy.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::GENERATION_CONFIG;
 use crate::checkpoint::json::read_json;
 
-/// No number.
+/// No number is neutral.
 const NONE: f64 = f64::NAN;
 
-/// Settings that change which token is chosen, with the number that changes nothing.
+/// Settings that change which token is chosen, each with its neutral number.
 const CHANGES: [(&str, f64); 16] = [
     ("do_sample", NONE),
     ("num_beams", 1.0),
@@ -32,7 +32,7 @@ const CHANGES: [(&str, f64); 16] = [
     ("forced_eos_token_id", NONE),
 ];
 
-/// What a checkpoint says of answers.
+/// A checkpoint's generation settings.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generation {
     /// Ids that end an answer; empty where the file names none.
@@ -42,7 +42,7 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    /// Reads the file of a checkpoint folder, if it is there.
+    /// Reads the file of a checkpoint folder; the default if it is missing.
     pub(crate) fn read(source: &Path) -> Result<Self, CheckpointError> {
         let path = source.join(GENERATION_CONFIG);
         if !path.exists() {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_greedy_is_told() {
+    fn settings_other_than_greedy_are_reported() {
         let greedy = json!({"do_sample": false, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "temperature": 0.6, "num_beams": 1});
         assert!(parse(greedy).unwrap().changes.is_empty());
         let other = json!({"do_sample": true, "repetition_penalty": 1.2, "bad_words_ids": [[5]], "forced_eos_token_id": null});

@@ -1,9 +1,8 @@
-//! Which of a checkpoint's files say how pictures and clips are prepared, in transformers' own
-//! order.
+//! Which of a checkpoint's files say how images and clips are prepared, in transformers' own order.
 //!
 //! | | first | then | last |
 //! |---|---|---|---|
-//! | pictures | `processor_config.json`'s `image_processor` | `preprocessor_config.json` | |
+//! | images | `processor_config.json`'s `image_processor` | `preprocessor_config.json` | |
 //! | clips | `processor_config.json`'s `video_processor` | `video_preprocessor_config.json` | `preprocessor_config.json` |
 //!
 //! A folder that newer transformers saved into keeps its older files, so a later one in this order
@@ -18,21 +17,21 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::{PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR};
 use crate::checkpoint::json::read_json;
 
-/// Where the rules of a checkpoint stand.
+/// Where the rules of a checkpoint are.
 #[derive(Debug)]
 pub(crate) struct Processor {
     /// All of `processor_config.json`.
     pub(crate) own: Section,
-    pub(crate) pictures: Section,
+    pub(crate) images: Section,
     pub(crate) clips: Section,
 }
 
-/// A JSON object in a file, or the lack of one.
+/// A JSON object in a file; empty where no file has it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Section {
-    /// The file; `None` where no file says anything and the family's defaults stand.
+    /// The file; `None` where no file has it and the family's defaults apply.
     pub(crate) path: Option<PathBuf>,
-    /// The object's key in the file, where it is not the whole of it.
+    /// The object's key in the file, where it is not the whole file.
     key: Option<&'static str>,
     fields: Map<String, Value>,
 }
@@ -48,7 +47,7 @@ impl Processor {
         };
         let preprocessor = file(PREPROCESSOR)?;
         Ok(Processor {
-            pictures: first([own.inner("image_processor")?, preprocessor.clone(), None]),
+            images: first([own.inner("image_processor")?, preprocessor.clone(), None]),
             clips: first([
                 own.inner("video_processor")?,
                 file(VIDEO_PREPROCESSOR)?,
@@ -60,7 +59,7 @@ impl Processor {
 }
 
 impl Section {
-    /// The whole of a file; empty if it is not there.
+    /// A whole file; empty if it is missing.
     fn file(dir: &Path, name: &str) -> Result<Self, CheckpointError> {
         let path = dir.join(name);
         if !path.exists() {
@@ -84,12 +83,12 @@ impl Section {
         }))
     }
 
-    /// Whether it stands in the file of this name.
+    /// Whether it is in the file of this name.
     pub(crate) fn is_in(&self, name: &str) -> bool {
         self.path.as_ref().is_some_and(|path| path.ends_with(name))
     }
 
-    /// A field's value; `None` where it is not there or null.
+    /// A field's value; `None` where it is missing or null.
     pub(crate) fn field<T: DeserializeOwned>(
         &self,
         name: &str,
@@ -104,7 +103,7 @@ impl Section {
         }
     }
 
-    /// An error about a field, with the file and the key it stands in.
+    /// An error about a field, with its file and key.
     pub(crate) fn diagnostic(&self, diagnostic: String) -> CheckpointError {
         let path = self.path.clone().unwrap_or_else(|| PREPROCESSOR.into());
         let diagnostic = match self.key {
@@ -150,26 +149,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn newer_files_come_before_older_ones() {
+    fn newer_files_take_precedence() {
         struct Case {
             files: &'static [(&'static str, &'static str)],
-            pictures: &'static str,
+            images: &'static str,
             clips: &'static str,
         }
         let cases = [
             Case {
                 files: &[],
-                pictures: "the family's defaults",
+                images: "the family's defaults",
                 clips: "the family's defaults",
             },
             Case {
                 files: &[(PROCESSOR, "{}"), (PREPROCESSOR, "{}")],
-                pictures: PREPROCESSOR,
+                images: PREPROCESSOR,
                 clips: PREPROCESSOR,
             },
             Case {
                 files: &[(PREPROCESSOR, "{}"), (VIDEO_PREPROCESSOR, "{}")],
-                pictures: PREPROCESSOR,
+                images: PREPROCESSOR,
                 clips: VIDEO_PREPROCESSOR,
             },
             Case {
@@ -181,7 +180,7 @@ mod tests {
                     (PREPROCESSOR, "{}"),
                     (VIDEO_PREPROCESSOR, "{}"),
                 ],
-                pictures: "processor_config.json, image_processor",
+                images: "processor_config.json, image_processor",
                 clips: "processor_config.json, video_processor",
             },
             Case {
@@ -192,13 +191,13 @@ mod tests {
                     ),
                     (PREPROCESSOR, "{}"),
                 ],
-                pictures: "processor_config.json, image_processor",
+                images: "processor_config.json, image_processor",
                 clips: PREPROCESSOR,
             },
         ];
         for Case {
             files,
-            pictures,
+            images,
             clips,
         } in cases
         {
@@ -209,17 +208,17 @@ mod tests {
             let processor = Processor::read(dir.path()).unwrap();
             assert_eq!(
                 (
-                    processor.pictures.origin().as_str(),
+                    processor.images.origin().as_str(),
                     processor.clips.origin().as_str()
                 ),
-                (pictures, clips),
+                (images, clips),
                 "{files:?}"
             );
         }
     }
 
     #[test]
-    fn a_field_of_another_kind_is_told_with_its_place() {
+    fn a_field_of_another_type_is_reported_with_its_file_and_key() {
         let section = Section {
             key: Some("image_processor"),
             ..Section::of(json!({ "resample": "lanczos" }))

@@ -1,4 +1,4 @@
-//! Prompt tokens, found by content in `tokenizer.json`: their numbers differ between vocabularies.
+//! Prompt tokens, found by content in `tokenizer.json`: their ids differ between vocabularies.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use firmware_config::manifest::PromptTokens;
 use serde::Deserialize;
 
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::files::GENERATION_CONFIG;
 use crate::checkpoint::json::read_json;
 
 /// The tokens that a tokenizer adds to its vocabulary.
@@ -50,10 +51,9 @@ impl AddedTokens {
     fn need(&self, content: &str) -> Result<u32, CheckpointError> {
         let missing = || {
             let added = self.ids.len();
-            // Idefics3-8B and the first SmolVLM-Instruct have a few of these tokens, and no ids for
-            // the others.
+            // Idefics3-8B and the first SmolVLM-Instruct have only some of these tokens.
             format!(
-                "{content:?} is not among its {added} added tokens; it is of another model, or of one that spells it in letters"
+                "{content:?} is not among its {added} added tokens; expected the tokenizer of a SmolVLM2 model (some earlier ones spell this token in several)"
             )
         };
         self.id(content).ok_or_else(|| self.diagnostic(missing()))
@@ -63,7 +63,7 @@ impl AddedTokens {
         CheckpointError::json(&self.path, diagnostic)
     }
 
-    /// A token's content, or its number where it is none of these.
+    /// A token's content, or its id where it is not an added token.
     pub(crate) fn content(&self, id: u32) -> String {
         self.ids
             .iter()
@@ -71,8 +71,8 @@ impl AddedTokens {
             .map_or_else(|| id.to_string(), |(content, _)| content.clone())
     }
 
-    /// What a prompt is made of. `image` is the config's id of `<image>`, `eos` the generation
-    /// config's end ids, if it has any.
+    /// The tokens of a prompt. `image` is the id of `<image>` in `config.json`, `eos` the end ids in
+    /// `generation_config.json`; either may be missing.
     pub(crate) fn prompt(
         &self,
         image: Option<u32>,
@@ -82,12 +82,12 @@ impl AddedTokens {
         let found = self.need("<image>")?;
         if let Some(image) = image.filter(|&image| image != found) {
             let text = format!(
-                "\"<image>\" is {found}, config.json's image_token_id is {image}; they are of different models"
+                "\"<image>\" is {found}, expected {image}, the image_token_id in config.json; they are of different models"
             );
             return Err(self.diagnostic(text));
         }
         let mut stop = match eos {
-            // The template ends every turn with it.
+            // The template ends every turn with this token.
             [] => Vec::from_iter(self.id("<end_of_utterance>")),
             ids => ids.to_vec(),
         };
@@ -122,7 +122,7 @@ impl AddedTokens {
             .find(|&id| id as usize >= vocab_size)
         {
             let text = format!(
-                "token id {id}, from here or from generation_config.json, is outside the embedding of {vocab_size} rows"
+                "token id {id}, from here or from {GENERATION_CONFIG}, is outside the embedding, expected an id below {vocab_size}; the files are of different models"
             );
             return Err(self.diagnostic(text));
         }
@@ -186,21 +186,20 @@ mod tests {
         assert_eq!(
             tokens(&ALL).prompt(Some(2), &[], 8).unwrap().stop,
             [7, 1, 0],
-            "where nothing is said, a turn's end is an answer's"
+            "without end ids, the end of a turn ends an answer"
         );
     }
 
     #[test]
-    fn contradictions_are_told() {
+    fn contradictions_are_reported() {
         let error = |result: Result<PromptTokens, CheckpointError>| result.unwrap_err().to_string();
         assert!(
             error(tokens(&ALL).prompt(Some(3), &[], 8))
-                .contains("\"<image>\" is 2, config.json's image_token_id is 3")
+                .contains("\"<image>\" is 2, expected 3, the image_token_id in config.json")
         );
-        assert!(
-            error(tokens(&ALL).prompt(None, &[49279], 8))
-                .contains("token id 49279, from here or from generation_config.json, is outside")
-        );
+        assert!(error(tokens(&ALL).prompt(None, &[49279], 8)).contains(
+            "token id 49279, from here or from generation_config.json, is outside the embedding"
+        ));
         assert!(
             error(tokens(&ALL[3..]).prompt(None, &[], 8))
                 .contains("\"<image>\" is not among its 5 added tokens")

@@ -1,7 +1,7 @@
 //! fp16: matrices are stored as 16-bit floats and widened where they are used.
 //!
 //! Arithmetic stays f32 on every runtime: the cast of a constant is folded when the graph is
-//! loaded. A table that rows are gathered from is widened behind the gather instead, so that it
+//! loaded. A table that rows are gathered from is widened after the gather instead, so that it
 //! stays small in memory too.
 
 use std::collections::BTreeMap;
@@ -11,11 +11,11 @@ use half::f16;
 
 use super::{Quantized, distance, matrix};
 use crate::checkpoint::CheckpointError;
-use crate::graph::{Attribute, Element, Graph, Node, Weights};
+use crate::graph::{Attribute, Element, Graph, Node, TensorSource};
 
 pub(super) fn quantize(
     mut graph: Graph,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
 ) -> Result<Quantized, CheckpointError> {
     let mut tensors = BTreeMap::new();
     for initializer in &mut graph.initializers {
@@ -42,10 +42,11 @@ pub(super) fn quantize(
     })
 }
 
-/// The loss of a tensor stored as f16; `None` where a value is beyond f16 and the tensor stays f32.
+/// The error of a tensor stored as f16; `None` where a value is outside the range of f16 and the
+/// tensor stays f32.
 fn narrow(
     tensor: &str,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
 ) -> Result<Option<QuantizedTensor>, CheckpointError> {
     let source = weights.read(tensor)?.values;
     if source
@@ -71,8 +72,8 @@ fn widen(mut node: Node, is_f16: impl Fn(&str) -> bool) -> Vec<Node> {
     let mut nodes = Vec::new();
     for input in &mut node.inputs {
         if is_f16(input) {
-            // Named by the reader too: a matrix read twice is cast twice, and folded into one
-            // constant when loaded.
+            // The reader is part of the name: a matrix read twice is cast twice, and folded into
+            // one constant when loaded.
             let widened = format!("{}/{input}/f32", node.name);
             nodes.push(cast(std::mem::replace(input, widened.clone()), widened));
         }
@@ -100,7 +101,7 @@ mod tests {
     /// Every tensor is this one.
     struct Always(Vec<f32>);
 
-    impl Weights for Always {
+    impl TensorSource for Always {
         fn read(&self, _: &str) -> Result<Tensor, CheckpointError> {
             Ok(Tensor {
                 shape: vec![self.0.len(), 1],
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn matrices_are_cast_before_and_tables_behind_their_use() {
+    fn matrices_are_cast_before_and_tables_after_their_use() {
         let quantized = quantize(graph(), &Always(vec![1.0, 0.1])).unwrap();
         let nodes: Vec<String> = quantized
             .graph
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_f16_cannot_hold_stays_f32() {
+    fn values_outside_f16_keep_their_tensor_f32() {
         let quantized = quantize(graph(), &Always(vec![1.0, 1e6])).unwrap();
         assert_eq!(quantized.graph, graph());
         assert!(quantized.tensors.is_empty());

@@ -5,7 +5,7 @@
 //! x ─▶ DynamicQuantizeLinear ─▶ MatMulInteger(·, W) ─▶ Cast f32 ─▶ · (scale of x · scales of W) ─▶ y
 //! ```
 //!
-//! The spelling is the one that ONNX Runtime fuses into one kernel. Products that share an input
+//! This form is the one that ONNX Runtime fuses into one kernel. Products that share an input
 //! share its quantization.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,15 +15,15 @@ use firmware_config::manifest::QuantizedTensor;
 use super::{Quantized, distance, matrix, scale_name};
 use crate::checkpoint::CheckpointError;
 use crate::graph::{
-    Attribute, Element, Graph, Initializer, Layout, Node, Values, Weights, transpose,
+    Attribute, Element, Graph, Initializer, Layout, Node, TensorSource, Values, transpose,
 };
 
-/// The largest magnitude of a weight; -128 is left unused so that the range is symmetric.
+/// The largest magnitude of an integer weight; -128 is unused, so that the range is symmetric.
 const WEIGHT_MAX: f32 = 127.0;
 
 pub(super) fn quantize(
     mut graph: Graph,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
     takes_int8: impl Fn(&str) -> bool,
 ) -> Result<Quantized, CheckpointError> {
     let mut tensors = Vec::new();
@@ -57,7 +57,7 @@ pub(super) fn quantize(
 fn quantize_matrix(
     tensor: &str,
     initializer: &Initializer,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
 ) -> Result<(Initializer, Initializer, QuantizedTensor), CheckpointError> {
     let source = weights.read(tensor)?;
     let [inputs, outputs] = [initializer.dims[0], initializer.dims[1]];
@@ -120,7 +120,7 @@ fn per_channel(values: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
     (integers, scales)
 }
 
-/// The nodes that replace one `MatMul`; `seen` holds the inputs that are quantized already.
+/// The nodes that replace one `MatMul`; `seen` holds the inputs that are already quantized.
 fn integer_product(node: Node, weight_scale: &str, seen: &mut BTreeSet<String>) -> Vec<Node> {
     let [input, weight] = [node.inputs[0].clone(), node.inputs[1].clone()];
     let part = |suffix: &str| format!("{input}/{suffix}");
@@ -176,7 +176,7 @@ mod tests {
 
     struct Always(Vec<f32>);
 
-    impl Weights for Always {
+    impl TensorSource for Always {
         fn read(&self, _: &str) -> Result<Tensor, CheckpointError> {
             Ok(Tensor {
                 shape: vec![2, 3],

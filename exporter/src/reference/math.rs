@@ -1,5 +1,4 @@
-//! The arithmetic both halves share: matrices, norms, attention. f32 throughout, as the checkpoint
-//! was trained to be run.
+//! The arithmetic of both towers: matrices, norms, attention. f32 throughout.
 
 use std::num::NonZero;
 use std::ops::Range;
@@ -38,7 +37,7 @@ impl Matrix {
     }
 }
 
-/// A matrix and what is added after it.
+/// A matrix and a bias.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub(super) weight: Matrix,
@@ -100,13 +99,13 @@ impl RmsNorm {
     }
 }
 
-/// One layer's attention: who looks at whom.
+/// One layer's attention.
 pub(super) struct Attention {
     pub(super) heads: usize,
     /// Divides `heads`; `heads / kv_heads` query heads share one key and value head.
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-    /// Whether a query sees only keys up to its own position.
+    /// Whether a query attends only to keys up to its own position.
     pub(super) causal: bool,
 }
 
@@ -194,8 +193,8 @@ const GROUP: usize = 32;
 /// Multiply-adds below which starting threads costs more than it saves.
 const THREADED: usize = 1 << 20;
 
-/// Fills `y`, rows of `width`, in groups of rows spread over all cores; `fill` is told a group's
-/// first row. `inner` is the work for one value of `y`, in multiply-adds.
+/// Fills `y`, rows of `width`, in groups of rows spread over all cores; `fill` gets a group's first
+/// row. `inner` is the work for one value of `y`, in multiply-adds.
 fn in_row_groups(
     y: &mut [f32],
     width: usize,
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_causal_query_sees_itself_and_what_came_before() {
+    fn a_causal_query_attends_to_itself_and_what_came_before() {
         let attention = Attention {
             heads: 2,
             kv_heads: 1,

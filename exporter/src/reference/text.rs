@@ -1,22 +1,22 @@
 //! The text decoder: embeddings in, final hidden states out.
 
 use super::math::{Attention, Matrix, RmsNorm, add, silu};
-use super::{ReferenceError, Weights, divide};
+use super::{CheckpointTensors, ReferenceError, divide};
 use crate::checkpoint::Checkpoint;
 
-/// Llama's blocks and the norm behind them.
+/// Llama's blocks and the norm after them.
 #[derive(Debug)]
 pub(super) struct TextDecoder {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
     rope_theta: f64,
-    blocks: Vec<Block>,
+    blocks: Vec<TextBlock>,
     norm: RmsNorm,
 }
 
 #[derive(Debug)]
-struct Block {
+struct TextBlock {
     input_layernorm: RmsNorm,
     q_proj: Matrix,
     k_proj: Matrix,
@@ -32,13 +32,13 @@ struct Block {
 #[derive(Debug, Clone, Default)]
 pub struct Past {
     tokens: usize,
-    /// For each layer, [tokens, kv_heads · d], keys turned by their position.
+    /// For each layer, [tokens, kv_heads · d], keys rotated by their position.
     layers: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
 impl TextDecoder {
     pub(super) fn open(checkpoint: &Checkpoint, width: usize) -> Result<Self, ReferenceError> {
-        let weights = Weights(checkpoint);
+        let weights = CheckpointTensors(checkpoint);
         let config = &checkpoint.config.text;
         let layers = "model.text_model.layers.";
         let first_keys = weights
@@ -62,10 +62,10 @@ impl TextDecoder {
                 eps: config.rms_norm_eps,
             })
         };
-        let block = |layer: usize| -> Result<Block, ReferenceError> {
+        let block = |layer: usize| -> Result<TextBlock, ReferenceError> {
             let at = |name: &str| format!("{layers}{layer}.{name}.weight");
             let inner = weights.matrix(&at("mlp.gate_proj"))?.rows;
-            Ok(Block {
+            Ok(TextBlock {
                 input_layernorm: norm(&at("input_layernorm"))?,
                 q_proj: weights.sized(&at("self_attn.q_proj"), queries, width)?,
                 k_proj: weights.sized(&at("self_attn.k_proj"), keys, width)?,
@@ -89,7 +89,7 @@ impl TextDecoder {
         })
     }
 
-    /// `inputs_embeds` of [n, H] behind `past`, which grows by n. Returns [n, H].
+    /// `inputs_embeds` of [n, H] after `past`, which grows by n. Returns [n, H].
     pub(super) fn run(&self, inputs_embeds: &[f32], past: &mut Past) -> Vec<f32> {
         let mut x = inputs_embeds.to_vec();
         past.layers.resize_with(self.blocks.len(), Default::default);
@@ -124,8 +124,8 @@ impl TextDecoder {
         self.norm.apply(&x)
     }
 
-    /// Turns each head by its token's position: element i of the first half and element i of the
-    /// second are one point, turned by position · theta^(-2i / d). `rows`: [n, heads · d], the
+    /// Rotates each head by its token's position: element i of the first half and element i of the
+    /// second are one point, rotated by position · theta^(-2i / d). `rows`: [n, heads · d], the
     /// first at position `first`.
     fn rotate(&self, rows: &mut [f32], heads: usize, first: usize) {
         let d = self.head_dim;

@@ -1,7 +1,7 @@
 //! The vision encoder and the projector: a frame in, one row of text width per image token out.
 
 use super::math::{Attention, LayerNorm, Linear, Matrix, add, gelu_tanh};
-use super::{ReferenceError, Weights, divide};
+use super::{CheckpointTensors, ReferenceError, divide};
 use crate::checkpoint::{Checkpoint, Tensor};
 
 /// Vision tower and projection.
@@ -9,8 +9,7 @@ use crate::checkpoint::{Checkpoint, Tensor};
 pub(super) struct VisionEncoder {
     /// Side of a frame in pixels.
     pub(super) image_size: usize,
-    /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is not
-    /// looked at.
+    /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is ignored.
     patch_size: usize,
     heads: usize,
     scale_factor: usize,
@@ -18,14 +17,14 @@ pub(super) struct VisionEncoder {
     patch_embedding: Linear,
     /// [patches, Dv], row-major over the grid.
     position_embedding: Vec<f32>,
-    blocks: Vec<Block>,
+    blocks: Vec<VisionBlock>,
     post_layernorm: LayerNorm,
     /// [H, Dv · s²].
     projection: Matrix,
 }
 
 #[derive(Debug)]
-struct Block {
+struct VisionBlock {
     layer_norm1: LayerNorm,
     q_proj: Linear,
     k_proj: Linear,
@@ -38,7 +37,7 @@ struct Block {
 
 impl VisionEncoder {
     pub(super) fn open(checkpoint: &Checkpoint, text_width: usize) -> Result<Self, ReferenceError> {
-        let weights = Weights(checkpoint);
+        let weights = CheckpointTensors(checkpoint);
         let config = &checkpoint.config.vision;
         let name = "model.vision_model.embeddings.patch_embedding";
         let Tensor { shape, values } = checkpoint.tensor(&format!("{name}.weight"))?;
@@ -84,10 +83,10 @@ impl VisionEncoder {
             Ok(Linear { weight, bias })
         };
         let layers = "model.vision_model.encoder.layers.";
-        let block = |layer: usize| -> Result<Block, ReferenceError> {
+        let block = |layer: usize| -> Result<VisionBlock, ReferenceError> {
             let at = |name: &str| format!("{layers}{layer}.{name}");
             let fc1 = linear(at("mlp.fc1"), width)?;
-            Ok(Block {
+            Ok(VisionBlock {
                 layer_norm1: norm(&at("layer_norm1"))?,
                 q_proj: linear(at("self_attn.q_proj"), width)?,
                 k_proj: linear(at("self_attn.k_proj"), width)?,
@@ -176,7 +175,7 @@ impl VisionEncoder {
     }
 }
 
-impl Block {
+impl VisionBlock {
     /// Every patch attends to every patch.
     fn run(&self, x: &mut [f32], heads: usize) {
         let normed = self.layer_norm1.apply(x);

@@ -17,11 +17,11 @@ fn report(precision: Precision, decoder_cosine: f64) -> VerificationReport {
             name: "tract".into(),
             execution_provider: "tract".into(),
         },
-        Files {
+        FileComparison {
             compared: 7,
             differ: Vec::new(),
         },
-        Weights {
+        WeightComparison {
             tensors: 471,
             differ: Vec::new(),
         },
@@ -67,21 +67,21 @@ fn people_read_a_table() {
       mean KL divergence                         4.00e-9  at most 1.00e-6   pass
       equal answers                                    1  at least 1        pass
 
-    1 of 1 answers are the reference's, 60 tokens in all
+    1 of 1 answers are the reference's, 60 tokens in total
 
     FAIL
     "#);
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn differences_are_listed() {
     let mut report = report(Precision::Fp16, 1.0);
     report.source_is_the_same = false;
     report.files.differ.push("tokenizer.json".into());
     report.weights.differ = (0..12)
         .map(|layer| WeightDifference {
             name: format!("layers.{layer}.norm"),
-            problem: "2 of 576 values are not the checkpoint's".into(),
+            diagnostic: "2 of 576 values are not the checkpoint's".into(),
         })
         .collect();
     report.answers = Answers {
@@ -97,7 +97,7 @@ fn what_is_wrong_is_named() {
     };
     insta::assert_snapshot!(report, @r#"
     gate-model (fp16) on tract (tract)
-    the checkpoint's weight files are not the ones the bundle was made from
+    the checkpoint's weight files are not those that the bundle was made from
 
       files that differ                                0  at most 0         pass
       weights that differ                              0  at most 0         pass
@@ -111,9 +111,9 @@ fn what_is_wrong_is_named() {
       mean KL divergence                         4.00e-9                    not gated
       equal answers                                    1                    not gated
 
-    0 of 1 answers are the reference's, 60 tokens in all
+    0 of 1 answers are the reference's, 60 tokens in total
       text: differs from token 1 on: "two"
-      tokenizer.json is not the checkpoint's
+      tokenizer.json differs from the checkpoint's
       layers.0.norm: 2 of 576 values are not the checkpoint's
       layers.1.norm: 2 of 576 values are not the checkpoint's
       layers.2.norm: 2 of 576 values are not the checkpoint's
@@ -124,7 +124,7 @@ fn what_is_wrong_is_named() {
       layers.7.norm: 2 of 576 values are not the checkpoint's
       layers.8.norm: 2 of 576 values are not the checkpoint's
       layers.9.norm: 2 of 576 values are not the checkpoint's
-      … and 2 weights more
+      … and 2 more weights
 
     pass
     "#);
@@ -278,7 +278,7 @@ fn a_gate_without_a_limit_cannot_fail_and_one_with_a_limit_can() {
 }
 
 #[test]
-fn a_value_that_is_no_number_fails_every_limit() {
+fn nan_fails_every_limit() {
     for limit in [Limit::AtLeast(0.5), Limit::AtMost(0.5)] {
         assert_eq!(Gate::new("x", f64::NAN, Some(limit)).outcome, Outcome::Fail);
     }

@@ -1,8 +1,8 @@
-//! The small files of a bundle against the checkpoint's: a model that computes right still answers
-//! wrong with another tokenizer.
+//! The small files of a bundle against the checkpoint's: a model that computes correctly still
+//! answers wrongly with another tokenizer.
 //!
-//! So does one that is fed by other rules, and both sides of a verification are fed by the
-//! manifest's: what it says is read off the checkpoint once more and compared, too.
+//! So does one whose inputs are prepared by other rules, and both sides of a verification use the
+//! manifest's: its fields are read from the checkpoint once more and compared, too.
 
 use std::fs;
 use std::path::Path;
@@ -12,52 +12,52 @@ use vlm::{MANIFEST, Tokenizer};
 
 use super::VerifyError;
 use crate::arch::smolvlm::{self, SmolVlm};
-use crate::bundle::companions::{Facts, files};
+use crate::bundle::companions::{CompanionInputs, files};
 use crate::bundle::graphs;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::files::TOKENIZER;
 use crate::metadata::Metadata;
-use crate::report::Files;
+use crate::report::FileComparison;
 
 /// Compares every companion file with what it should be for `checkpoint`, and the manifest's fields
-/// with what it says.
+/// with the checkpoint's.
 pub(super) fn compare(
     bundle: &Path,
     manifest: &Manifest,
     checkpoint: &Checkpoint,
     model: &SmolVlm,
-) -> Result<Files, VerifyError> {
+) -> Result<FileComparison, VerifyError> {
     let metadata = Metadata::read(checkpoint, model)?;
-    let mut judged = Files {
+    let mut comparison = FileComparison {
         compared: 0,
         differ: Vec::new(),
     };
-    let mut judge = |name: String, is_same: bool| {
-        judged.compared += 1;
+    let mut record = |name: String, is_same: bool| {
+        comparison.compared += 1;
         if !is_same {
-            judged.differ.push(name);
+            comparison.differ.push(name);
         }
     };
     let external_data = graphs::with_external_data(manifest);
-    let facts = Facts {
+    let facts = CompanionInputs {
         geometry: &model.geometry,
         metadata: &metadata,
         precision: manifest.precision,
         external_data: &external_data,
     };
     let companions = files(checkpoint.dir(), &facts)?;
-    // Some are read where they are there, so one too many counts as much as one that differs.
+    // Some are read only where they exist, so an extra one counts like one that differs.
     let is_companion = |file: &str| companions.iter().any(|(name, _)| *name == file);
     for extra in manifest
         .files
         .keys()
         .filter(|file| !graphs::is_graph_file(manifest, file) && !is_companion(file))
     {
-        judge(extra.clone(), false);
+        record(extra.clone(), false);
     }
     for (name, expected) in companions {
         let path = bundle.join(name);
-        judge(name.into(), path.is_file() && read(&path)? == expected);
+        record(name.into(), path.is_file() && read(&path)? == expected);
     }
     let tokens_agree =
         manifest.prompt == metadata.prompt && tokens_agree(&manifest.prompt, checkpoint.dir())?;
@@ -72,13 +72,12 @@ pub(super) fn compare(
         ("video", manifest.video == metadata.video),
         ("prompt", tokens_agree),
     ] {
-        judge(format!("{MANIFEST}: {field}"), is_same);
+        record(format!("{MANIFEST}: {field}"), is_same);
     }
-    Ok(judged)
+    Ok(comparison)
 }
 
-/// Whether the special tokens have the ids that the tokenizer itself, not its file alone, gives
-/// them.
+/// Whether the tokenizer itself, not only its file, gives the special tokens these ids.
 fn tokens_agree(tokens: &PromptTokens, source: &Path) -> Result<bool, VerifyError> {
     let tokenizer =
         Tokenizer::from_json(&read(&source.join(TOKENIZER))?).map_err(VerifyError::Tokenizer)?;

@@ -39,13 +39,13 @@ impl Sums {
             self.dot += reference * bundle;
             self.reference_square += reference * reference;
             self.bundle_square += bundle * bundle;
-            // `max` drops NaN, and a bundle that puts out NaN must not look near.
+            // `max` drops NaN, and a bundle that gives NaN must not look close.
             self.is_finite &= bundle.is_finite();
         }
     }
 
     pub(super) fn distance(self) -> Distance {
-        let far = |value: f64| if self.is_finite { value } else { f64::MAX };
+        let or_far = |value: f64| if self.is_finite { value } else { f64::MAX };
         let lengths = (self.reference_square * self.bundle_square).sqrt();
         let cosine = if lengths > 0.0 {
             self.dot / lengths
@@ -54,9 +54,9 @@ impl Sums {
         };
         Distance {
             values: self.values,
-            error_max: far(self.error_max),
-            error_mean: far(self.error_sum / self.values.max(1) as f64),
-            error_relative: far(self.error_max / self.reference_max.max(f64::MIN_POSITIVE)),
+            error_max: or_far(self.error_max),
+            error_mean: or_far(self.error_sum / self.values.max(1) as f64),
+            error_relative: or_far(self.error_max / self.reference_max.max(f64::MIN_POSITIVE)),
             cosine: if self.is_finite { cosine.min(1.0) } else { 0.0 },
         }
     }
@@ -79,7 +79,7 @@ pub(super) fn divergence(reference: &[f32], bundle: &[f32]) -> f64 {
         logprob.exp() * (logprob - (f64::from(b) - bundle_sum))
     };
     let sum: f64 = reference.iter().zip(bundle).map(nats).sum();
-    // Rounding can leave a hair below zero; NaN stays far.
+    // Rounding can leave a value slightly below zero; NaN counts as far.
     if sum.is_nan() { f64::MAX } else { sum.max(0.0) }
 }
 
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_tensors_are_no_distance_apart() {
+    fn equal_tensors_have_no_distance() {
         let same = distance(&[1.0, -2.0], &[1.0, -2.0]);
         assert_eq!((same.error_max, same.error_mean), (0.0, 0.0));
         assert!((same.cosine - 1.0).abs() < 1e-12);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_of_nan_is_as_far_as_can_be() {
+    fn a_bundle_that_gives_nan_is_as_far_as_can_be() {
         let apart = distance(&[1.0], &[f32::NAN]);
         assert_eq!((apart.error_max, apart.cosine), (f64::MAX, 0.0));
         assert_eq!(divergence(&[0.0, 0.0], &[f32::NAN, 0.0]), f64::MAX);

@@ -1,4 +1,4 @@
-//! What both sides are asked: pictures and prompts that are the same on every machine.
+//! What both sides are asked: images and prompts that are the same on every machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ use super::VerifyError;
 /// Longest answer compared, in tokens.
 const ANSWER_TOKENS: usize = 12;
 
-/// The probe that a short context has no room for.
+/// The probe that does not fit into a short context.
 pub(super) const LONG: &str = "long text";
 
-/// Most pictures taken from a folder.
-const PICTURES_MAX: usize = 256;
+/// Most images taken from a folder.
+const IMAGES_MAX: usize = 256;
 
 /// One question put to both sides.
 #[derive(Debug)]
 pub(super) struct Probe {
-    /// What the report calls it.
+    /// Its name in the report.
     pub(super) name: String,
     pub(super) request: Request,
 }
 
-/// The probes every bundle is measured with: wide and tall pictures, two at once, text alone, and a
-/// text long enough to reach far into the rotary table.
+/// The probes of every verification: wide and tall images, two at once, text alone, and a text long
+/// enough to reach far into the rotary table.
 pub(super) fn built_in() -> Vec<Probe> {
     let (gradient, blocks) = (gradient(320, 240), blocks(200, 300));
     let long = "The gate was opened at 6:05 and closed again at 6:20. ".repeat(12);
@@ -55,7 +55,7 @@ pub(super) fn built_in() -> Vec<Probe> {
     ]
 }
 
-/// A probe for every picture of a folder, in order of their names.
+/// A probe for every image of a folder, in the order of their names.
 pub(super) fn of_folder(folder: &Path) -> Result<Vec<Probe>, VerifyError> {
     let io = |path: &Path| {
         let path = path.to_owned();
@@ -72,8 +72,8 @@ pub(super) fn of_folder(folder: &Path) -> Result<Vec<Probe>, VerifyError> {
                 .is_some_and(|name| name.to_string_lossy().starts_with('.'))
     });
     paths.sort();
-    if paths.is_empty() || paths.len() > PICTURES_MAX {
-        return Err(VerifyError::Pictures {
+    if paths.is_empty() || paths.len() > IMAGES_MAX {
+        return Err(VerifyError::ImageCount {
             folder: folder.to_owned(),
             got: paths.len(),
         });
@@ -81,10 +81,10 @@ pub(super) fn of_folder(folder: &Path) -> Result<Vec<Probe>, VerifyError> {
     let of_file = |path: PathBuf| {
         let bytes = fs::metadata(&path).map_err(io(&path))?.len();
         if bytes > IMAGE_FILE_BYTES_MAX {
-            return Err(VerifyError::PictureBytes { path, bytes });
+            return Err(VerifyError::ImageBytes { path, bytes });
         }
         let picture = fs::read(&path).map_err(io(&path))?;
-        let picture = Picture::decode(&picture).map_err(|source| VerifyError::Picture {
+        let picture = Picture::decode(&picture).map_err(|source| VerifyError::Image {
             path: path.clone(),
             source,
         })?;
@@ -116,7 +116,7 @@ fn probe(name: &str, pictures: Vec<Picture>, question: &str) -> Probe {
     }
 }
 
-/// Every channel moves across the picture in its own direction.
+/// Every channel is a gradient in its own direction.
 fn gradient(width: u32, height: u32) -> Picture {
     paint(width, height, |x, y| {
         [
@@ -138,5 +138,5 @@ fn blocks(width: u32, height: u32) -> Picture {
 fn paint(width: u32, height: u32, color: impl Fn(u32, u32) -> [u32; 3]) -> Picture {
     let at = |i: u32| color(i % width, i / width).map(|sample| sample as u8);
     let pixels: Vec<u8> = (0..width * height).flat_map(at).collect();
-    Picture::from_rgb(width, height, pixels).expect("built-in pictures are small and filled")
+    Picture::from_rgb(width, height, pixels).expect("built-in images are small and complete")
 }

@@ -1,5 +1,4 @@
-//! The rotary tables of the decoder, every position of them: probes reach only the first few
-//! hundred.
+//! The rotary tables of the decoder at every position: probes reach only the first few hundred.
 
 use firmware_config::manifest::TextGeometry;
 
@@ -8,19 +7,18 @@ use crate::graph::Element;
 use crate::graph::onnx::GraphFile;
 use crate::report::WeightDifference;
 
-/// Farthest that a cosine or sine, computed in f64 and rounded to f32, may be off: another order of
-/// rounding.
+/// Largest error of a cosine or sine, which allows for another order of rounding.
 const TOLERANCE: f64 = 1e-6;
 
 /// Which function of the angles a table holds.
 #[derive(Clone, Copy)]
 enum Table {
     Cos,
-    /// Negative in the first half, as a rotation by halves takes it.
+    /// Negative in the first half, as rotate-half needs it.
     Sin,
 }
 
-/// Looks for both tables among the constants that are no tensor of the checkpoint, and tells what
+/// Looks for both tables among the constants that are not tensors of the checkpoint, and returns what
 /// is wrong with each.
 pub(super) fn compare(
     decoder: &GraphFile,
@@ -43,17 +41,17 @@ pub(super) fn compare(
             .iter()
             .map(|bytes| wrong(bytes, table, text.head_dim, theta))
             .min();
-        let problem = match wrong {
+        let diagnostic = match wrong {
             Some(0) => return None,
             Some(wrong) => format!(
                 "{wrong} of {} values are not those of theta {theta}",
                 dims[0] * dims[1]
             ),
-            None => format!("no constant of {dims:?}"),
+            None => format!("no constant of shape {dims:?} in the decoder"),
         };
         Some(WeightDifference {
             name: name.into(),
-            problem,
+            diagnostic,
         })
     };
     [("rotary cosines", Table::Cos), ("rotary sines", Table::Sin)]

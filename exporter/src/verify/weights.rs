@@ -1,10 +1,9 @@
-//! Every weight where it belongs: the constants of the graphs against the tensors of the
-//! checkpoint.
+//! The constants of the graphs against the tensors of the checkpoint.
 //!
-//! Running the model cannot see every weight: two that are swapped in a wide matrix move the answer
-//! less than rounding does, and the embedding of a token nobody types moves nothing. So each tensor
-//! is also looked up in the graphs, by its name. The tables that are no tensor, and the precision
-//! that the manifest promises, are held to what the graphs hold too.
+//! Running the model does not show every weight: two that are swapped in a wide matrix change the
+//! answer less than rounding does, and the embedding of a token that no probe has changes nothing.
+//! So each tensor is also looked up in the graphs by name. The tables that are not tensors, and the
+//! precision that the manifest states, are compared with the graphs too.
 
 use std::path::Path;
 
@@ -17,7 +16,7 @@ use crate::checkpoint::{Checkpoint, Tensor};
 use crate::graph::Element;
 use crate::graph::onnx::{Constant, GraphFile};
 use crate::quantize::scale_name;
-use crate::report::{WeightDifference, Weights};
+use crate::report::{WeightComparison, WeightDifference};
 
 /// Slack for a weight that lies just between two integers, as a share of the scale.
 const ROUNDING: f32 = 1e-3;
@@ -29,38 +28,38 @@ pub(super) fn compare(
     manifest: &Manifest,
     checkpoint: &Checkpoint,
     model: &SmolVlm,
-) -> Result<Weights, VerifyError> {
+) -> Result<WeightComparison, VerifyError> {
     let graphs = manifest
         .graphs
         .try_map(|path| GraphFile::open(&bundle.join(path)))?;
-    let mut weights = Weights {
+    let mut weights = WeightComparison {
         tensors: 0,
         differ: Vec::new(),
     };
     let mut elements = Vec::new();
     for name in model.tensors().keys() {
         let tensor = checkpoint.tensor(name)?;
-        let (mut is_held, mut problem) = (false, None);
+        let (mut is_held, mut diagnostic) = (false, None);
         for (_, graph) in graphs.iter() {
             let Some(constant) = graph.constant(name) else {
                 continue;
             };
             is_held = true;
             elements.push(constant.element);
-            // Both of a tied head's holders count; the first difference is reported.
-            if problem.is_none() {
-                problem = difference(&tensor, &constant, scale(graph, name).as_deref());
+            // A tied head is in two graphs; the first difference is reported.
+            if diagnostic.is_none() {
+                diagnostic = difference(&tensor, &constant, scale(graph, name).as_deref());
             }
         }
         if !is_held {
-            problem = Some("in none of the graphs".to_owned());
+            diagnostic = Some("in none of the graphs".to_owned());
         }
         weights.tensors += 1;
         weights
             .differ
-            .extend(problem.map(|problem| WeightDifference {
+            .extend(diagnostic.map(|diagnostic| WeightDifference {
                 name: name.to_owned(),
-                problem,
+                diagnostic,
             }));
     }
     weights.differ.extend(rotary::compare(
@@ -70,20 +69,20 @@ pub(super) fn compare(
     ));
     let found = precision(&elements);
     if found != manifest.precision {
-        let problem = format!(
-            "manifest.json says {}, the graphs hold {}",
+        let diagnostic = format!(
+            "manifest.json has {}, expected {} as in the graphs",
             manifest.precision.as_str(),
             found.as_str()
         );
         weights.differ.push(WeightDifference {
             name: "precision".into(),
-            problem,
+            diagnostic,
         });
     }
     Ok(weights)
 }
 
-/// What weights are stored as, from the elements of all; some stay f32 in any precision.
+/// The precision, from the element types of all weights; some stay f32 in any precision.
 fn precision(elements: &[Element]) -> Precision {
     match elements {
         elements if elements.contains(&Element::I8) => Precision::Int8,
@@ -98,7 +97,7 @@ fn scale(graph: &GraphFile, name: &str) -> Option<Vec<f32>> {
     Some(values(&constant))
 }
 
-/// What is wrong with a constant that should hold `tensor`, in the tensor's layout or transposed.
+/// What is wrong with a constant that should hold `tensor`, as stored or transposed.
 fn difference(tensor: &Tensor, constant: &Constant, scale: Option<&[f32]>) -> Option<String> {
     let stored = constant.dims == tensor.shape;
     let transposed = tensor.shape.len() == 2 && constant.dims == [tensor.shape[1], tensor.shape[0]];
@@ -109,7 +108,7 @@ fn difference(tensor: &Tensor, constant: &Constant, scale: Option<&[f32]>) -> Op
         ));
     }
     if constant.element == Element::I8 && scale.is_none() {
-        return Some("integers without a scale".into());
+        return Some("integers without a constant of scales".into());
     }
     let got = values(constant);
     let rows = tensor.shape[0];
@@ -140,7 +139,7 @@ fn difference(tensor: &Tensor, constant: &Constant, scale: Option<&[f32]>) -> Op
             .filter(|&(i, value)| !is_held((i, value), i % width * rows + i / width))
             .count()
     };
-    // A square matrix may lie either way.
+    // A square matrix may have either layout.
     let wrong = [stored.then(wrong_stored), transposed.then(wrong_transposed)]
         .into_iter()
         .flatten()
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_is_found_as_stored_and_transposed() {
+    fn a_matrix_is_recognised_as_stored_and_transposed() {
         let weight = tensor(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let stored = bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let transposed = bytes(&[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_stand_for_what_is_within_half_a_step() {
+    fn integers_hold_values_within_half_a_step() {
         let weight = tensor(&[2, 1], &[1.0, -0.26]);
         let of = |integers: &[u8]| {
             difference(
@@ -259,7 +258,7 @@ mod tests {
                 None
             )
             .as_deref(),
-            Some("integers without a scale")
+            Some("integers without a constant of scales")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! SOURCE as a hub id, against a stand-in on loopback.
+//! SOURCE as a hub id, against a hub on loopback.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use super::{Bench, Ran, edit, files, unhashed};
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// A checkpoint behind a stand-in hub, and an empty cache.
+/// A checkpoint on a test hub, and an empty cache.
 struct Hub {
     bench: Bench,
     server: HubServer,
-    /// Seconds of silence that are waited out: few where silence is the fault, and more than a busy
-    /// machine takes where it is not.
+    /// Timeout in seconds: short where no data is the fault, and longer than a busy machine takes
+    /// where it is not.
     timeout: &'static str,
 }
 
@@ -27,7 +27,7 @@ impl Hub {
         fault: Option<(&'static str, Fault)>,
     ) -> Self {
         let bench = Bench::new();
-        // Not called as the model is, so a name can only come from the id.
+        // Named differently from the model, so a name can only come from the id.
         let source = bench.checkpoint("other", synthetic);
         let timeout = if matches!(fault, Some((_, Fault::Hang | Fault::Stall))) {
             "1"
@@ -60,7 +60,7 @@ impl Hub {
             .path(&format!("cache/models--tester--tiny/snapshots/{COMMIT}"))
     }
 
-    /// What an export says that cannot fetch its source; all it may leave are whole files of the
+    /// The error of an export that cannot fetch its source; it may leave only complete files in the
     /// cache.
     #[track_caller]
     fn refusal(&self, code: i32) -> String {
@@ -89,10 +89,10 @@ fn an_export_by_id_is_that_of_the_folder() {
         .done();
     assert!(
         files(&hub.bench.path("by-folder")) == files(&hub.bench.path("by-id")),
-        "byte for byte, the report as well"
+        "byte for byte, including the report"
     );
 
-    // What was fetched is the checkpoint, and all of it is used again.
+    // What was fetched is the checkpoint, and is not fetched again.
     let asked = server.asked();
     assert_eq!(
         asked,
@@ -156,40 +156,40 @@ fn shards_are_fetched_as_the_index_lists_them() {
 }
 
 #[test]
-fn a_token_is_shown_to_the_hub_and_to_nobody_else() {
+fn a_token_is_sent_to_the_hub_only() {
     let hub = Hub::new(Synthetic::micro(), Some("hf_secret"), None);
-    insta::assert_snapshot!(hub.refusal(64), @"egret-export: tester/tiny: no such folder here, and HUB answers 401: it has no model of that name, or a private or gated one; mind the spelling, or set HF_TOKEN to the token of somebody who may read it");
-    insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_TOKEN", "hf_wrong")]).refused(64), @"egret-export: tester/tiny: no such folder here, and HUB answers 401: it has no model of that name, or a private or gated one; mind the spelling, or let the owner of HF_TOKEN ask for access");
+    insta::assert_snapshot!(hub.refusal(64), @"egret-export: tester/tiny: no such folder, and HUB answers 401: it has no model of that name, or a private or gated one; check the spelling, or set HF_TOKEN to the token of an account that may read it");
+    insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_TOKEN", "hf_wrong")]).refused(64), @"egret-export: tester/tiny: no such folder, and HUB answers 401: it has no model of that name, or a private or gated one; check the spelling, or request access for the account of HF_TOKEN");
     hub.run(&["inspect", ID], &[("HF_TOKEN", "hf_secret")])
         .done();
     assert!(!hub.server.leaked());
 }
 
 #[test]
-fn what_the_hub_does_not_have_is_told() {
+fn what_the_hub_does_not_have_is_reported() {
     let hub = Hub::new(Synthetic::micro(), None, None);
-    let told = |args: &[&str]| hub.run(args, &[]).refused(64);
-    insta::assert_snapshot!(told(&["export", "tester/typo", "bundle"]), @r#"egret-export: tester/typo: no such folder here, and no model of that name with a revision "main" on HUB; mind the spelling, or give --revision"#);
-    insta::assert_snapshot!(told(&["export", ID, "bundle", "--revision", "v9"]), @r#"egret-export: tester/tiny: no such folder here, and no model of that name with a revision "v9" on HUB; mind the spelling, or give --revision"#);
+    let refusal = |args: &[&str]| hub.run(args, &[]).refused(64);
+    insta::assert_snapshot!(refusal(&["export", "tester/typo", "bundle"]), @r#"egret-export: tester/typo: no such folder, and no model of that name with a revision "main" on HUB; check the spelling, or give --revision"#);
+    insta::assert_snapshot!(refusal(&["export", ID, "bundle", "--revision", "v9"]), @r#"egret-export: tester/tiny: no such folder, and no model of that name with a revision "v9" on HUB; check the spelling, or give --revision"#);
     fs::remove_file(hub.bench.path("other/tokenizer.json")).unwrap();
-    insta::assert_snapshot!(told(&["export", ID, "bundle"]), @"egret-export: tester/tiny at main: has no tokenizer.json, expected a checkpoint as save_pretrained writes it, with safetensors; mind --revision");
+    insta::assert_snapshot!(refusal(&["export", ID, "bundle"]), @"egret-export: tester/tiny at main: no tokenizer.json, expected a checkpoint as save_pretrained writes it, with safetensors; check --revision");
     assert!(
         !hub.bench.path("cache/models--tester--tiny").exists(),
-        "nothing is fetched of a model that is no checkpoint"
+        "nothing is fetched of a model that is not a checkpoint"
     );
 }
 
 #[test]
-fn a_shard_that_is_not_there_is_told_before_the_others_are_fetched() {
+fn a_missing_shard_is_reported_before_the_others_are_fetched() {
     let hub = Hub::new(Synthetic::micro().shards(2), None, None);
     fs::remove_file(hub.bench.path("other/model-00002-of-00002.safetensors")).unwrap();
-    insta::assert_snapshot!(hub.refusal(64), @"egret-export: tester/tiny at main: has no model-00002-of-00002.safetensors, expected a checkpoint as save_pretrained writes it, with safetensors; mind --revision");
+    insta::assert_snapshot!(hub.refusal(64), @"egret-export: tester/tiny at main: no model-00002-of-00002.safetensors, expected a checkpoint as save_pretrained writes it, with safetensors; check --revision");
     edit(
         &hub.bench.path("other/model.safetensors.index.json"),
         |index| index["weight_map"]["lm_head.weight"] = json!("../../x.safetensors"),
     );
     fs::remove_dir_all(hub.bench.path("cache")).unwrap();
-    insta::assert_snapshot!(hub.refusal(64), @r#"egret-export: …/cache/models--tester--tiny/snapshots/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors.index.json: shard "../../x.safetensors" is outside the checkpoint folder; shards lie beside their index"#);
+    insta::assert_snapshot!(hub.refusal(64), @r#"egret-export: …/cache/models--tester--tiny/snapshots/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors.index.json: shard "../../x.safetensors" is outside the checkpoint folder; expected a file beside the index"#);
     assert!(
         !hub.server
             .asked()
@@ -199,7 +199,7 @@ fn a_shard_that_is_not_there_is_told_before_the_others_are_fetched() {
 }
 
 #[test]
-fn a_folder_wins_over_an_id() {
+fn a_folder_takes_precedence_over_an_id() {
     let hub = Hub::new(Synthetic::micro(), None, None);
     fs::create_dir(hub.bench.path("tester")).unwrap();
     fs::rename(hub.bench.path("other"), hub.bench.path(ID)).unwrap();
@@ -208,7 +208,7 @@ fn a_folder_wins_over_an_id() {
 }
 
 #[test]
-fn what_passes_is_waited_for() {
+fn temporary_errors_are_retried() {
     let hub = Hub::new(
         Synthetic::micro(),
         None,
@@ -226,32 +226,32 @@ fn what_passes_is_waited_for() {
 }
 
 #[test]
-fn what_stays_wrong_is_told_and_leaves_no_half_file() {
+fn lasting_errors_are_reported_and_leave_no_partial_file() {
     let refusal = |fault| Hub::new(Synthetic::micro(), None, Some((WEIGHTS, fault))).refusal(74);
-    insta::assert_snapshot!(unhashed(&refusal(Fault::Damaged)), @"egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: sha256 is SHA256, expected SHA256; it was damaged or replaced on its way: try again, or without a mirror");
+    insta::assert_snapshot!(unhashed(&refusal(Fault::Damaged)), @"egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: sha256 is SHA256, expected SHA256; it was damaged or replaced in transit: try again, or without a mirror");
     std::thread::scope(|scope| {
         let faults = [Fault::Status(500, 9), Fault::Cut, Fault::Hang, Fault::Stall]
             .map(|fault| scope.spawn(move || refusal(fault)));
         let said = faults.map(|fault| fault.join().unwrap()).join("\n");
         insta::assert_snapshot!(said, @r"
-        egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: answers 500; try again later, or set HF_ENDPOINT to another hub
-        egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: connection broke: end of file before message length reached; see whether this box reaches it (HF_ENDPOINT, HTTPS_PROXY), and try again
-        egret-export: FILES/model.safetensors: silent for 1 s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds
-        egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: silent for 1 s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds
+        egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: HTTP status 500; try again later, or set HF_ENDPOINT to another hub
+        egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: connection lost: end of file before message length reached; check that this box can reach it (HF_ENDPOINT, HTTPS_PROXY), and try again
+        egret-export: FILES/model.safetensors: no data for 1 s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds
+        egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: no data for 1 s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds
         ");
     });
 }
 
 #[test]
-fn a_hub_that_is_not_there_or_is_none_is_told() {
+fn a_hub_that_cannot_be_reached_is_reported() {
     let hub = Hub::new(Synthetic::micro(), None, None);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
     let said = hub
         .run(&["inspect", ID], &[("HF_ENDPOINT", &endpoint)])
         .refused(74);
-    insta::assert_snapshot!(said.replace(&endpoint, "NOBODY"), @"egret-export: NOBODY/api/models/tester/tiny/revision/main: cannot connect: Connection refused (os error 111); see whether this box reaches it (HF_ENDPOINT, HTTPS_PROXY), and try again");
+    insta::assert_snapshot!(said.replace(&endpoint, "CLOSED"), @"egret-export: CLOSED/api/models/tester/tiny/revision/main: cannot connect: Connection refused (os error 111); check that this box can reach it (HF_ENDPOINT, HTTPS_PROXY), and try again");
     insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_ENDPOINT", "hub.example")]).refused(64), @r#"egret-export: HF_ENDPOINT is "hub.example", expected a URL such as https://huggingface.co"#);
     fs::write(hub.bench.path("file"), "").unwrap();
     insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_HUB_CACHE", "file")]).refused(74), @"egret-export: file/.locks/models--tester--tiny/egret-export.lock: cannot be written; set HF_HUB_CACHE to a folder with room for the model: Not a directory (os error 20)");

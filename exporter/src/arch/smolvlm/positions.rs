@@ -1,10 +1,10 @@
-//! Where transformers' arithmetic and the model's intent part: the position of a patch.
+//! Where transformers' arithmetic and the model's intent differ: the position of a patch.
 //!
 //! A patch's row and column are meant to be its position. transformers finds them by sorting
 //! fractions i/n into the boundaries k/n, both in 32-bit floats, and on some grids a fraction lies
 //! just below its own boundary. The published grids, 32 and 27, are exact.
 
-/// How many of a side's `grid` positions transformers takes for another.
+/// How many of a side's `grid` positions transformers rounds to another.
 pub(super) fn moved_by_transformers(grid: usize) -> usize {
     let boundaries = boundaries(grid);
     let step = 1.0 / grid as f32;
@@ -19,7 +19,7 @@ pub(super) fn moved_by_transformers(grid: usize) -> usize {
 }
 
 /// `arange(1 / grid, 1, 1 / grid)` as torch computes it: eight at a time, counted in f64 from a
-/// first that is rounded to f32.
+/// first value that is rounded to f32.
 fn boundaries(grid: usize) -> Vec<f32> {
     const LANES: usize = 8;
     let step = 1.0 / grid as f64;
@@ -41,9 +41,9 @@ fn boundaries(grid: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// As torch 2.15 finds them.
+    /// As torch 2.15 computes them.
     #[test]
-    fn grids_that_transformers_reads_otherwise_are_known() {
+    fn grids_on_which_transformers_rounds_are_known() {
         let moved: Vec<usize> = (1..64)
             .filter(|&grid| moved_by_transformers(grid) > 0)
             .collect();

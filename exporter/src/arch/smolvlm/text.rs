@@ -5,12 +5,13 @@
 //! ```
 //!
 //! Mask and rotary angles come from the inputs' values (`attention_mask`, `position_ids`), never
-//! from shapes: optimizers of some runtimes fold shape arithmetic wrongly when lengths are symbols.
+//! from shapes: the optimizers of some runtimes fold shape arithmetic wrongly when lengths are
+//! symbols.
 
 use firmware_config::manifest::Part;
 
 use super::{EMBEDDING, SmolVlm, TEXT_LAYERS, TEXT_NORM};
-use crate::graph::builder::{Builder, Value};
+use crate::graph::builder::{Builder, ValueName};
 use crate::graph::{Dim, Element, Graph};
 
 const BATCH: &str = "batch";
@@ -18,8 +19,7 @@ const SEQUENCE: &str = "sequence_length";
 const PAST: &str = "past_sequence_length";
 const TOTAL: &str = "total_sequence_length";
 
-/// Added to the score of what may not be seen; finite, so that a row without anything to see is no
-/// NaN.
+/// Added to the scores of masked positions; finite, so that a fully masked row is not NaN.
 const MASKED: f32 = -1e9;
 
 pub(super) fn embedding(model: &SmolVlm) -> Graph {
@@ -60,7 +60,7 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
             text.head_dim.into(),
         ]
     };
-    let past: Vec<[Value; 2]> = (0..text.layers)
+    let past: Vec<[ValueName; 2]> = (0..text.layers)
         .map(|i| {
             ["key", "value"].map(|kind| {
                 build.input(
@@ -110,13 +110,17 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
     build.finish()
 }
 
-/// [batch, 1, 1, sequence, total]: 0 where a token may look, [`MASKED`] where it may not.
+/// [batch, 1, 1, sequence, total]: 0 where a token may attend, [`MASKED`] where it may not.
 ///
-/// A key's position is the number of real tokens up to it, less one; a token sees real keys at
-/// positions up to its own.
-fn causal_mask(build: &mut Builder, attention_mask: &Value, position_ids: &Value) -> Value {
+/// A key's position is the number of real tokens up to it, less one; a token attends to real
+/// keys at positions up to its own.
+fn causal_mask(
+    build: &mut Builder,
+    attention_mask: &ValueName,
+    position_ids: &ValueName,
+) -> ValueName {
     build.scope("causal_mask");
-    // A scalar: as a list of one the axis fails in tract.
+    // A scalar: tract does not accept the axis as a list of one.
     let axis = build.int(1);
     let one = build.int(1);
     let count = build.op("CumSum", &[attention_mask, &axis], &[]);
@@ -136,13 +140,13 @@ fn causal_mask(build: &mut Builder, attention_mask: &Value, position_ids: &Value
 /// Cosines and sines at this run's positions.
 struct Rotary {
     /// [batch, 1, sequence, head_dim], for queries and keys alike.
-    cos: Value,
-    sin: Value,
+    cos: ValueName,
+    sin: ValueName,
     head_dim: usize,
 }
 
 impl Rotary {
-    fn new(build: &mut Builder, model: &SmolVlm, position_ids: &Value) -> Self {
+    fn new(build: &mut Builder, model: &SmolVlm, position_ids: &ValueName) -> Self {
         let text = &model.geometry.text;
         let (cos, sin) = rotary_tables(text.context_length, text.head_dim, model.rope_theta);
         build.scope("rotary");
@@ -159,7 +163,7 @@ impl Rotary {
     }
 
     /// x · cos + (halves of x swapped) · sin, the first half's sine being negative: rotate-half.
-    fn apply(&self, build: &mut Builder, x: &Value) -> Value {
+    fn apply(&self, build: &mut Builder, x: &ValueName) -> ValueName {
         let [first, second] = build.halves(x, self.head_dim);
         let swapped = build.concat(&[&second, &first], -1);
         let straight = build.mul(x, &self.cos);
@@ -169,7 +173,7 @@ impl Rotary {
 }
 
 /// cos and signed sin of position · theta^(-2i / head_dim), [positions, head_dim], both halves
-/// alike but for the sine's sign.
+/// equal except for the sine's sign.
 fn rotary_tables(positions: usize, head_dim: usize, theta: f64) -> (Vec<f32>, Vec<f32>) {
     let half = head_dim / 2;
     // Frequencies are rounded to f32 and multiplied in f32, as the models were trained.
@@ -198,16 +202,16 @@ fn rotary_tables(positions: usize, head_dim: usize, theta: f64) -> (Vec<f32>, Ve
     (cos, sin)
 }
 
-/// One layer; returns its output and its keys and values, grown.
+/// One layer; returns its output, and the cache with this run's keys and values appended.
 fn block(
     build: &mut Builder,
     model: &SmolVlm,
-    x: &Value,
+    x: &ValueName,
     layer: &str,
-    mask: &Value,
+    mask: &ValueName,
     rotary: &Rotary,
-    past: &[Value; 2],
-) -> (Value, [Value; 2]) {
+    past: &[ValueName; 2],
+) -> (ValueName, [ValueName; 2]) {
     let (width, inner, eps) = (
         model.geometry.text.hidden_size,
         model.text_intermediate,
@@ -253,17 +257,17 @@ fn block(
     (build.add(&x, &output), present)
 }
 
-/// softmax(q · kᵀ / √d + mask) · v with each key head shared by a group of query heads; keys and
-/// values grow by this run's.
+/// softmax(q · kᵀ / √d + mask) · v with each key head shared by a group of query heads; returns the
+/// output, and the cache with this run's keys and values appended.
 fn attention(
     build: &mut Builder,
     model: &SmolVlm,
-    x: &Value,
+    x: &ValueName,
     layer: &str,
-    mask: &Value,
+    mask: &ValueName,
     rotary: &Rotary,
-    [past_key, past_value]: &[Value; 2],
-) -> (Value, [Value; 2]) {
+    [past_key, past_value]: &[ValueName; 2],
+) -> (ValueName, [ValueName; 2]) {
     let text = &model.geometry.text;
     let (width, heads, kv_heads, head_dim) =
         (text.hidden_size, text.heads, text.kv_heads, text.head_dim);

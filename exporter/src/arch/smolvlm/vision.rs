@@ -5,14 +5,14 @@
 //! ```
 //!
 //! Every tile is whole, so positions are the identity and attention is unmasked: the graph is
-//! static but for the number of tiles.
+//! static except for the number of tiles.
 
 use firmware_config::manifest::Part;
 
 use super::{
     PATCH_EMBEDDING, POSITION_EMBEDDING, POST_LAYERNORM, PROJECTION, SmolVlm, VISION_LAYERS,
 };
-use crate::graph::builder::{Builder, Value};
+use crate::graph::builder::{Builder, ValueName};
 use crate::graph::{Attribute, Element, Graph};
 
 pub(super) fn encoder(model: &SmolVlm) -> Graph {
@@ -29,7 +29,7 @@ pub(super) fn encoder(model: &SmolVlm) -> Graph {
             side.into(),
         ],
     );
-    // Part of the published interface; tiles have no padding, so nothing reads it.
+    // In the published interface; tiles have no padding, so no node reads it.
     build.input(
         "pixel_attention_mask",
         Element::Bool,
@@ -64,7 +64,7 @@ pub(super) fn encoder(model: &SmolVlm) -> Graph {
 }
 
 /// [batch, images, 3, T, T] to [batch·images, patches, width].
-fn embed_patches(build: &mut Builder, model: &SmolVlm, pixels: &Value) -> Value {
+fn embed_patches(build: &mut Builder, model: &SmolVlm, pixels: &ValueName) -> ValueName {
     let vision = &model.geometry.vision;
     let (width, patch, side) = (
         vision.hidden_size,
@@ -79,7 +79,7 @@ fn embed_patches(build: &mut Builder, model: &SmolVlm, pixels: &Value) -> Value 
     );
     let bias = build.weight(&format!("{PATCH_EMBEDDING}.bias"), &[width]);
     let square = Attribute::Ints(vec![patch as i64; 2]);
-    // Without padding, so pixels behind the last whole patch are cropped.
+    // Without padding, so pixels beyond the last whole patch are cropped.
     let grid = build.op(
         "Conv",
         &[&tiles, &kernel, &bias],
@@ -91,7 +91,7 @@ fn embed_patches(build: &mut Builder, model: &SmolVlm, pixels: &Value) -> Value 
     build.add(&patches, &positions)
 }
 
-fn block(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Value {
+fn block(build: &mut Builder, model: &SmolVlm, x: &ValueName, layer: &str) -> ValueName {
     let (width, inner, eps) = (
         model.geometry.vision.hidden_size,
         model.vision_intermediate,
@@ -110,8 +110,8 @@ fn block(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Value 
     build.add(&x, &output)
 }
 
-/// softmax(q · kᵀ / √d) · v, every patch seeing every other.
-fn attention(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Value {
+/// softmax(q · kᵀ / √d) · v, every patch attending to every other.
+fn attention(build: &mut Builder, model: &SmolVlm, x: &ValueName, layer: &str) -> ValueName {
     let (width, heads) = (
         model.geometry.vision.hidden_size,
         model.geometry.vision.heads,
@@ -138,9 +138,9 @@ fn attention(build: &mut Builder, model: &SmolVlm, x: &Value, layer: &str) -> Va
     build.linear_bias(&context, &format!("{layer}.out_proj"), [width, width])
 }
 
-/// Pixel shuffle: every scale × scale square of patches becomes one token of as many times the
-/// width, then one projection.
-fn connector(build: &mut Builder, model: &SmolVlm, x: &Value) -> Value {
+/// Pixel shuffle: every scale × scale square of patches becomes one token, scale² times as wide,
+/// then one projection.
+fn connector(build: &mut Builder, model: &SmolVlm, x: &ValueName) -> ValueName {
     let scale = model.geometry.scale_factor;
     let (width, cells) = (model.geometry.vision.hidden_size, model.grid / scale);
     let dims = |dims: &[usize]| dims.iter().map(|&dim| dim as i64).collect::<Vec<_>>();

@@ -11,22 +11,22 @@ use vlm::MappedFile;
 use super::{EXTERNAL, OnnxError, element, field, proto};
 use crate::graph::{Dim, Element, ValueInfo};
 
-/// A graph file, mapped, and its second file if it has one.
+/// A graph file, mapped, and its external data if it has any.
 #[derive(Debug)]
 pub struct GraphFile {
     /// Graph name.
     pub name: String,
     /// Operator set of the default domain.
     pub opset: i64,
-    /// What a caller feeds.
+    /// Tensors that a caller passes in.
     pub inputs: Vec<ValueInfo>,
-    /// What a caller gets.
+    /// Tensors that a caller gets back.
     pub outputs: Vec<ValueInfo>,
-    /// How often each operator stands in it, by name.
+    /// How often each operator occurs, by name.
     pub operators: BTreeMap<String, usize>,
     map: MappedFile,
     external: Option<MappedFile>,
-    constants: BTreeMap<String, Stored>,
+    constants: BTreeMap<String, StoredConstant>,
 }
 
 /// A constant of a graph file.
@@ -40,9 +40,9 @@ pub struct Constant<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Where a constant lies; the range is inside its file and as long as the dimensions say.
+/// Where a constant is stored; the range is inside its file and as long as the dimensions say.
 #[derive(Debug)]
-struct Stored {
+struct StoredConstant {
     element: Element,
     dims: Vec<usize>,
     is_external: bool,
@@ -53,16 +53,16 @@ impl GraphFile {
     /// Maps and reads a graph file.
     ///
     /// # Errors
-    /// When a file cannot be read, is no ONNX model, or holds what this program does not write.
+    /// When a file cannot be read, is not an ONNX model, or holds what this program does not write.
     pub fn open(path: &Path) -> Result<Self, OnnxError> {
         let shown = path.display().to_string();
         let map = MappedFile::open(path).map_err(|source| OnnxError::Io {
             graph: shown.clone(),
             source,
         })?;
-        let format = |problem| OnnxError::Format {
+        let format = |diagnostic| OnnxError::Format {
             path: shown.clone(),
-            problem,
+            diagnostic,
         };
         let external = match external_location(map.as_bytes()).map_err(format)? {
             Some(name) => {
@@ -90,7 +90,7 @@ impl GraphFile {
             .map(|(name, stored)| (name.as_str(), self.resolve(stored)))
     }
 
-    fn resolve<'a>(&'a self, stored: &'a Stored) -> Constant<'a> {
+    fn resolve<'a>(&'a self, stored: &'a StoredConstant) -> Constant<'a> {
         let file = self
             .external
             .as_ref()
@@ -106,8 +106,8 @@ impl GraphFile {
 
 fn parse(map: MappedFile, external: Option<MappedFile>) -> Result<GraphFile, String> {
     let bytes = map.as_bytes();
-    let model = proto::Model::decode(bytes).map_err(no_model)?;
-    let graph = model.graph.ok_or("no ONNX model: it has no graph")?;
+    let model = proto::ModelProto::decode(bytes).map_err(not_a_model)?;
+    let graph = model.graph.ok_or("not an ONNX model: it has no graph")?;
     let mut operators = BTreeMap::new();
     for node in &graph.node {
         *operators.entry(node.op_type.clone()).or_default() += 1;
@@ -118,7 +118,7 @@ fn parse(map: MappedFile, external: Option<MappedFile>) -> Result<GraphFile, Str
     for (tensor, raw) in graph.initializer.into_iter().zip(raw_ranges(bytes)?) {
         let name = tensor.name.clone();
         let stored = stored(tensor, raw, external_bytes)
-            .map_err(|problem| format!("constant {name:?}: {problem}"))?;
+            .map_err(|diagnostic| format!("constant {name:?}: {diagnostic}"))?;
         constants.insert(name, stored);
     }
     Ok(GraphFile {
@@ -145,9 +145,9 @@ fn parse(map: MappedFile, external: Option<MappedFile>) -> Result<GraphFile, Str
     })
 }
 
-/// The name of the second file, if any constant lies in one; all of a graph's share it.
+/// The name of the external data file, if any constant is in one; all of a graph's share it.
 fn external_location(bytes: &[u8]) -> Result<Option<String>, String> {
-    let model = proto::Model::decode(bytes).map_err(no_model)?;
+    let model = proto::ModelProto::decode(bytes).map_err(not_a_model)?;
     let tensors = model
         .graph
         .map(|graph| graph.initializer)
@@ -160,18 +160,18 @@ fn external_location(bytes: &[u8]) -> Result<Option<String>, String> {
         return Ok(None);
     };
     if names.any(|other| other != name) {
-        return Err("its weights are in several files, expected one".into());
+        return Err("its weights are in several files, expected one file".into());
     }
     let mut parts = Path::new(name).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(_)), None) => Ok(Some(name.to_owned())),
         _ => Err(format!(
-            "its weights are in {name:?}, expected a file beside it"
+            "its weights are in {name:?}, expected a file in the same folder"
         )),
     }
 }
 
-fn entry<'a>(tensor: &'a proto::Tensor, key: &str) -> Option<&'a str> {
+fn entry<'a>(tensor: &'a proto::TensorProto, key: &str) -> Option<&'a str> {
     tensor
         .external_data
         .iter()
@@ -180,20 +180,22 @@ fn entry<'a>(tensor: &'a proto::Tensor, key: &str) -> Option<&'a str> {
 }
 
 fn stored(
-    tensor: proto::Tensor,
+    tensor: proto::TensorProto,
     raw: Option<Range<usize>>,
     external_bytes: usize,
-) -> Result<Stored, String> {
+) -> Result<StoredConstant, String> {
     let element = element(tensor.data_type).ok_or_else(|| {
         format!(
-            "element type {} is not one this program writes",
+            "element type {} is not supported: expected one that this program writes",
             tensor.data_type
         )
     })?;
     let dims: Vec<usize> = tensor
         .dims
         .iter()
-        .map(|&dim| usize::try_from(dim).map_err(|_| format!("dimension {dim}")))
+        .map(|&dim| {
+            usize::try_from(dim).map_err(|_| format!("dimension {dim}, expected 0 or more"))
+        })
         .collect::<Result<_, _>>()?;
     let bytes = dims
         .iter()
@@ -209,7 +211,7 @@ fn stored(
             .filter(|&end| end <= external_bytes);
         offset..end.ok_or_else(|| {
             format!(
-                "bytes {offset} and {length} more are outside the second file of {external_bytes}"
+                "{length} bytes at {offset} are outside the external data of {external_bytes} bytes"
             )
         })?
     } else {
@@ -222,7 +224,7 @@ fn stored(
             element.as_str()
         ));
     }
-    Ok(Stored {
+    Ok(StoredConstant {
         element,
         dims,
         is_external,
@@ -246,16 +248,16 @@ fn fields(file: &[u8], message: Range<usize>, wanted: u32) -> Result<Vec<Range<u
     let mut rest = &file[message.clone()];
     let mut found = Vec::new();
     while !rest.is_empty() {
-        let (number, wire) = decode_key(&mut rest).map_err(no_model)?;
+        let (number, wire) = decode_key(&mut rest).map_err(not_a_model)?;
         if wire != WireType::LengthDelimited {
-            skip_field(wire, number, &mut rest, DecodeContext::default()).map_err(no_model)?;
+            skip_field(wire, number, &mut rest, DecodeContext::default()).map_err(not_a_model)?;
             continue;
         }
-        let length = decode_varint(&mut rest).map_err(no_model)?;
+        let length = decode_varint(&mut rest).map_err(not_a_model)?;
         let length = usize::try_from(length)
             .ok()
             .filter(|&length| length <= rest.len())
-            .ok_or("no ONNX model: it is cut off")?;
+            .ok_or("not an ONNX model: it is cut off")?;
         let from = message.end - rest.len();
         if number == wanted {
             found.push(from..from + length);
@@ -265,15 +267,15 @@ fn fields(file: &[u8], message: Range<usize>, wanted: u32) -> Result<Vec<Range<u
     Ok(found)
 }
 
-fn value_info(message: proto::ValueInfo) -> Result<ValueInfo, String> {
+fn value_info(message: proto::ValueInfoProto) -> Result<ValueInfo, String> {
     let name = message.name;
     let tensor = message
         .r#type
         .and_then(|kind| kind.tensor_type)
-        .ok_or_else(|| format!("{name:?} is no tensor"))?;
+        .ok_or_else(|| format!("{name:?} is not a tensor"))?;
     let element = element(tensor.elem_type).ok_or_else(|| {
         format!(
-            "{name:?} has element type {}, which this program does not write",
+            "{name:?} has element type {}, expected one that this program writes",
             tensor.elem_type
         )
     })?;
@@ -296,6 +298,6 @@ fn value_info(message: proto::ValueInfo) -> Result<ValueInfo, String> {
     })
 }
 
-fn no_model(error: prost::DecodeError) -> String {
-    format!("no ONNX model: {error}")
+fn not_a_model(error: prost::DecodeError) -> String {
+    format!("not an ONNX model: {error}")
 }

@@ -9,7 +9,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use super::{EXTERNAL, IR_VERSION, OPSET, OnnxError, code, field, proto};
 use crate::checkpoint::CheckpointError;
 use crate::graph::{
-    Attribute, Dim, Element, Graph, Initializer, Layout, Node, ValueInfo, Values, Weights,
+    Attribute, Dim, Element, Graph, Initializer, Layout, Node, TensorSource, ValueInfo, Values,
     transpose,
 };
 
@@ -32,7 +32,7 @@ pub fn needs_external_data(graph: &Graph) -> bool {
 /// When a weight cannot be read or a file cannot be written.
 pub fn write(
     graph: &Graph,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
     file: &mut impl Write,
     external: Option<(&str, &mut dyn Write)>,
 ) -> Result<(), OnnxError> {
@@ -40,19 +40,19 @@ pub fn write(
         graph: graph.name.clone(),
         source,
     };
-    let places = places(graph, external.as_ref().map(|(name, _)| *name));
+    let locations = locations(graph, external.as_ref().map(|(name, _)| *name));
     let heads: Vec<Vec<u8>> = graph
         .initializers
         .iter()
-        .zip(&places)
-        .map(|(initializer, place)| head(initializer, place))
+        .zip(&locations)
+        .map(|(initializer, location)| head(initializer, location))
         .collect();
     let rest = graph_message(graph).encode_to_vec();
     let graph_bytes = rest.len()
         + heads
             .iter()
             .zip(&graph.initializers)
-            .zip(&places)
+            .zip(&locations)
             .map(|((h, i), p)| framed_len(h, i, p))
             .sum::<usize>();
 
@@ -62,7 +62,7 @@ pub fn write(
     file.write_all(&start).map_err(io)?;
     file.write_all(&rest).map_err(io)?;
     let mut external = external.map(|(_, sink)| (sink, 0u64));
-    for ((initializer, place), head) in graph.initializers.iter().zip(&places).zip(&heads) {
+    for ((initializer, location), head) in graph.initializers.iter().zip(&locations).zip(&heads) {
         let bytes = bytes(initializer, weights)?;
         let mut frame = Vec::new();
         encode_key(
@@ -70,9 +70,9 @@ pub fn write(
             WireType::LengthDelimited,
             &mut frame,
         );
-        encode_varint(tensor_len(head, initializer, place) as u64, &mut frame);
+        encode_varint(tensor_len(head, initializer, location) as u64, &mut frame);
         frame.extend(head);
-        match (&place.external, &mut external) {
+        match (&location.external, &mut external) {
             (Some((_, offset)), Some((sink, position))) => {
                 file.write_all(&frame).map_err(io)?;
                 let padding =
@@ -99,33 +99,33 @@ pub fn write(
 }
 
 /// Where an initializer's bytes go.
-struct Place {
+struct DataLocation {
     /// File name and offset; `None` inside the graph.
     external: Option<(String, u64)>,
 }
 
-fn places(graph: &Graph, external: Option<&str>) -> Vec<Place> {
+fn locations(graph: &Graph, external: Option<&str>) -> Vec<DataLocation> {
     let mut end = 0u64;
-    let mut place = |initializer: &Initializer| {
+    let mut location = |initializer: &Initializer| {
         let Some(name) = external.filter(|_| initializer.bytes() > INLINE_CONSTANT_BYTES) else {
-            return Place { external: None };
+            return DataLocation { external: None };
         };
         let offset = end.next_multiple_of(EXTERNAL_ALIGNMENT);
         end = offset + initializer.bytes() as u64;
-        Place {
+        DataLocation {
             external: Some((name.to_owned(), offset)),
         }
     };
-    graph.initializers.iter().map(&mut place).collect()
+    graph.initializers.iter().map(&mut location).collect()
 }
 
 /// A tensor's message up to its bytes.
-fn head(initializer: &Initializer, place: &Place) -> Vec<u8> {
-    let entry = |key: &str, value: String| proto::Entry {
+fn head(initializer: &Initializer, location: &DataLocation) -> Vec<u8> {
+    let entry = |key: &str, value: String| proto::StringStringEntryProto {
         key: key.into(),
         value,
     };
-    let external_data = place
+    let external_data = location
         .external
         .as_ref()
         .map_or_else(Vec::new, |(name, offset)| {
@@ -135,7 +135,7 @@ fn head(initializer: &Initializer, place: &Place) -> Vec<u8> {
                 entry("length", initializer.bytes().to_string()),
             ]
         });
-    proto::Tensor {
+    proto::TensorProto {
         dims: initializer.dims.iter().map(|&dim| dim as i64).collect(),
         data_type: code(initializer.element),
         name: initializer.name.clone(),
@@ -149,9 +149,9 @@ fn head(initializer: &Initializer, place: &Place) -> Vec<u8> {
     .encode_to_vec()
 }
 
-fn tensor_len(head: &[u8], initializer: &Initializer, place: &Place) -> usize {
+fn tensor_len(head: &[u8], initializer: &Initializer, location: &DataLocation) -> usize {
     let raw = initializer.bytes();
-    let inline = if place.external.is_some() {
+    let inline = if location.external.is_some() {
         0
     } else {
         1 + prost::length_delimiter_len(raw) + raw
@@ -159,15 +159,15 @@ fn tensor_len(head: &[u8], initializer: &Initializer, place: &Place) -> usize {
     head.len() + inline
 }
 
-fn framed_len(head: &[u8], initializer: &Initializer, place: &Place) -> usize {
-    let len = tensor_len(head, initializer, place);
+fn framed_len(head: &[u8], initializer: &Initializer, location: &DataLocation) -> usize {
+    let len = tensor_len(head, initializer, location);
     1 + prost::length_delimiter_len(len) + len
 }
 
 /// The bytes of one initializer, in its layout and element type.
 fn bytes<'a>(
     initializer: &'a Initializer,
-    weights: &impl Weights,
+    weights: &impl TensorSource,
 ) -> Result<std::borrow::Cow<'a, [u8]>, CheckpointError> {
     let (tensor, layout) = match &initializer.values {
         Values::Literal(bytes) => return Ok(bytes.into()),
@@ -196,13 +196,13 @@ fn bytes<'a>(
     Ok(bytes.into())
 }
 
-fn model_message() -> proto::Model {
-    proto::Model {
+fn model_message() -> proto::ModelProto {
+    proto::ModelProto {
         ir_version: IR_VERSION,
         producer_name: "egret-export".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: None,
-        opset_import: vec![proto::OperatorSet {
+        opset_import: vec![proto::OperatorSetIdProto {
             domain: String::new(),
             version: OPSET,
         }],
@@ -210,8 +210,8 @@ fn model_message() -> proto::Model {
 }
 
 /// A graph without its initializers.
-fn graph_message(graph: &Graph) -> proto::Graph {
-    proto::Graph {
+fn graph_message(graph: &Graph) -> proto::GraphProto {
+    proto::GraphProto {
         node: graph.nodes.iter().map(node_message).collect(),
         name: graph.name.clone(),
         initializer: Vec::new(),
@@ -220,8 +220,8 @@ fn graph_message(graph: &Graph) -> proto::Graph {
     }
 }
 
-fn node_message(node: &Node) -> proto::Node {
-    proto::Node {
+fn node_message(node: &Node) -> proto::NodeProto {
+    proto::NodeProto {
         input: node.inputs.clone(),
         output: node.outputs.clone(),
         name: node.name.clone(),
@@ -235,10 +235,10 @@ fn node_message(node: &Node) -> proto::Node {
     }
 }
 
-fn attribute_message(name: &str, value: &Attribute) -> proto::Attribute {
-    let mut message = proto::Attribute {
+fn attribute_message(name: &str, value: &Attribute) -> proto::AttributeProto {
+    let mut message = proto::AttributeProto {
         name: name.into(),
-        ..proto::Attribute::default()
+        ..proto::AttributeProto::default()
     };
     match value {
         Attribute::Float(value) => (message.f, message.r#type) = (Some(*value), 1),
@@ -254,23 +254,23 @@ fn attribute_message(name: &str, value: &Attribute) -> proto::Attribute {
     message
 }
 
-fn value_message(value: &ValueInfo) -> proto::ValueInfo {
-    let dimension = |dim: &Dim| proto::Dimension {
+fn value_message(value: &ValueInfo) -> proto::ValueInfoProto {
+    let dimension = |dim: &Dim| proto::DimensionProto {
         value: Some(match dim {
             Dim::Fixed(dim) => proto::DimensionValue::Fixed(*dim as i64),
             Dim::Symbol(symbol) => proto::DimensionValue::Symbol(symbol.clone()),
         }),
     };
-    let shape = proto::Shape {
+    let shape = proto::TensorShapeProto {
         dim: value.dims.iter().map(dimension).collect(),
     };
-    let tensor_type = proto::TensorType {
+    let tensor_type = proto::TensorTypeProto {
         elem_type: code(value.element),
         shape: Some(shape),
     };
-    proto::ValueInfo {
+    proto::ValueInfoProto {
         name: value.name.clone(),
-        r#type: Some(proto::Type {
+        r#type: Some(proto::TypeProto {
             tensor_type: Some(tensor_type),
         }),
     }

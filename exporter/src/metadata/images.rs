@@ -1,4 +1,4 @@
-//! How a picture is prepared: read off the image processor's config and checked against the
+//! How an image is prepared: read from the image processor's config and checked against the
 //! geometry.
 
 use firmware_config::manifest::{Geometry, ImageRules};
@@ -7,20 +7,20 @@ use serde::Deserialize;
 use super::processor::Section;
 use crate::checkpoint::CheckpointError;
 
-/// `resample` of the only filter that is built: Pillow's LANCZOS.
+/// `resample` of the only filter that is supported: Pillow's LANCZOS.
 const LANCZOS: u32 = 1;
-/// `rescale_factor` that brings u8 to 0..=1.
+/// `rescale_factor` that maps u8 to 0..=1.
 const RESCALE: f64 = 1.0 / 255.0;
 
-/// A size by its longest edge; other forms are told, not guessed at.
+/// A size by its longest edge; other forms are refused.
 #[derive(Debug, Deserialize)]
-pub(super) struct Edge {
+pub(super) struct EdgeSize {
     pub(super) longest_edge: usize,
 }
 
-/// How [`Edge`] is written.
-pub(super) const EDGE: &str =
-    "{\"longest_edge\": N}: pictures are resized by their longest edge, nothing else is built";
+/// How [`EdgeSize`] is written.
+pub(super) const EDGE_SIZE: &str =
+    "{\"longest_edge\": N}: images are resized by their longest edge, no other form is supported";
 
 /// One number for each channel, or the same for all.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -42,7 +42,7 @@ impl Channels {
 /// How [`Channels`] are written.
 pub(super) const CHANNELS: &str = "a number for each of three channels, or one for all";
 
-/// Reads the rules; a field that is missing stands for the family's default.
+/// Reads the rules; the family's default replaces a missing field.
 pub(crate) fn rules(
     found: &Section,
     geometry: &Geometry,
@@ -50,17 +50,17 @@ pub(crate) fn rules(
 ) -> Result<ImageRules, CheckpointError> {
     let side = geometry.vision.image_size;
     let tile_size = found
-        .field("max_image_size", EDGE)?
-        .map_or(side, |edge: Edge| edge.longest_edge);
+        .field("max_image_size", EDGE_SIZE)?
+        .map_or(side, |edge: EdgeSize| edge.longest_edge);
     if tile_size != side {
         let diagnostic = format!(
-            "max_image_size.longest_edge is {tile_size}, the vision encoder takes tiles of {side}"
+            "max_image_size.longest_edge is {tile_size}, expected {side}, the tile of the vision encoder"
         );
         return Err(found.diagnostic(diagnostic));
     }
     let longest_edge = found
-        .field("size", EDGE)?
-        .map_or(4 * side, |edge: Edge| edge.longest_edge);
+        .field("size", EDGE_SIZE)?
+        .map_or(4 * side, |edge: EdgeSize| edge.longest_edge);
     if !(1..=1 << 14).contains(&longest_edge) {
         return Err(found.diagnostic(format!(
             "size.longest_edge is {longest_edge}, expected 1 to 16384"
@@ -71,13 +71,13 @@ pub(crate) fn rules(
         .filter(|&filter: &u32| filter != LANCZOS)
     {
         return Err(found.diagnostic(format!(
-            "resample is {filter}, expected 1 (LANCZOS): nothing else is built"
+            "resample is {filter}, expected 1 (LANCZOS): no other filter is supported"
         )));
     }
     for step in ["do_resize", "do_rescale", "do_normalize"] {
         if found.field(step, "true")? == Some(false) {
             return Err(found.diagnostic(format!(
-                "{step} is false, expected true: nothing else is built"
+                "{step} is false, expected true: the step cannot be left out"
             )));
         }
     }
@@ -86,7 +86,7 @@ pub(crate) fn rules(
         .filter(|factor: &f64| (factor - RESCALE).abs() > 1e-9)
     {
         return Err(found.diagnostic(format!(
-            "rescale_factor is {factor}, expected 1/255: nothing else is built"
+            "rescale_factor is {factor}, expected 1/255: no other value is supported"
         )));
     }
     let channels = |name| {
@@ -99,7 +99,7 @@ pub(crate) fn rules(
         || !std.iter().all(|&value| value.is_finite() && value > 0.0)
     {
         return Err(found.diagnostic(format!(
-            "image_mean is {mean:?} and image_std {std:?}, expected numbers, the latter above zero"
+            "image_mean is {mean:?} and image_std is {std:?}, expected finite numbers, and those of image_std above zero"
         )));
     }
     let splits_by_default = found
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_fields_are_the_familys_defaults() {
+    fn missing_fields_take_the_family_defaults() {
         let image = rules(&Section::default(), &GEOMETRY, 64).unwrap();
         assert_eq!(
             (image.tile_size, image.longest_edge, image.splits_by_default),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_is_taken_or_refused() {
+    fn given_fields_are_used_or_refused() {
         let image = read(json!({
             "do_image_splitting": false, "size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512},
             "image_mean": [0.1, 0.2, 0.3], "image_std": 0.25, "resample": null
@@ -168,7 +168,7 @@ mod tests {
         for (json, says) in [
             (
                 json!({"max_image_size": {"longest_edge": 384}}),
-                "is 384, the vision encoder takes tiles of 512",
+                "is 384, expected 512, the tile of the vision encoder",
             ),
             (
                 json!({"size": {"longest_edge": 20000}}),
@@ -176,7 +176,7 @@ mod tests {
             ),
             (
                 json!({"size": {"height": 64, "width": 64}}),
-                r#"size is {"height":64,"width":64}, expected {"longest_edge": N}: pictures are"#,
+                r#"size is {"height":64,"width":64}, expected {"longest_edge": N}: images are"#,
             ),
             (json!({"resample": 3}), "resample is 3, expected 1"),
             (json!({"rescale_factor": 1.0}), "rescale_factor is 1"),
@@ -190,7 +190,7 @@ mod tests {
             ),
             (
                 json!({"image_std": [0.5, 0.0, 0.5]}),
-                "the latter above zero",
+                "and those of image_std above zero",
             ),
             (
                 json!({"image_mean": [0.5]}),
