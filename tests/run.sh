@@ -5,8 +5,8 @@
 #   tests/run.sh FILTER…         only tests whose name contains a filter
 #
 # Installs what the tests need through apt and pip: a broker (mosquitto), a decoder (ffmpeg), an RTSP server (GStreamer's), ONNX
-# Runtime's library (from its Python wheel), OpenAI's Python SDK and the MQTT client of examples/. The Python packages go into
-# target/test-venv, nothing else of Python is touched.
+# Runtime's library (from its Python wheel), OpenAI's Python SDK, Prometheus' Python parser and the MQTT client of examples/. The
+# Python packages go into target/test-venv, nothing else of Python is touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,12 +31,12 @@ fi
 
 # Debian's python3: python3-venv belongs to it, whatever else is first in PATH.
 venv=target/test-venv
-if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import onnxruntime, openai, paho.mqtt' 2>/dev/null; then
+if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import onnxruntime, openai, prometheus_client, paho.mqtt' 2>/dev/null; then
   echo "tests/run.sh: creating $venv" >&2
   mkdir -p target
   rm -rf "$venv"
   /usr/bin/python3 -m venv "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check 'onnxruntime==1.32.0' 'openai==3.54.0' 'paho-mqtt==2.2.0'
+  "$venv/bin/pip" install -q --disable-pip-version-check 'onnxruntime==1.32.0' 'openai==3.54.0' 'prometheus_client==0.26.0' 'paho-mqtt==2.2.0'
 fi
 
 ORT_DYLIB_PATH=$(find "$PWD/$venv" -name 'libonnxruntime.so.*' | head -n 1)

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use firmware_config::manifest::{
-    FORMAT, Graphs, Manifest, Part, Precision, QuantizedTensor, Source,
+    CheckpointSource, FORMAT, Graphs, Manifest, Part, Precision, QuantizedTensor,
 };
 
 use crate::arch::ArchError;
@@ -147,7 +147,7 @@ fn assemble(
             .name
             .clone()
             .unwrap_or_else(|| checkpoint.name().to_owned()),
-        source: Source {
+        source: CheckpointSource {
             name: checkpoint.name().to_owned(),
             sha256: checkpoint.sha256(),
         },

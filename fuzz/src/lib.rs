@@ -118,7 +118,10 @@ pub fn template(source: &str) {
         match piece {
             Part::Text(text) => assert_eq!(text.trim(), MESSAGE),
             Part::Markup(text) => {
-                assert!(!text.contains(MESSAGE) || source.contains(MESSAGE), "{text:?}")
+                assert!(
+                    !text.contains(MESSAGE) || source.contains(MESSAGE),
+                    "{text:?}"
+                )
             }
             Part::Clip(_) => unreachable!("the conversation has no clip"),
         }
@@ -148,7 +151,7 @@ pub fn chat_request(body: &[u8]) {
     match runtime::serve::chat::read(body) {
         Ok(asked) => {
             assert!(asked.request.top_logprobs <= 20 && asked.request.max_new_tokens >= 1);
-            assert!(asked.picture_bytes() as u64 <= 3 * PIXELS_MAX);
+            assert!(asked.image_bytes() as u64 <= 3 * PIXELS_MAX);
         }
         Err(error) => assert!(
             (400..500).contains(&error.status) && !error.message.is_empty(),

@@ -333,7 +333,7 @@ fn decoded(image: FrameImage) -> Result<(Picture, Option<Bytes>), PictureError> 
             width,
             height,
             data,
-        } => Ok((Picture::from_rgb(width, height, data.to_vec())?, None)),
+        } => Ok((Picture::from_rgb(width, height, data)?, None)),
     }
 }
 

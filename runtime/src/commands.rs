@@ -7,10 +7,11 @@ pub mod demo;
 pub mod exit;
 pub mod labels;
 mod memory;
+pub mod model_server;
 pub mod preflight;
 pub mod run;
 pub mod serve;
-pub mod server;
+pub mod worker;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -18,7 +19,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::exit::{Exit, Failure};
-use crate::serve::worker;
 
 /// Watches cameras with a small vision-language model on this box, and asks a bigger one only when
 /// the small one is likely wrong.
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
             } else {
                 Exit::Done
             };
-            // Nobody is left to tell when the terminal is gone.
+            // Fails only when the terminal is closed.
             let _ = error.print();
             exit.into()
         }

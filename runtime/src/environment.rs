@@ -6,7 +6,10 @@ pub mod backoff;
 pub mod clock;
 pub mod random;
 
+use std::fmt;
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use crate::capture::{self, CameraThreads, Cameras};
 use crate::deliver::mqtt::{Brokers, MqttBrokers};
@@ -30,7 +33,22 @@ pub struct Environment {
     pub brokers: Arc<dyn Brokers>,
 }
 
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Environment { clock, pools, .. } = self;
+        f.debug_struct("Environment")
+            .field("clock", clock)
+            .field("pools", pools)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Environment {
+    /// A UUIDv7 made now.
+    pub fn uuid(&self) -> Uuid {
+        self.random.uuid(self.clock.wall())
+    }
+
     /// This box.
     pub fn system() -> Self {
         Environment {

@@ -161,7 +161,7 @@ pub async fn run_in(
 
 async fn open_model(config: &AgentConfig) -> Result<Vlm, RunError> {
     let path = config.model.bundle.clone();
-    let options = infer::options(&config.model);
+    let options = crate::infer::options(&config.model);
     let opening = tokio::task::spawn_blocking(move || {
         Vlm::open(&path, &options).map_err(|source| RunError::Model { path, source })
     });
@@ -214,7 +214,7 @@ impl Agent {
         config: AgentConfig,
         observer: Arc<dyn Observer>,
     ) -> Result<Agent, RunError> {
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::for_agent());
         let topics = Topics::new(&config.node.id);
         let epoch = environment.random.number();
 
@@ -247,7 +247,8 @@ impl Agent {
         // Publisher, inbox and link; gateway; cameras: from the broker to the lens.
         let (publisher, inbox, link_task) =
             parts::start_broker_side(broker, &context, &metrics, posted, grace);
-        let gateway = listener.map(|listener| parts::start_gateway(listener, &context));
+        let gateway = listener
+            .map(|listener| parts::start_gateway(listener, &context, &environment, &metrics));
         if let Some(link) = &link {
             // Without a broker events queue, and questions are settled on the box.
             let mut status = link.status();
@@ -257,10 +258,11 @@ impl Agent {
         let (scenes_stop, stop) = watch::channel(None);
         let mut scenes = JoinSet::new();
         let mut cameras = Vec::new();
-        for camera in config.cameras {
-            let index = cameras.len();
-            let (scene, camera) = parts::start_camera(camera, &context, &environment, stop.clone())
-                .map_err(RunError::Thread)?;
+        for (index, camera) in config.cameras.iter().enumerate() {
+            let stop = stop.clone();
+            let (scene, camera) =
+                parts::start_camera(&config, camera, &context, &environment, stop)
+                    .map_err(RunError::Thread)?;
             scenes.spawn(async move {
                 scene.await;
                 index

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use firmware_config::agent;
+use firmware_config::agent::{AgentConfig, Camera};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
@@ -71,17 +71,12 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A scene that has seen nothing. `ids` makes the ids of its events and questions.
-    pub fn new(camera: &agent::Camera, context: SceneContext, ids: Random) -> Self {
-        let pools = &context.escalations.pools;
-        let pool_for = |rule: &agent::Rule| match &rule.pool {
-            Some(id) => pools.get(id),
-            None => pools.capable(true),
-        };
+    /// The scene of one of the configuration's cameras, that has seen nothing. `ids` makes the ids
+    /// of its events and questions.
+    pub fn new(config: &AgentConfig, camera: &Camera, context: SceneContext, ids: Random) -> Self {
         let core = SceneCore::new(
-            &context.node,
+            config,
             camera,
-            pool_for,
             context.model.identity().clone(),
             CameraStatus::opening(context.escalations.clock.wall()),
             ids,

@@ -1,5 +1,5 @@
-//! `egret demo` as a newcomer runs it: what its account promises, how it ends, and that nothing of
-//! it stays behind.
+//! `egret demo` as a newcomer runs it: its summary, how it ends, and that it leaves no process
+//! behind.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Lines, Read};
@@ -13,25 +13,25 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The box's share of memory, in bytes.
+/// Memory limit of the demo's own process, without broker and worker, in bytes.
 const RSS_MAX: u64 = 200 << 20;
 
-/// Longer than a killed process needs on any machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout for the end of a killed process.
+const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A demo at work, as a shell starts it: in a process group of its own. Killed when dropped.
+/// A running demo in a process group of its own, as a shell starts it. Killed when dropped.
 struct Demo {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
-    /// What it has told so far.
-    said: Vec<String>,
+    /// The lines read so far.
+    lines: Vec<String>,
     _temporary: TempDir,
 }
 
 /// How a demo ended.
 struct Ended {
     code: Option<i32>,
-    account: Value,
+    summary: Value,
 }
 
 impl Demo {
@@ -53,19 +53,19 @@ impl Demo {
         Demo {
             child,
             log,
-            said: Vec::new(),
+            lines: Vec::new(),
             _temporary: temporary,
         }
     }
 
-    /// The next line that it tells, if it goes on.
+    /// The next line of its live view; `None` when it has ended.
     fn next_line(&mut self) -> Option<&str> {
         let line = self.log.next()?.unwrap();
-        self.said.push(line);
-        self.said.last().map(String::as_str)
+        self.lines.push(line);
+        self.lines.last().map(String::as_str)
     }
 
-    /// Returns once it has told `count` more lines with `word`.
+    /// Waits for `count` more lines with `word`.
     fn wait_for(&mut self, word: &str, count: usize) {
         for _ in 0..count {
             while !self
@@ -88,7 +88,7 @@ impl Demo {
             .collect()
     }
 
-    /// Reads on until it has ended, and its account.
+    /// Reads until it has ended, and parses its summary.
     fn end(mut self) -> Ended {
         while self.next_line().is_some() {}
         let mut json = String::new();
@@ -99,21 +99,21 @@ impl Demo {
             .read_to_string(&mut json)
             .unwrap();
         let code = self.child.wait().unwrap().code();
-        let account = json
+        let summary = json
             .strip_suffix('\n')
             .filter(|line| !line.contains('\n'))
             .and_then(|line| serde_json::from_str(line).ok());
         Ended {
             code,
-            account: account
-                .unwrap_or_else(|| panic!("one object on one line: {json:?}, {:?}", self.said)),
+            summary: summary
+                .unwrap_or_else(|| panic!("one object on one line: {json:?}, {:?}", self.lines)),
         }
     }
 }
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // Either may fail only because it has ended by itself.
+        // Either fails only when it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -121,47 +121,47 @@ impl Drop for Demo {
 
 impl Ended {
     fn count(&self, field: &str) -> u64 {
-        self.account[field]
+        self.summary[field]
             .as_u64()
-            .unwrap_or_else(|| panic!("{field}: {}", self.account))
+            .unwrap_or_else(|| panic!("{field}: {}", self.summary))
     }
 
     fn number(&self, part: &str, field: &str) -> f64 {
-        self.account[part][field]
+        self.summary[part][field]
             .as_f64()
-            .unwrap_or_else(|| panic!("{part}.{field}: {}", self.account))
+            .unwrap_or_else(|| panic!("{part}.{field}: {}", self.summary))
     }
 
     fn reasons(&self) -> Vec<(&str, u64)> {
-        let reasons = self.account["reasons"].as_object().unwrap();
+        let reasons = self.summary["reasons"].as_object().unwrap();
         reasons
             .iter()
             .map(|(code, count)| (code.as_str(), count.as_u64().unwrap()))
             .collect()
     }
 
-    /// What holds however early it ends: nothing is lost, and every answer is accounted for once.
+    /// Holds however early it ends: no event is lost, and every answer is counted once.
     fn adds_up(&self) {
-        let told = &self.account;
+        let summary = &self.summary;
         assert_eq!(
             self.count("events_received"),
             self.count("events_published"),
-            "{told}"
+            "{summary}"
         );
         assert_eq!(
             self.count("answers_local") + self.count("answers_escalated"),
             self.count("answers"),
-            "{told}"
+            "{summary}"
         );
         assert_eq!(
             self.reasons().iter().map(|(_, count)| count).sum::<u64>(),
             self.count("answers"),
-            "{told}"
+            "{summary}"
         );
         assert!(
             self.count("frames_skipped") <= self.count("frames")
                 && self.number("accuracy", "n") <= self.count("answers") as f64,
-            "{told}"
+            "{summary}"
         );
     }
 }
@@ -206,8 +206,8 @@ fn frames_of_the_demo() -> u64 {
 }
 
 #[test]
-fn the_demo_keeps_its_promises() {
-    // Whoever holds the usual port, the demo finds another.
+fn the_demo_shows_routing_at_work() {
+    // The demo finds another port when the usual one is taken.
     let usual = TcpListener::bind("127.0.0.1:1883");
     let mut demo = Demo::start(&[]);
     let (mut broker, mut config, mut peak) = (String::new(), String::new(), 0);
@@ -235,14 +235,14 @@ fn the_demo_keeps_its_promises() {
     }
     assert!(
         Path::new(&config).is_file(),
-        "it can be run again: {config:?}"
+        "the configuration is kept: {config:?}"
     );
     assert!(broker.starts_with("mqtt://127.0.0.1:"), "{broker}");
-    // Somebody who held it before us may have left it since.
+    // A process that held the port before this test may have ended since.
     assert!(usual.is_err() || !broker.ends_with(":1883"), "{broker}");
 
     let ended = demo.end();
-    let told = &ended.account;
+    let summary = &ended.summary;
     assert_eq!(ended.code, Some(0));
     ended.adds_up();
     assert_eq!(ended.count("frames"), frames_of_the_demo());
@@ -250,52 +250,52 @@ fn the_demo_keeps_its_promises() {
     assert_eq!(
         2 * (ended.count("frames") - ended.count("frames_skipped")),
         ended.count("answers"),
-        "{told}"
+        "{summary}"
     );
-    assert!(ended.number("accuracy", "n") >= 30.0, "{told}");
+    assert!(ended.number("accuracy", "n") >= 30.0, "{summary}");
     assert!(
         ended.count("answers_local") > 0 && ended.count("answers_escalated") > 0,
-        "{told}"
+        "{summary}"
     );
     let reasons: BTreeSet<_> = ended.reasons().iter().map(|(code, _)| *code).collect();
     assert!(
         reasons.is_superset(&BTreeSet::from(["CONFIDENT", "LOW_CONFIDENCE"])),
-        "{told}"
+        "{summary}"
     );
     assert!(
         ended.number("accuracy", "routed") > ended.number("accuracy", "always_local"),
-        "{told}"
+        "{summary}"
     );
     assert!(
         ended.number("cost", "routed") < ended.number("cost", "always_pool"),
-        "{told}"
+        "{summary}"
     );
     assert!(
         ended.count("updates") > 0 && ended.count("bytes_up") > 0,
-        "{told}"
+        "{summary}"
     );
-    assert!((1..RSS_MAX).contains(&peak), "{peak}: {told}");
-    // What it says of itself is what the system says, to the few pages that it needs to say it.
+    assert!((1..RSS_MAX).contains(&peak), "{peak}: {summary}");
+    // Its own number is the system's, but for the pages allocated between the two readings.
     assert!(
         ended.count("peak_rss_bytes").abs_diff(peak) < peak / 10,
-        "{peak}: {told}"
+        "{peak}: {summary}"
     );
 }
 
 #[test]
-fn a_demo_cut_short_tells_what_it_has_seen() {
+fn a_demo_that_is_cut_short_prints_its_summary() {
     let mut demo = Demo::start(&["--for", "6s"]);
     demo.wait_for("configuration", 1);
     let ended = demo.end();
-    let told = &ended.account;
+    let summary = &ended.summary;
     assert_eq!(ended.code, Some(0));
     ended.adds_up();
     assert!(
         (1..frames_of_the_demo()).contains(&ended.count("frames")),
-        "{told}"
+        "{summary}"
     );
     assert_eq!(
-        keys(told),
+        keys(summary),
         BTreeSet::from([
             "accuracy",
             "answers",
@@ -314,15 +314,15 @@ fn a_demo_cut_short_tells_what_it_has_seen() {
         ])
     );
     assert_eq!(
-        keys(&told["cost"]),
+        keys(&summary["cost"]),
         BTreeSet::from(["always_local", "always_pool", "routed"])
     );
     assert_eq!(
-        keys(&told["accuracy"]),
+        keys(&summary["accuracy"]),
         BTreeSet::from(["always_local", "always_pool", "n", "routed"])
     );
     assert_eq!(
-        keys(&told["latency_ms"]),
+        keys(&summary["latency_ms"]),
         BTreeSet::from(["escalated_p50", "escalated_p95", "local_p50", "local_p95"])
     );
 }
@@ -332,18 +332,18 @@ fn a_demo_cut_short_tells_what_it_has_seen() {
 fn ctrl_c_at_a_terminal_loses_no_event() {
     let mut demo = Demo::start(&[]);
     demo.wait_for("asking the pool", 4);
-    let told = Command::new("kill")
+    let sent = Command::new("kill")
         .args(["-INT", "--", &format!("-{}", demo.pid())])
         .status()
         .unwrap();
-    assert!(told.success());
+    assert!(sent.success());
     let ended = demo.end();
     assert_eq!(ended.code, Some(130));
     ended.adds_up();
     assert!(
         ended.count("events_published") > 0 && ended.count("frames") < frames_of_the_demo(),
         "{}",
-        ended.account
+        ended.summary
     );
 }
 
@@ -356,13 +356,13 @@ fn a_killed_demo_leaves_no_process_behind() {
     demo.child.kill().unwrap();
     demo.child.wait().unwrap();
     let killed = Instant::now();
-    // One that nobody has reaped yet is no more.
+    // A zombie has ended, too.
     while let Some(left) = children
         .iter()
         .find(|pid| stat(**pid).is_some_and(|(state, _)| state != 'Z'))
     {
         assert!(
-            killed.elapsed() < PATIENCE,
+            killed.elapsed() < KILL_TIMEOUT,
             "process {left} outlives the demo"
         );
         thread::sleep(Duration::from_millis(20));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use firmware_config::agent::AgentConfig;
 use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication};
 use runtime::deliver::topics::Topics;
+use runtime::environment::Environment;
 use runtime::metrics::Totals;
 use runtime::observe::Log;
 use runtime::pipeline;
@@ -119,8 +120,10 @@ async fn the_consumer_misses_nothing_of_an_agent() {
 async fn the_consumer_finds_holes_and_honours_gaps_and_repeats() {
     let broker = Broker::start();
     let mut consumer = Example::start("consumer.py", &[&broker.url()]);
-    let (link, task, _deliveries) =
-        Link::open(LinkOptions::new(config::mqtt(&broker.url()), "by-hand"));
+    let (link, task, _deliveries) = Link::open(
+        LinkOptions::new(config::mqtt(&broker.url()), "by-hand"),
+        &Environment::system(),
+    );
     tokio::spawn(task.run(std::future::pending()));
     link.status()
         .wait_for(|status| status.state == LinkState::Up)

@@ -459,7 +459,10 @@ fn an_export_that_is_interrupted_leaves_nothing_half_written() {
         let code = export.wait().unwrap().code();
         // An export as small as this one may end before the signal arrives.
         assert!(
-            matches!((signalled.success(), code), (true, Some(130)) | (_, Some(0))),
+            matches!(
+                (signalled.success(), code),
+                (true, Some(130)) | (_, Some(0))
+            ),
             "{code:?}"
         );
         assert!(

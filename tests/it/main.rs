@@ -14,6 +14,7 @@ mod export;
 mod exporter_cli;
 mod gateway;
 mod licences;
+mod metrics;
 mod pool;
 mod tidy;
 mod topics;

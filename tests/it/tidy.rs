@@ -161,6 +161,7 @@ fn foreign_libraries_are_each_named_in_one_place() {
             "reqwest::",
             &["runtime/src/pool/https", "exporter/src/hub/", "tests/"],
         ),
+        ("prometheus_client::", &["runtime/src/metrics"]),
         (
             "hyper_util::",
             &["runtime/src/serve/gateway/connections.rs"],
@@ -257,7 +258,7 @@ fn pure_modules_are_told_the_time_and_their_luck() {
         "serve/chat/completion",
         "serve/chat/data_uri",
         "serve/gateway/relay",
-        "serve/gateway/target",
+        "serve/gateway/model_choice",
         "serve/gateway/routing",
     ];
     let mut pure: Vec<String> = routing
@@ -310,7 +311,7 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
         // The agent, the gateway, the worker, the demo.
         "runtime/src/pipeline.rs",
         "runtime/src/serve/gateway",
-        "runtime/src/serve/worker.rs",
+        "runtime/src/commands/worker.rs",
         "runtime/src/commands/demo",
         // Children, and the threads that read their output.
         "devices/src/child.rs",

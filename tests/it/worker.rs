@@ -85,7 +85,7 @@ fn question(id: u8) -> PoolQuestion {
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A completion that says yes.
+/// A completion with the answer yes.
 fn yes() -> Bytes {
     Bytes::from(
         json!({"model": "by-hand", "choices": [{"message": {"content": r#"{"answer":"yes"}"#}}]})
@@ -145,7 +145,7 @@ async fn a_bad_request_comes_back_as_an_error_with_its_status() {
 }
 
 #[tokio::test]
-async fn a_request_without_an_address_for_its_reply_stops_nobody() {
+async fn a_request_without_a_response_topic_is_ignored() {
     let broker = Broker::start();
     let _worker = worker(&broker);
     let (link, _deliveries) = connect(&broker, "by-hand", "replies/here").await;

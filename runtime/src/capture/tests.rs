@@ -136,7 +136,7 @@ fn a_decoder_that_panics_costs_its_frame_alone() {
 
 #[test]
 fn a_source_that_fails_is_opened_again_and_a_finite_one_is_given_up() {
-    let gone = || CaptureError::NotThere {
+    let gone = || CaptureError::CannotOpen {
         camera: "double".into(),
         error: io::ErrorKind::NotFound.into(),
     };

@@ -1,8 +1,8 @@
-//! `egret demo`: the main job on bundled cameras and models, with nothing else installed.
+//! `egret demo`: the agent on bundled cameras and models, with nothing else installed.
 //!
 //! ```text
 //! this process: pipeline of `egret run` ◀─▶ broker process ◀─▶ worker process (nano-pool)
-//!               auditor: counts what arrives, asks the pool about what stayed local
+//!               auditor: counts the events that arrive, asks the pool about answers that stayed local
 //! ```
 
 mod assets;
@@ -10,9 +10,9 @@ mod auditor;
 pub(crate) mod broker;
 mod children;
 mod config;
-mod ledger;
+mod live_view;
+mod recorder;
 mod summary;
-mod view;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -26,20 +26,21 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::labels::Label;
 use crate::commands::{labels, memory};
+use crate::environment::Environment;
 use crate::pipeline;
 use assets::Assets;
 use auditor::Auditor;
 use children::Sidecar;
-use ledger::Ledger;
-use summary::{Counts, Summary};
-use view::View;
+use live_view::LiveView;
+use recorder::Recorder;
+use summary::{PipelineCounts, Summary};
 
-/// Starting a process that loads a model takes this long at most, on a slow card.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// After the drain, what is on its way from the broker to the auditor.
-const ARRIVAL_PATIENCE: Duration = Duration::from_secs(3);
-/// The same when somebody waits for the demo to stop.
-const LAST_ARRIVAL_PATIENCE: Duration = Duration::from_millis(500);
+/// Timeout for starting a process that loads a model, on a slow SD card.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// After the drain, how long the auditor waits for events that the broker has.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same after Ctrl-C or SIGTERM.
+const ARRIVAL_TIMEOUT_STOPPED: Duration = Duration::from_millis(500);
 
 /// Arguments of `egret demo`.
 #[derive(Debug, clap::Args)]
@@ -54,7 +55,7 @@ pub struct Args {
 
 fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
-        Ok(Duration::ZERO) => Err("expected some time, such as 60s".to_owned()),
+        Ok(Duration::ZERO) => Err("expected more than 0, such as 60s".to_owned()),
         parsed => parsed.map_err(|error| error.to_string()),
     }
 }
@@ -62,7 +63,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Runs the demo.
 ///
 /// # Errors
-/// When its parts are not to be had, or one of them ends by a fault.
+/// When a part of it cannot be started, or ends by a fault.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let assets = Assets::find().or_exit(Exit::Io)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -75,16 +76,21 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     outcome
 }
 
-/// Sets the stage, replays the cameras, adds up.
+/// Starts broker and worker, replays the cameras, and prints the summary.
 async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
-    // Subscribed before anything starts, so that a stop is obeyed at any time.
-    let mut stop = Stop::subscribe().or_exit(Exit::Io)?;
-    let view = View::new(if args.json { Out::Stderr } else { Out::Stdout });
+    // Subscribed before anything starts, so that a signal is handled at any time.
+    let mut stop = StopSignals::subscribe().or_exit(Exit::Io)?;
+    let view = LiveView::new(if args.json { Out::Stderr } else { Out::Stdout });
+    let environment = Environment::system();
     let stage = tokio::select! {
-        stage = Stage::set(assets, &view) => stage.or_exit(Exit::Io)?,
-        exit = stop.told() => return Ok(exit),
+        stage = Stage::start(assets, &view, environment.clone()) => stage.or_exit(Exit::Io)?,
+        exit = stop.received() => return Ok(exit),
     };
-    let ledger = Arc::new(Ledger::new(view.clone(), stage.labels.clone()));
+    let recorder = Arc::new(Recorder::new(
+        view.clone(),
+        stage.labels.clone(),
+        environment.clock.clone(),
+    ));
     let mut stopped = None;
     let shutdown = async {
         let limit = async {
@@ -95,39 +101,39 @@ async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
         };
         tokio::select! {
             () = limit => {}
-            exit = stop.told() => stopped = Some(exit),
+            exit = stop.received() => stopped = Some(exit),
         }
     };
-    let totals = pipeline::run(stage.config.clone(), ledger.clone(), shutdown).await?;
+    let totals = pipeline::run(stage.config.clone(), recorder.clone(), shutdown).await?;
 
-    let published = ledger.events();
+    let published = recorder.events();
     stage
         .auditor
         .wait_for_events(
             published,
             if stopped.is_some() {
-                LAST_ARRIVAL_PATIENCE
+                ARRIVAL_TIMEOUT_STOPPED
             } else {
-                ARRIVAL_PATIENCE
+                ARRIVAL_TIMEOUT
             },
         )
         .await;
-    // The pipeline is gone: nothing is added any more.
-    let mut pairs = ledger.pairs();
+    // The pipeline has ended, so the pairs are complete.
+    let mut pairs = recorder.pairs();
     if stopped.is_none() {
         view.line("asking the pool about what stayed on the box, to compare…");
         tokio::select! {
             () = stage.auditor.ask_about(&mut pairs) => {}
-            exit = stop.told() => stopped = Some(exit),
+            exit = stop.received() => stopped = Some(exit),
         }
     }
-    let counts = Counts {
+    let counts = PipelineCounts {
         frames: totals.frames,
         frames_skipped: totals.frames - totals.frames_answered,
-        updates: ledger.updates(),
+        updates: recorder.updates(),
         events_published: published,
         events_received: stage.auditor.events_received(),
-        bytes_up: ledger.bytes_up(),
+        bytes_up: recorder.bytes_up(),
     };
     let summary = Summary::of(
         counts,
@@ -138,7 +144,7 @@ async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
         memory::peak_rss_bytes(),
     );
     view.line("");
-    view.line(&summary.for_people());
+    view.line(&summary.text());
     if args.json {
         println!(
             "{}",
@@ -148,8 +154,8 @@ async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
     Ok(stopped.unwrap_or(Exit::Done))
 }
 
-/// Everything around the agent: a broker, a worker behind it, a subscriber that counts, and the
-/// agent's configuration.
+/// Everything that the agent of the demo needs: a broker, a worker behind it, a subscriber that
+/// counts, and a configuration.
 struct Stage {
     config: AgentConfig,
     labels: Vec<Label>,
@@ -160,7 +166,11 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set(assets: &Assets, view: &View) -> anyhow::Result<Stage> {
+    async fn start(
+        assets: &Assets,
+        view: &LiveView,
+        environment: Environment,
+    ) -> anyhow::Result<Stage> {
         let address = children::free_port()?;
         let mut broker = Sidecar::start(
             "broker",
@@ -170,7 +180,7 @@ impl Stage {
                 address.to_string(),
             ],
         )?;
-        children::wait_listening(address, &mut broker, START_PATIENCE).await?;
+        children::wait_listening(address, &mut broker, START_TIMEOUT).await?;
         let url = format!("mqtt://{address}");
         let worker_args = [
             "worker",
@@ -191,7 +201,7 @@ impl Stage {
                 .chain([assets.pool_bundle().into_os_string()]),
         )?;
 
-        // Kept: the configuration can be read and run again.
+        // Kept, so that the configuration can be read and run again.
         let workdir = tempfile::Builder::new()
             .prefix("egret-demo-")
             .tempdir()
@@ -217,9 +227,9 @@ impl Stage {
             "broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/demo/#' -T 'egret/+/cam/+/snapshot')",
             address.port()
         ));
-        let auditor = Auditor::start(&config)?;
+        let auditor = Auditor::start(&config, environment)?;
         auditor
-            .wait_for_pool(&mut worker, START_PATIENCE)
+            .wait_for_pool(&mut worker, START_TIMEOUT)
             .await
             .context("waiting for the demo's worker")?;
         Ok(Stage {
@@ -232,22 +242,22 @@ impl Stage {
     }
 }
 
-/// Ctrl-C, or the service manager's way of saying stop.
-struct Stop {
+/// SIGINT (Ctrl-C) or SIGTERM.
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Stop {
-    fn subscribe() -> std::io::Result<Stop> {
-        Ok(Stop {
+impl StopSignals {
+    fn subscribe() -> std::io::Result<StopSignals> {
+        Ok(StopSignals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
 
-    /// Waits for either; the exit code that answers it.
-    async fn told(&mut self) -> Exit {
+    /// Waits for either, and returns its exit code.
+    async fn received(&mut self) -> Exit {
         tokio::select! {
             _ = self.interrupt.recv() => Exit::Interrupted,
             _ = self.terminate.recv() => Exit::Done,
@@ -255,7 +265,7 @@ impl Stop {
     }
 }
 
-/// Where the live view goes: out of the way of the JSON line.
+/// The stream of the live view: not that of the JSON line.
 #[derive(Debug, Clone, Copy)]
 enum Out {
     Stdout,
@@ -271,7 +281,7 @@ impl Out {
     }
 
     fn line(self, text: &str) {
-        // A closed terminal must not end the run: the events still go out.
+        // A closed terminal must not end the run: events are still published.
         let _ = match self {
             Out::Stdout => writeln!(std::io::stdout(), "{text}"),
             Out::Stderr => writeln!(std::io::stderr(), "{text}"),

@@ -1,11 +1,11 @@
-//! How the program ends: what goes wrong is told once, at the top, and its kind is the exit code.
+//! How the program ends: an error is printed once, at the top, and its kind is the exit code.
 
 use std::process::ExitCode;
 
 use vlm::{BackendError, VlmError};
 
-/// Exit codes; the numbers above 1 are those of `sysexits.h`, so that systemd and scripts can tell
-/// them apart.
+/// Exit codes; the numbers above 1 are those of `sysexits.h`, so that systemd and scripts can
+/// distinguish them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done.
@@ -28,7 +28,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command ended early, and the exit code that says so.
+/// Why a command ended early, and its exit code.
 #[derive(Debug)]
 pub struct Failure {
     /// The exit code.
@@ -38,7 +38,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure in words.
+    /// A failure with a message.
     pub fn new(exit: Exit, message: impl std::fmt::Display) -> Self {
         Failure {
             exit,
@@ -66,7 +66,7 @@ impl From<VlmError> for Failure {
     }
 }
 
-/// Names the exit code of an error where it is known what kind it is.
+/// Gives an error its exit code.
 pub trait OrExit<T> {
     /// Turns an error into a [`Failure`] that ends the program with `exit`.
     ///
@@ -84,7 +84,7 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     }
 }
 
-/// Prints the outcome of a command for people and gives its exit code.
+/// Prints a command's error, if it has one, and returns its exit code.
 pub fn report(outcome: Result<Exit, Failure>) -> ExitCode {
     match outcome {
         Ok(exit) => exit.into(),

@@ -1,4 +1,4 @@
-//! Labelled pictures: one JSON object a line,
+//! Labelled images: one JSON object per line,
 //! `{"image":"rel/path.jpg","question":"…","answer":"yes"}`.
 //!
 //! `candidates`, `family` and `camera` are optional, several rows may share an image, unknown keys
@@ -9,10 +9,10 @@ use serde::Deserialize;
 /// Rows read from one file at most.
 pub const ROWS_MAX: usize = 1_000_000;
 
-/// What is right about one picture and one question.
+/// The right answer to one question about one image.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Label {
-    /// Path of the picture below the images folder, with forward slashes.
+    /// Path of the image below the images folder, with forward slashes.
     pub image: String,
     /// The question asked about it.
     pub question: String,
@@ -24,7 +24,7 @@ pub struct Label {
     /// Kind of question (`yes_no`, `count`, …).
     #[serde(default)]
     pub family: Option<String>,
-    /// Camera that took the picture.
+    /// Camera that took the image.
     #[serde(default)]
     pub camera: Option<String>,
 }
@@ -84,7 +84,7 @@ fn check(label: Label) -> Result<Label, String> {
     }
     if !candidates.is_empty() && !candidates.contains(answer) {
         return Err(format!(
-            "answer {answer:?} is none of the candidates {candidates:?}"
+            "answer {answer:?} is not one of the candidates {candidates:?}"
         ));
     }
     Ok(label)

@@ -1,6 +1,6 @@
-//! How much memory this process took.
+//! Memory of this process.
 
-/// The largest resident set so far in bytes; `None` where the system does not tell.
+/// The largest resident set so far in bytes; `None` where the system does not report it.
 pub(crate) fn peak_rss_bytes() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?)
 }

@@ -1,6 +1,7 @@
 //! `egret serve`: the gateway alone.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use firmware_config::agent::{AgentConfig, KillSwitch, Policy};
 use tokio::net::TcpListener;
@@ -8,16 +9,17 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::commands::exit::{Exit, Failure, OrExit};
+use crate::commands::model_server::{self, ModelArgs};
 use crate::commands::preflight;
-use crate::commands::server::{self, ModelArgs};
 use crate::decide::call::Escalations;
 use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkTask, Qos};
 use crate::environment::Environment;
+use crate::metrics::Metrics;
 use crate::pool::{self, Pools};
 use crate::serve::gateway::{self, Parts};
 
-/// Where the gateway listens when nothing says otherwise.
-const LISTEN: &str = "127.0.0.1:8080";
+/// The address without `--listen` and without a configured one.
+const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
 
 /// Arguments of `egret serve`.
 #[derive(Debug, clap::Args)]
@@ -45,7 +47,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let listen = args
         .listen
         .or(configured)
-        .map_or_else(|| LISTEN.parse().or_exit(Exit::Internal), Ok)?;
+        .map_or_else(|| LISTEN_DEFAULT.parse().or_exit(Exit::Internal), Ok)?;
     for finding in config.iter().flat_map(preflight::check) {
         warn!("{finding}");
     }
@@ -54,7 +56,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         .name
         .clone()
         .unwrap_or_else(|| local.identity().name.clone());
-    server::run_to_end(async {
+    model_server::run_to_end(async {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Failure::new(
                 Exit::Io,
@@ -74,22 +76,29 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         let pools = escalations.pools.clone();
         println!(
             "egret serve: {} on http://{address}/v1",
-            server::describe(&name, &local)
+            model_server::describe(&name, &local)
         );
+        let metrics = Arc::new(Metrics::for_gateway());
         let (stop, stopping) = watch::channel(false);
         let parts = Parts {
             local: local.clone(),
             name,
             escalations,
+            environment: environment.clone(),
+            metrics: Arc::clone(&metrics),
         };
-        let gateway = gateway::serve(parts, listener, until(stopping.clone()));
+        let gateway = gateway::serve(parts, listener, stopped(stopping.clone()));
         let broker = async {
-            if let Some((_, task, deliveries)) = link {
-                tokio::join!(task.run(until(stopping)), replies(deliveries, pools));
+            if let Some((link, task, deliveries)) = link {
+                tokio::join!(
+                    task.run(stopped(stopping)),
+                    deliver_replies(deliveries, pools),
+                    metrics.routing.follow(&link)
+                );
             }
         };
         let signal = async {
-            let exit = server::stopped(&local).await;
+            let exit = model_server::stopped(&local).await;
             // The receivers are the two futures beside this one.
             let _ = stop.send(true);
             exit
@@ -100,7 +109,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-/// The connection that MQTT pools are asked over, where a broker is configured.
+/// The connection to MQTT pools, where a broker is configured.
 fn link(config: &AgentConfig, environment: &Environment) -> Option<(Link, LinkTask, Deliveries)> {
     let node = &config.node.id;
     let options = LinkOptions::new(config.mqtt.clone()?, format!("egret-{node}-gateway"));
@@ -134,14 +143,14 @@ fn escalations(
     Escalations::new(pools, policy, link, node, environment).or_exit(Exit::Usage)
 }
 
-/// Hands replies to whoever waits for them, until the connection is closed.
-async fn replies(mut deliveries: Deliveries, pools: Pools) {
+/// Hands replies to the calls that wait for them, until the connection is closed.
+async fn deliver_replies(mut deliveries: Deliveries, pools: Pools) {
     while let Some(delivery) = deliveries.recv().await {
         pools.on_reply(delivery.publication);
     }
 }
 
-async fn until(mut stopping: watch::Receiver<bool>) {
-    // A sender that is gone means that everything is.
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // A dropped sender means that the command has ended.
     let _ = stopping.wait_for(|stop| *stop).await;
 }

@@ -4,6 +4,7 @@
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
+use vlm::Identity;
 
 use crate::deliver::event::{epoch_hex, rfc3339, to_vec};
 #[cfg(test)]
@@ -68,27 +69,28 @@ pub struct InfoPayload<'a> {
     /// `[node] id`.
     pub node: &'a str,
     /// The local model.
-    pub model: ModelPayload<'a>,
+    #[cfg_attr(test, schemars(with = "ModelPayload"))]
+    pub model: &'a Identity,
     /// Ids of the cameras, in the order of the configuration.
     pub cameras: Vec<&'a str>,
     /// Ids of the pools, in the order of the configuration.
     pub pools: Vec<&'a str>,
 }
 
-/// The local model, as it was loaded.
-#[derive(Debug, Clone, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ModelPayload<'a> {
+/// The local model, as it was loaded: the JSON of an [`Identity`], as `docs/events.md` has it.
+#[cfg(test)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+struct ModelPayload {
     /// Name of the bundle.
-    pub name: &'a str,
+    name: String,
     /// Identity of the bundle.
-    pub sha256: &'a str,
+    sha256: String,
     /// `fp32`, `fp16` or `int8`.
-    pub precision: &'a str,
+    precision: String,
     /// `ort` (ONNX Runtime) or `tract`.
-    pub backend: &'a str,
+    backend: String,
     /// The execution provider that runs.
-    pub execution_provider: &'a str,
+    execution_provider: String,
 }
 
 /// How the agent does. Published on the node's health topic every 30 s.
@@ -220,16 +222,26 @@ mod tests {
 
     #[test]
     fn info() {
+        let identity = Identity {
+            name: "nano-edge".into(),
+            sha256: "ab12".into(),
+            precision: "fp16".into(),
+            backend: "tract".into(),
+            execution_provider: "tract".into(),
+            load: std::time::Duration::ZERO,
+        };
+        let documented = ModelPayload {
+            name: identity.name.clone(),
+            sha256: identity.sha256.clone(),
+            precision: identity.precision.clone(),
+            backend: identity.backend.clone(),
+            execution_provider: identity.execution_provider.clone(),
+        };
+        assert_eq!(to_vec(&identity), to_vec(&documented));
         let info = InfoPayload {
             version: "0.1.0",
             node: "gate-01",
-            model: ModelPayload {
-                name: "nano-edge",
-                sha256: "ab12",
-                precision: "fp16",
-                backend: "tract",
-                execution_provider: "tract",
-            },
+            model: &identity,
             cameras: vec!["lobby", "yard"],
             pools: vec![],
         };

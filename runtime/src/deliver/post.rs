@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::event::Draft;
+use super::topics::PublishOptions;
 
 /// One thing to publish.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,4 +38,16 @@ pub enum Kind {
     Health,
     /// A JPEG, published once: last hour's image is of no use to a new connection.
     Snapshot,
+}
+
+impl Kind {
+    /// How it is published.
+    pub fn options(self) -> PublishOptions {
+        match self {
+            Kind::Word => PublishOptions::WORD,
+            Kind::Json => PublishOptions::OBJECT,
+            Kind::Health => PublishOptions::HEALTH,
+            Kind::Snapshot => PublishOptions::SNAPSHOT,
+        }
+    }
 }

@@ -16,12 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::interval;
 use tracing::{error, info, warn};
 
-use super::event::{Draft, Origin, Step, epoch_hex};
+use super::event::{Draft, Origin, Step};
 use super::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication};
 use super::outbox::{Gap, Next, Outbox};
+use super::payload::{HealthPayload, NodeState, OutboxPayload, StatusPayload};
 use super::post::{Kind, Post};
 use super::retained::Retained;
-use super::topics::Topics;
+use super::topics::{PublishOptions, Topics};
 use crate::environment::clock::Clock;
 use crate::metrics::Metrics;
 
@@ -29,11 +30,6 @@ use crate::metrics::Metrics;
 const IN_FLIGHT_MAX: usize = 32;
 /// How often `health` is published.
 const HEALTH_PERIOD: Duration = Duration::from_secs(30);
-/// An event nobody fetched is removed by the broker after this.
-const EVENT_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
-const GAP_EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Content type of every object.
-pub(super) const JSON: &str = "application/json";
 
 /// A post on its way to the publisher.
 #[derive(Debug)]
@@ -108,7 +104,7 @@ impl Publisher {
     ) {
         let mut status = self.link.status();
         let mut health = interval(HEALTH_PERIOD);
-        self.set_status("online");
+        self.set_status(NodeState::Online);
         let clock = self.clock.clone();
         loop {
             self.follow(&mut status);
@@ -142,7 +138,7 @@ impl Publisher {
         self.phase = Phase::Draining {
             give_up_at: self.clock.now() + grace,
         };
-        self.set_status("stopped");
+        self.set_status(NodeState::Stopped);
     }
 
     fn is_drained(&self) -> bool {
@@ -151,7 +147,9 @@ impl Publisher {
 
     /// Notices a lost or a new connection, even one that was lost and made again in between.
     fn follow(&mut self, status: &mut watch::Receiver<LinkStatus>) {
-        let LinkStatus { state, connections } = status.borrow_and_update().clone();
+        let status = status.borrow_and_update().clone();
+        self.metrics.routing.link(&status);
+        let LinkStatus { state, connections } = status;
         if self.connection != 0 && (connections != self.connection || state != LinkState::Up) {
             self.in_flight = FuturesUnordered::new();
             self.outbox.disconnected();
@@ -203,19 +201,9 @@ impl Publisher {
     }
 
     fn next_event(&mut self) -> Option<(Sent, Publication)> {
-        let json = |topic, payload, expiry, schema: &str| Publication {
-            topic,
-            payload,
-            expiry: Some(expiry),
-            content_type: Some(JSON.into()),
-            // The content type once more: a bridge may drop a property that MQTT 3 has no place
-            // for.
-            user_properties: vec![("ct".into(), JSON.into()), ("schema".into(), schema.into())],
-            ..Publication::default()
-        };
         match self.outbox.next_to_send()? {
             Next::Event(entry) => {
-                let event = json(entry.topic, entry.payload, EVENT_EXPIRY, "event/1");
+                let event = PublishOptions::EVENT.publication(entry.topic, entry.payload);
                 Some((Sent::Event(entry.seq), event))
             }
             Next::Gap(id, gap) => {
@@ -224,7 +212,7 @@ impl Publisher {
                 } = gap;
                 warn!("events {from_seq}..={to_seq} were dropped; declaring the gap");
                 let payload = gap.to_json(self.outbox.epoch()).into();
-                let gap = json(self.topics.gap(), payload, GAP_EXPIRY, "gap/1");
+                let gap = PublishOptions::GAP.publication(self.topics.gap(), payload);
                 Some((Sent::Gap(id), gap))
             }
         }
@@ -306,42 +294,43 @@ impl Publisher {
         ] {
             counter.raise_to(total);
         }
+        let (events, bytes) = (self.outbox.queued(), self.outbox.queued_bytes());
+        metrics.agent.outbox(events, bytes);
+        let (events, bytes) = (self.outbox.queued(), self.outbox.queued_bytes());
+        metrics.agent.outbox(events, bytes);
     }
 
     fn set_health(&mut self) {
         let moment = self.clock.moment();
         let oldest_age = self.outbox.oldest_age(self.clock.now());
-        let health = serde_json::json!({
-            "time": format!("{:.3}", moment.time),
-            "clock": moment.clock,
-            "outbox": {
-                "count": self.outbox.queued(),
-                "bytes": self.outbox.queued_bytes(),
-                "oldest_age_ms": oldest_age.map(|age| age.as_millis() as u64),
+        let health = HealthPayload {
+            time: moment.time,
+            clock: moment.clock,
+            outbox: OutboxPayload {
+                count: self.outbox.queued(),
+                bytes: self.outbox.queued_bytes(),
+                oldest_age_ms: oldest_age.map(|age| age.as_millis() as u64),
             },
-            "counters": self.metrics.totals(),
-        });
-        self.retained.set(
-            self.topics.health(),
-            health.to_string().into(),
-            Kind::Health,
-        );
+            counters: self.metrics.totals(),
+        };
+        let health = health.to_json().into();
+        self.retained
+            .set(self.topics.health(), health, Kind::Health);
     }
 
-    fn set_status(&mut self, state: &str) {
-        let status = status_json(state, self.outbox.epoch(), &self.clock);
+    fn set_status(&mut self, state: NodeState) {
+        let status = status(state, self.outbox.epoch(), &self.clock);
         self.retained.set(self.topics.status(), status, Kind::Json);
     }
 }
 
-/// The content of a box's status topic; also its last will.
-pub fn status_json(state: &str, epoch: u64, clock: &Clock) -> Bytes {
-    let time = format!("{:.3}", clock.moment().time);
-    let status = serde_json::json!({
-        "state": state,
-        "epoch": epoch_hex(epoch),
-        "pid": std::process::id(),
-        "time": time,
-    });
-    status.to_string().into()
+/// The content of a node's status topic; also its last will.
+pub fn status(state: NodeState, epoch: u64, clock: &Clock) -> Bytes {
+    let status = StatusPayload {
+        state,
+        epoch,
+        pid: std::process::id(),
+        time: clock.moment().time,
+    };
+    status.to_json().into()
 }

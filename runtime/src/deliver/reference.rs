@@ -20,7 +20,7 @@ use crate::deliver::payload::{
 use crate::deliver::topics::{PublishOptions, Topics};
 use crate::pool::PoolQuestion;
 use crate::pool::mqtt::{reply_topic, request_topic};
-use crate::pool::question::{body, said};
+use crate::pool::question::{body, settle};
 use crate::serve::openai::Completion;
 
 /// Types of JSON values that a Rust type alone does not name.
@@ -123,7 +123,7 @@ struct PoolSchema {
     schema: Map<String, Value>,
 }
 
-/// What is read of a worker's reply; [`said`] reads it.
+/// What is read of a worker's reply; [`settle`] reads it.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 struct PoolReply {
     /// Name of the model that answered; the event's `by.model`. Without it, the pool's id stands
@@ -507,12 +507,13 @@ fn the_documented_fields_of_a_reply_are_read() {
     let read = |reply: &PoolReply| {
         let json = serde_json::to_value(reply).expect("JSON");
         let completion: Completion = serde_json::from_value(json).expect("a completion");
-        said(&completion, &["yes".into(), "no".into()]).expect("one of the answers")
+        let answers = ["yes".into(), "no".into()];
+        settle("big", &completion, &answers, std::time::Duration::ZERO).expect("one of the answers")
     };
     let full = read(&reply);
     assert_eq!(
-        (full.answer.as_str(), full.model.as_str()),
+        (full.text.as_str(), full.by.model.as_str()),
         ("yes", "some-vlm")
     );
-    assert_eq!((full.confidence, full.tokens_out), (Some(0.75), Some(5)));
+    assert_eq!((full.confidence, full.by.tokens_out), (Some(0.75), Some(5)));
 }

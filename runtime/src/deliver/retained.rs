@@ -2,18 +2,11 @@
 //! Pure.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::mqtt::{Publication, Qos};
+use super::mqtt::Publication;
 use super::post::Kind;
-use super::publisher::JSON;
-
-/// A snapshot nobody fetched is removed by the broker after this.
-const SNAPSHOT_EXPIRY: Duration = Duration::from_secs(3600);
-/// So is the health of a box that no longer says how it is.
-const HEALTH_EXPIRY: Duration = Duration::from_secs(120);
 
 /// The latest publication of each topic. Its size is bounded by the configuration: a few topics for
 /// each rule and camera.
@@ -54,21 +47,8 @@ impl Retained {
             .iter_mut()
             .find(|(_, latest)| latest.unsent && !latest.in_flight)?;
         (latest.unsent, latest.in_flight) = (false, true);
-        let (qos, expiry, content_type) = match latest.kind {
-            Kind::Word => (Qos::AtLeastOnce, None, "text/plain"),
-            Kind::Json => (Qos::AtLeastOnce, None, JSON),
-            Kind::Health => (Qos::AtMostOnce, Some(HEALTH_EXPIRY), JSON),
-            Kind::Snapshot => (Qos::AtMostOnce, Some(SNAPSHOT_EXPIRY), "image/jpeg"),
-        };
-        let publication = Publication {
-            topic: topic.clone(),
-            payload: latest.payload.clone(),
-            qos,
-            retain: true,
-            expiry,
-            content_type: Some(content_type.into()),
-            ..Publication::default()
-        };
+        let options = latest.kind.options();
+        let publication = options.publication(topic.clone(), latest.payload.clone());
         Some((topic.clone(), publication))
     }
 
@@ -99,6 +79,7 @@ impl Retained {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mqtt::Qos;
     use super::*;
 
     fn payload(retained: &mut Retained) -> Option<Bytes> {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::deliver::mqtt::Qos;
+use bytes::Bytes;
+
+use crate::deliver::mqtt::{Publication, Qos};
 
 const JSON: &str = "application/json";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -63,6 +65,28 @@ impl PublishOptions {
         schema: Some("gap/1"),
         ..PublishOptions::EVENT
     };
+}
+
+impl PublishOptions {
+    /// What is published on `topic`.
+    pub fn publication(self, topic: String, payload: Bytes) -> Publication {
+        let content_type = ("ct".to_owned(), self.content_type.to_owned());
+        let schema = |schema: &str| ("schema".to_owned(), schema.to_owned());
+        Publication {
+            topic,
+            payload,
+            qos: self.qos,
+            retain: self.retain,
+            expiry: self.expiry,
+            content_type: Some(self.content_type.into()),
+            // The content type once more: a bridge may drop a property that MQTT 3 has no place
+            // for.
+            user_properties: self
+                .schema
+                .map_or_else(Vec::new, |name| vec![content_type, schema(name)]),
+            ..Publication::default()
+        }
+    }
 }
 
 /// The topic tree of one node: `egret/<node>/…`.

@@ -22,6 +22,7 @@ use crate::deliver::inbox::Inbox;
 use crate::deliver::mqtt::{Connection, LastWill, LinkOptions, Publication, Qos};
 use crate::deliver::outbox::Outbox;
 use crate::deliver::outbox::store::MemoryStore;
+use crate::deliver::payload::{InfoPayload, NodeState};
 use crate::deliver::post::{Kind, Post};
 use crate::deliver::publisher::{self, Posted, Publisher};
 use crate::deliver::topics::Topics;
@@ -81,7 +82,7 @@ fn link_options(config: &AgentConfig, mqtt: &Mqtt, epoch: u64, clock: &Clock) ->
     }
     let offline = Publication {
         topic: topics.status(),
-        payload: publisher::status_json("offline", epoch, clock),
+        payload: publisher::status(NodeState::Offline, epoch, clock),
         retain: true,
         ..Publication::default()
     };
@@ -150,11 +151,18 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, RunError>
         .map_err(|source| RunError::Listen { address, source })
 }
 
-pub(super) fn start_gateway(listener: TcpListener, context: &SceneContext) -> Stoppable {
+pub(super) fn start_gateway(
+    listener: TcpListener,
+    context: &SceneContext,
+    environment: &Environment,
+    metrics: &Arc<Metrics>,
+) -> Stoppable {
     let parts = gateway::Parts {
         name: context.model.identity().name.clone(),
         local: context.model.clone(),
         escalations: context.escalations.clone(),
+        environment: environment.clone(),
+        metrics: Arc::clone(metrics),
     };
     Stoppable::spawn(|stopped| serve(parts, listener, stopped))
 }
@@ -170,7 +178,8 @@ async fn serve(parts: gateway::Parts, listener: TcpListener, stopped: BoxFuture<
 /// # Errors
 /// When the system has no thread for the capture.
 pub(super) fn start_camera(
-    camera: Camera,
+    config: &AgentConfig,
+    camera: &Camera,
     context: &SceneContext,
     environment: &Environment,
     stop_scene: watch::Receiver<Option<Duration>>,
@@ -183,10 +192,11 @@ pub(super) fn start_camera(
     let opening = CameraStatus::opening(environment.clock.wall());
     let (status, status_seen) = watch::channel(opening);
     let ids = Random::seeded(environment.random.number());
-    let scene = Scene::new(&camera, context.clone(), ids).run(frames, status_seen, stop_scene);
+    let scene =
+        Scene::new(config, camera, context.clone(), ids).run(frames, status_seen, stop_scene);
     let (id, stop) = (camera.id.clone(), Stop::new());
     let capture = Capture::new(
-        camera,
+        camera.clone(),
         sender,
         status,
         stop.clone(),
@@ -199,24 +209,16 @@ pub(super) fn start_camera(
 
 /// What this box is, for its `info` topic.
 pub(super) fn info(context: &SceneContext, topics: &Topics, config: &AgentConfig) -> Post {
-    let identity = context.model.identity();
-    let ids = |ids: &mut dyn Iterator<Item = &String>| ids.cloned().collect::<Vec<_>>();
-    let info = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "node": config.node.id,
-        "model": {
-            "name": identity.name,
-            "sha256": identity.sha256,
-            "precision": identity.precision,
-            "backend": identity.backend,
-            "execution_provider": identity.execution_provider,
-        },
-        "cameras": ids(&mut config.cameras.iter().map(|camera| &camera.id)),
-        "pools": ids(&mut config.pools.iter().map(|pool| &pool.id)),
-    });
+    let info = InfoPayload {
+        version: env!("CARGO_PKG_VERSION"),
+        node: &config.node.id,
+        model: context.model.identity(),
+        cameras: config.cameras.iter().map(|camera| &*camera.id).collect(),
+        pools: config.pools.iter().map(|pool| &*pool.id).collect(),
+    };
     Post::Retained {
         topic: topics.info(),
-        payload: info.to_string().into(),
+        payload: info.to_json().into(),
         kind: Kind::Json,
     }
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use firmware_config::agent::{self, KillSwitch, RouteMode};
+use firmware_config::agent::{self, AgentConfig, KillSwitch, RouteMode};
 use vlm::{Answer, Identity, Request};
 
 use super::request;
@@ -164,19 +164,20 @@ struct Decision {
 }
 
 impl SceneCore {
-    /// A scene that has seen nothing. `pools` are tried by `pool_for`, which gives the pool of a
-    /// rule; `ids` makes the ids of events and questions.
-    pub fn new<'a>(
-        node: &str,
+    /// The scene of one of the configuration's cameras, that has seen nothing. `ids` makes the ids
+    /// of events and questions.
+    pub fn new(
+        config: &AgentConfig,
         camera: &agent::Camera,
-        pool_for: impl Fn(&agent::Rule) -> Option<&'a agent::Pool>,
         model: Identity,
         status: CameraStatus,
         ids: Random,
     ) -> Self {
         let rules = camera.rules.iter().map(|rule| Rule {
             config: rule.clone(),
-            pool: pool_for(rule).map(|pool| (pool.id.clone(), pool.deadline)),
+            pool: config
+                .pool_for(rule)
+                .map(|pool| (pool.id.clone(), pool.deadline)),
             spans: Spans::new(Subject {
                 rule: rule.id.clone(),
                 question: rule.question.clone(),
@@ -186,7 +187,7 @@ impl SceneCore {
         });
         SceneCore {
             cam: camera.id.clone(),
-            topics: Topics::new(node),
+            topics: Topics::new(&config.node.id),
             model,
             rules: rules.collect(),
             ids,

@@ -7,6 +7,7 @@ use vlm::{Answer, Content, Identity, Picture, Request, Role, Split, Turn};
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
 use crate::deliver::event::{By, FrameInfo, Place, Settled};
+use crate::deliver::payload::CameraStatusPayload;
 
 /// What the local model is asked about `picture` on behalf of `rule`.
 pub(super) fn local(rule: &agent::Rule, picture: &Picture) -> Request {
@@ -61,16 +62,10 @@ pub(super) fn frame_info(frame: &AdmittedFrame) -> FrameInfo {
 
 /// A camera's status, as it is published.
 pub(super) fn camera_json(status: &CameraStatus) -> Bytes {
-    let CameraStatus {
-        state,
-        reason,
-        since,
-        ..
-    } = status;
-    let json = serde_json::json!({
-        "state": state.as_str(),
-        "reason": reason,
-        "since": format!("{since:.3}"),
-    });
-    json.to_string().into()
+    let payload = CameraStatusPayload {
+        state: status.state.as_str(),
+        reason: &status.reason,
+        since: status.since,
+    };
+    payload.to_json().into()
 }

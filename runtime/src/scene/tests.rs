@@ -55,9 +55,8 @@ impl Rig {
             ..CameraStatus::opening(Timestamp::UNIX_EPOCH)
         };
         let core = SceneCore::new(
-            "gate-01",
+            &config,
             &config.cameras[0],
-            |_| config.pools.first(),
             crate::infer::tests::identity(),
             online,
             Random::seeded(1),
@@ -370,9 +369,8 @@ fn a_must_escalate_rule_is_unknown_until_a_pool_answers() {
     let text = format!("{CONFIG}{rule}");
     let config = AgentConfig::parse(&text, "egret.toml").expect("a configuration");
     rig.core = SceneCore::new(
-        "gate-01",
+        &config,
         &config.cameras[1],
-        |_| config.pools.first(),
         crate::infer::tests::identity(),
         CameraStatus {
             state: CameraState::Online,

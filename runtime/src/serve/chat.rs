@@ -2,17 +2,17 @@
 //! Shared by gateway and worker.
 //!
 //! ```text
-//! ChatRequest ──asked::read──▶ Asked { vlm::Request, form of the answer } ──model──▶ Answer ──completion──▶ Completion | Chunk…
+//! ChatRequest ──question::read──▶ ChatQuestion { vlm::Request, form of the answer } ──model──▶ Answer ──completion──▶ Completion | Chunk…
 //! ```
 //!
 //! No network and no model here: bytes in, values out, and every refusal is an
 //! [`ApiError`](crate::serve::openai::ApiError) that names the request's field.
 
-pub mod asked;
 pub mod completion;
 pub mod data_uri;
+pub mod question;
 pub mod reader;
 pub mod schema;
 
-pub use asked::{Asked, BODY_BYTES_MAX, read};
+pub use question::{BODY_BYTES_MAX, ChatQuestion, read};
 pub use reader::Reader;

@@ -1,26 +1,25 @@
-//! The OpenAI-compatible endpoint: the agent's routing for anybody's prompts.
+//! The OpenAI-compatible endpoint: the agent's routing for the prompts of any client.
 //!
 //! ```text
-//! POST /v1/chat/completions ─▶ chat::read ─▶ target ─▶ settle (local model · router · pools) ─▶ respond (whole | stream)
+//! POST /v1/chat/completions ─▶ chat::read ─▶ model_choice ─▶ settle (local model · router · pools) ─▶ respond (whole | stream)
 //! GET  /v1/models   GET /healthz   GET /metrics
 //! ```
 //!
-//! The body's `model` is always who answered. Every refusal is an OpenAI error object that names
-//! the field.
+//! The `model` of a reply is the one that answered. Every error is an OpenAI error object that
+//! names the field at fault.
 
 mod connections;
-mod metrics;
+mod model_choice;
+mod permits;
 mod relay;
 mod respond;
-mod room;
 mod routing;
 mod settle;
-mod target;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Bytes, HttpBody};
@@ -32,41 +31,45 @@ use futures_util::StreamExt;
 use tokio::net::TcpListener;
 
 use crate::decide::call::Escalations;
+use crate::environment::Environment;
 use crate::infer;
+use crate::metrics::{self, Metrics};
 use crate::serve::chat::{self, BODY_BYTES_MAX};
 use crate::serve::openai::reply::Architecture;
 use crate::serve::openai::{ApiError, ModelEntry, ModelList};
-use metrics::Metrics;
-use room::Room;
+use permits::RequestPermits;
 pub(crate) use settle::local_error;
 
-/// A client that has not sent its body by then is turned away.
+/// A request whose body has not arrived by then is refused.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
-/// Replies under way may end in this time when the gateway stops.
+/// Time that open replies have to end when the gateway stops.
 pub const DRAIN: Duration = Duration::from_millis(2500);
 
-/// What a gateway is made of.
+/// The parts of a gateway.
 #[derive(Debug)]
 pub struct Parts {
     /// The model on this box.
     pub local: infer::Handle,
-    /// What it is called in replies.
+    /// Its name in replies.
     pub name: String,
     /// Pools and policy, shared with the cameras.
     pub escalations: Escalations,
+    /// Time, and ids.
+    pub environment: Environment,
+    /// Where requests are counted; `/metrics` shows all that it exposes.
+    pub metrics: Arc<Metrics>,
 }
 
-/// What all requests share.
+/// Shared by all requests.
 #[derive(Debug)]
 struct Gateway {
     parts: Parts,
-    metrics: Metrics,
-    room: Room,
+    permits: RequestPermits,
     reader: chat::Reader,
     started: u64,
 }
 
-/// Serves until `shutdown` resolves; replies under way then have [`DRAIN`] to end, and are cut off.
+/// Serves until `shutdown` resolves; open replies then have [`DRAIN`] to end, and are cut off.
 ///
 /// # Errors
 /// When `listener` does not listen.
@@ -75,12 +78,11 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let (metrics, started) = (Metrics::default(), respond::unix_time());
-    let cut = Arc::clone(&metrics.connections_cut);
+    let cut = parts.metrics.gateway.connections_cut.clone();
+    let started = parts.environment.clock.unix_secs();
     let gateway = Gateway {
         parts,
-        metrics,
-        room: Room::default(),
+        permits: RequestPermits::default(),
         reader: chat::Reader::default(),
         started,
     };
@@ -89,8 +91,8 @@ pub async fn serve(
         .route("/v1/models", get(models))
         .route("/healthz", get(healthz))
         .route("/metrics", get(prometheus))
-        .fallback(nothing_here)
-        .method_not_allowed_fallback(another_method)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::new(gateway));
     connections::serve(listener, routes, shutdown, DRAIN, &cut).await
@@ -100,27 +102,32 @@ async fn chat_completions(State(gateway): State<Arc<Gateway>>, request: Request)
     match answer(&gateway, request).await {
         Ok(response) => response,
         Err(error) => {
-            gateway.metrics.failed(&error);
+            gateway.parts.metrics.gateway.failed(error.status);
             error.into_response()
         }
     }
 }
 
 async fn answer(gateway: &Arc<Gateway>, request: Request) -> Result<Response, ApiError> {
-    // A length that is not told may be any.
-    let told = request
+    // Reserve room for it. Without a Content-Length the largest body is assumed.
+    let announced = request
         .body()
         .size_hint()
         .upper()
         .and_then(|bytes| usize::try_from(bytes).ok());
-    let mut place = gateway
-        .room
-        .enter(told.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX))?;
-    let began = Instant::now();
+    let mut permit = gateway
+        .permits
+        .acquire(announced.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX))?;
+
+    // Read and check it; from then on it holds its true size.
+    let clock = &gateway.parts.environment.clock;
+    let began = clock.now();
     let body = read_body(request).await?;
-    place.hold(body.len())?;
-    let asked = gateway.reader.read(body.clone()).await?;
-    place.hold(body.len() + asked.picture_bytes())?;
+    permit.resize(body.len())?;
+    let question = gateway.reader.read(body.clone()).await?;
+    permit.resize(body.len() + question.image_bytes())?;
+
+    // Ask the models that it names.
     let pools: Vec<String> = gateway
         .parts
         .escalations
@@ -128,22 +135,30 @@ async fn answer(gateway: &Arc<Gateway>, request: Request) -> Result<Response, Ap
         .iter()
         .map(|pool| pool.id.clone())
         .collect();
-    let targets = target::targets(
-        asked.model.as_deref(),
-        &asked.models,
+    let choices = model_choice::model_choices(
+        question.model.as_deref(),
+        &question.models,
         &gateway.parts.name,
         &pools,
     )?;
-    let settled = settle::settle(&gateway.parts, &asked, &body, targets).await?;
-    gateway.metrics.answered(settled.routing(), began.elapsed());
-    Ok(respond::respond(gateway, asked, settled, place))
+    let settled = settle::settle(&gateway.parts, &question, &body, choices).await?;
+
+    // Count the decision, and send the answer.
+    let routing = settled.routing();
+    gateway.parts.metrics.gateway.answered(
+        routing.source.as_str(),
+        routing.reasons.first().map_or("", |reason| reason.as_str()),
+        clock.now() - began,
+        routing.bytes_up,
+    );
+    Ok(respond::respond(gateway, question, settled, permit))
 }
 
 async fn read_body(request: Request) -> Result<Bytes, ApiError> {
     match tokio::time::timeout(BODY_TIME_MAX, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            let message = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller pictures");
+            let message = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller images");
             Err(ApiError {
                 status: 413,
                 param: None,
@@ -155,7 +170,7 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
             ..ApiError::bad_request("", rejection.body_text())
         }),
         Err(_) => {
-            let message = format!("the body did not come within {BODY_TIME_MAX:?}");
+            let message = format!("the body did not arrive within {BODY_TIME_MAX:?}");
             Err(ApiError {
                 status: 408,
                 param: None,
@@ -182,7 +197,7 @@ async fn models(State(gateway): State<Arc<Gateway>>) -> axum::Json<ModelList> {
         usd_per_call,
     };
     let name = &gateway.parts.name;
-    let mut data: Vec<_> = target::names_here(name, &[])
+    let mut data: Vec<_> = model_choice::known_names(name, &[])
         .into_iter()
         .map(|id| entry(id, "egret", true, None))
         .collect();
@@ -210,21 +225,27 @@ async fn healthz(State(gateway): State<Arc<Gateway>>) -> axum::Json<serde_json::
 async fn prometheus(
     State(gateway): State<Arc<Gateway>>,
 ) -> ([(&'static str, &'static str); 1], String) {
-    (
-        [("content-type", "text/plain; version=0.0.4")],
-        gateway.metrics.text(),
-    )
+    let Parts {
+        metrics,
+        escalations,
+        ..
+    } = &gateway.parts;
+    // Set when it is read: commands over MQTT change it without the gateway.
+    metrics
+        .routing
+        .kill_switch(escalations.policy.kill_switch());
+    ([("content-type", metrics::CONTENT_TYPE)], metrics.text())
 }
 
-async fn another_method(request: Request) -> ApiError {
+async fn method_not_allowed(request: Request) -> ApiError {
     let (method, path) = (request.method(), request.uri().path());
     let expected = if path == "/v1/chat/completions" {
         "POST"
     } else {
         "GET"
     };
-    let message = format!("{path} does not take {method}; send {expected}");
-    take_body(request).await;
+    let message = format!("{path} does not accept {method}; send {expected}");
+    drain_body(request).await;
     ApiError {
         status: 405,
         param: None,
@@ -232,12 +253,12 @@ async fn another_method(request: Request) -> ApiError {
     }
 }
 
-/// Takes what came along with a request that is refused by its head: left behind, it would end the
-/// connection under the client's next one.
-async fn take_body(request: Request) {
+/// Reads the body of a request that is refused by its head: an unread body would end the connection
+/// before the client's next request.
+async fn drain_body(request: Request) {
     let mut body = request.into_body().into_data_stream();
     let mut left = BODY_BYTES_MAX;
-    let taken = async {
+    let drained = async {
         while let Some(Ok(bytes)) = body.next().await {
             left = left.saturating_sub(bytes.len());
             if left == 0 {
@@ -245,17 +266,17 @@ async fn take_body(request: Request) {
             }
         }
     };
-    // A client that does not send it is none that goes on.
-    let _ = tokio::time::timeout(BODY_TIME_MAX, taken).await;
+    // After a timeout the connection is closed, which is what such a client gets.
+    let _ = tokio::time::timeout(BODY_TIME_MAX, drained).await;
 }
 
-async fn nothing_here(request: Request) -> ApiError {
+async fn not_found(request: Request) -> ApiError {
     let message = format!(
-        "{} {} is not served; see POST /v1/chat/completions and GET /v1/models",
+        "{} {} is not served; expected POST /v1/chat/completions, GET /v1/models, GET /healthz or GET /metrics",
         request.method(),
         request.uri().path()
     );
-    take_body(request).await;
+    drain_body(request).await;
     ApiError {
         status: 404,
         param: None,

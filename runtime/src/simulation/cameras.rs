@@ -117,7 +117,7 @@ impl CameraDouble {
 }
 
 fn refused() -> CaptureError {
-    CaptureError::NotThere {
+    CaptureError::CannotOpen {
         camera: "double".into(),
         error: std::io::ErrorKind::ConnectionRefused.into(),
     }

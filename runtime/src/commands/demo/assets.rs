@@ -1,4 +1,4 @@
-//! Where the demo's bundles, frames and labels lie.
+//! The folder of the demo's bundles, frames and labels.
 
 use std::path::{Path, PathBuf};
 
@@ -8,34 +8,34 @@ pub(crate) struct Assets {
     folder: PathBuf,
 }
 
-/// No demo folder in any of the places looked at.
+/// No demo folder was found.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the demo's models and frames were found in none of {}; run from a clone of the repository, or set EGRET_DEMO_DIR to a copy of its `demo` folder",
-    looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    "no demo folder found in {}; run from a clone of the repository, or set EGRET_DEMO_DIR to a copy of its `demo` folder",
+    searched.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 )]
 pub(crate) struct AssetsMissing {
-    looked: Vec<PathBuf>,
+    searched: Vec<PathBuf>,
 }
 
 impl Assets {
     /// Looks in `EGRET_DEMO_DIR`, beside the program, and in the source tree the program was built
     /// from.
     pub(crate) fn find() -> Result<Assets, AssetsMissing> {
-        let mut places = Vec::new();
+        let mut folders = Vec::new();
         if let Some(folder) = std::env::var_os("EGRET_DEMO_DIR") {
-            places.push(PathBuf::from(folder));
+            folders.push(PathBuf::from(folder));
         }
         if let Some(beside) = std::env::current_exe()
             .ok()
             .as_deref()
             .and_then(Path::parent)
         {
-            places.push(beside.join("demo"));
-            places.push(beside.join("../share/egret/demo"));
+            folders.push(beside.join("demo"));
+            folders.push(beside.join("../share/egret/demo"));
         }
-        places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo"));
-        match places
+        folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo"));
+        match folders
             .iter()
             .find(|folder| folder.join("labels.jsonl").is_file())
         {
@@ -43,7 +43,7 @@ impl Assets {
             Some(folder) => Ok(Assets {
                 folder: folder.canonicalize().unwrap_or_else(|_| folder.clone()),
             }),
-            None => Err(AssetsMissing { looked: places }),
+            None => Err(AssetsMissing { searched: folders }),
         }
     }
 
@@ -62,7 +62,7 @@ impl Assets {
         self.folder.join("frames").join(camera)
     }
 
-    /// What a person sees on the frames.
+    /// The right answers about the frames.
     pub(crate) fn labels(&self) -> PathBuf {
         self.folder.join("labels.jsonl")
     }

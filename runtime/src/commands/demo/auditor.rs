@@ -1,7 +1,7 @@
-//! The demo's own client of the broker: counts the events that arrive, and asks the pool what it
-//! would have said.
+//! The demo's own client of the broker: counts the events that arrive, and asks the pool about
+//! answers that stayed local.
 //!
-//! It has a connection and a node id of its own, so nothing it does appears in the agent's books.
+//! It has a connection and a node id of its own, so the agent does not count what it does.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, timeout};
-use uuid::Uuid;
+use tokio::time::timeout;
 
 use super::children::Sidecar;
 use super::config::{NODE, POOL};
@@ -26,26 +25,29 @@ use crate::pool::{PoolQuestion, Pools, Spent};
 
 /// Questions to the pool at one time, after the replay.
 const ASKED_AT_ONCE: usize = 4;
+/// Timeout of the question that finds out whether the worker is there.
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A second client beside the agent's.
 #[derive(Debug)]
 pub(super) struct Auditor {
     pools: Pools,
+    environment: Environment,
     received: watch::Receiver<u64>,
     /// Dropped with the auditor, which ends its connection.
     _stop: oneshot::Sender<()>,
 }
 
-/// An event's place; everything else in it is the subscriber's business.
+/// The part of an event that tells it from others.
 #[derive(Deserialize)]
-struct Place {
+struct EventKey {
     epoch: String,
     seq: u64,
 }
 
 impl Auditor {
     /// Connects to the demo's broker and subscribes to its events.
-    pub(super) fn start(config: &AgentConfig) -> anyhow::Result<Auditor> {
+    pub(super) fn start(config: &AgentConfig, environment: Environment) -> anyhow::Result<Auditor> {
         let mqtt = config
             .mqtt
             .clone()
@@ -58,7 +60,6 @@ impl Auditor {
             session_expiry: Duration::ZERO,
             ..LinkOptions::new(mqtt, format!("egret-{node}"))
         };
-        let environment = Environment::system();
         let (link, task, deliveries) = Link::open(options, &environment);
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(task.run(async {
@@ -69,38 +70,39 @@ impl Auditor {
         tokio::spawn(listen(deliveries, pools.clone(), count));
         Ok(Auditor {
             pools,
+            environment,
             received,
             _stop: stop,
         })
     }
 
-    /// Waits until the worker answers a question about nothing, so that the replay does not start
-    /// before the pool is there.
+    /// Waits until the worker answers a question, so that the replay does not start before the pool
+    /// is there.
     pub(super) async fn wait_for_pool(
         &self,
         worker: &mut Sidecar,
         limit: Duration,
     ) -> anyhow::Result<()> {
-        let started = Instant::now();
+        let clock = &self.environment.clock;
+        let deadline = clock.now() + limit;
         loop {
             worker.check()?;
             let question = PoolQuestion {
-                id: Uuid::now_v7().into_bytes(),
+                id: self.environment.uuid().into_bytes(),
                 question: "are you there?".into(),
                 answers: vec!["yes".into(), "no".into()],
                 jpeg: None,
                 max_tokens: 1,
             };
-            let patience = Duration::from_millis(500);
             match timeout(
-                patience,
+                ASK_TIMEOUT,
                 self.pools.ask(POOL, &question, &mut Spent::default()),
             )
             .await
             {
                 Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) if started.elapsed() > limit => return Err(error.into()),
-                Err(_) if started.elapsed() > limit => {
+                Ok(Err(error)) if clock.now() > deadline => return Err(error.into()),
+                Err(_) if clock.now() > deadline => {
                     anyhow::bail!("pool {POOL}: no answer within {limit:?}")
                 }
                 Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -109,10 +111,10 @@ impl Auditor {
         }
     }
 
-    /// Waits until `published` distinct events have arrived, for a while.
+    /// Waits until `published` distinct events have arrived, for at most `limit`.
     pub(super) async fn wait_for_events(&self, published: u64, limit: Duration) {
         let mut received = self.received.clone();
-        // What has not come by then is missing, and the summary shows it.
+        // The summary shows the difference.
         let _ = timeout(limit, received.wait_for(|count| *count >= published)).await;
     }
 
@@ -130,13 +132,13 @@ impl Auditor {
         stream::iter(open)
             .for_each_concurrent(ASKED_AT_ONCE, |(pair, asked)| async move {
                 let question = PoolQuestion {
-                    id: Uuid::now_v7().into_bytes(),
+                    id: self.environment.uuid().into_bytes(),
                     question: asked.question.clone(),
                     answers: asked.answers.clone(),
                     jpeg: Some(asked.jpeg.clone()),
                     max_tokens: 64,
                 };
-                // Without an answer the comparison is not complete, and the summary says so.
+                // Without an answer the comparison is incomplete, and the summary shows none.
                 pair.pool_afterwards = self
                     .pools
                     .ask(POOL, &question, &mut Spent::default())
@@ -154,7 +156,7 @@ async fn listen(mut deliveries: Deliveries, pools: Pools, count: watch::Sender<u
     while let Some(delivery) = deliveries.recv().await {
         if delivery.publication.topic == pools.reply_topic() {
             pools.on_reply(delivery.publication);
-        } else if let Ok(Place { epoch, seq }) =
+        } else if let Ok(EventKey { epoch, seq }) =
             serde_json::from_slice(&delivery.publication.payload)
         {
             seen.insert((epoch, seq));

@@ -1,4 +1,4 @@
-//! The demo's broker: `rumqttd` on loopback, in a process of its own because it has no stop.
+//! The demo's broker: `rumqttd` on loopback, in a process of its own because it cannot be stopped.
 //!
 //! The process ends when its standard input does, so it never outlives the demo, however the demo
 //! ends.
@@ -11,7 +11,7 @@ use rumqttd::{Broker, Config, ConnectionSettings, RouterConfig, ServerSettings};
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 
-/// A picture in a request is at most a few hundred kilobytes; base64 adds a third.
+/// An image in a request is at most a few hundred kilobytes; base64 adds a third.
 const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 
 /// Arguments of the hidden command that the demo starts itself with.
@@ -28,10 +28,12 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     std::thread::Builder::new()
         .name("broker".into())
         .spawn(move || {
-            // It returns when it cannot listen, logs why, and calls that a success. Without a
-            // broker there is nothing to serve: the parent sees the process end.
+            // `start` returns `Ok` when it cannot listen, and logs why. The parent process sees
+            // this one end.
             match Broker::new(config).start() {
-                Ok(()) => eprintln!("egret broker: cannot listen on {listen}; another program may"),
+                Ok(()) => eprintln!(
+                    "egret broker: cannot listen on {listen}; another program may use the port"
+                ),
                 Err(error) => eprintln!("egret broker: {error}"),
             }
             std::process::exit(Exit::Io as i32);
@@ -46,8 +48,8 @@ fn config(listen: SocketAddr) -> Config {
     let connections = ConnectionSettings {
         connection_timeout_ms: 5_000,
         max_payload_size: PAYLOAD_BYTES_MAX,
-        // It does not keep to a client's Receive Maximum: this is how many requests it hands a
-        // worker at once.
+        // It ignores a client's Receive Maximum: this is how many requests it sends to a worker at
+        // once.
         max_inflight_count: 50,
         auth: None,
         external_auth: None,

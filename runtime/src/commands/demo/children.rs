@@ -9,10 +9,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
 /// A process that ends with the demo.
 #[derive(Debug)]
@@ -32,10 +33,10 @@ impl Sidecar {
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            // Its log would tear the live view; what matters of it is seen in the answers.
+            // Its log would break up the live view.
             .stderr(Stdio::null())
-            // Ctrl-C at a terminal is for the demo, which needs both until it has drained and then
-            // ends them itself.
+            // Ctrl-C in a terminal reaches the demo alone, which needs both processes until it has
+            // drained.
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting the demo's {role}"))?;
@@ -54,7 +55,7 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        // Either may fail only because the process has ended by itself.
+        // Either fails only when the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -68,9 +69,9 @@ pub(crate) fn free_port() -> anyhow::Result<SocketAddr> {
     listener.local_addr().context("reading the free port")
 }
 
-/// 1883, for this demo alone: two that start at once would both find it free, and the one whose
-/// broker comes second would use the other's. So a demo holds the port of that number on another
-/// address of loopback, until its process ends.
+/// 1883, for this demo alone: two that start at once would both find it free, and the second one
+/// would use the broker of the first. So a demo also binds the same port on another loopback
+/// address, until its process ends.
 fn usual_port() -> io::Result<TcpListener> {
     static CLAIM: OnceLock<TcpListener> = OnceLock::new();
     let claim = TcpListener::bind("127.0.18.83:1883")?;
@@ -85,16 +86,15 @@ pub(crate) async fn wait_listening(
     sidecar: &mut Sidecar,
     limit: Duration,
 ) -> anyhow::Result<()> {
-    let started = Instant::now();
-    while TcpStream::connect(address).await.is_err() {
-        sidecar.check()?;
-        anyhow::ensure!(
-            started.elapsed() < limit,
-            "nothing listens on {address} after {limit:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    let listening = async {
+        while TcpStream::connect(address).await.is_err() {
+            sidecar.check()?;
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    };
+    let listening = timeout(limit, listening).await;
+    listening.unwrap_or_else(|_| anyhow::bail!("nothing listens on {address} after {limit:?}"))
 }
 
 #[cfg(test)]

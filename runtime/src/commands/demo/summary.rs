@@ -1,24 +1,23 @@
-//! The demo's account: what was kept, what was escalated, and what that did to accuracy and cost.
+//! The demo's summary: what was kept, what was escalated, and the effect on accuracy and cost.
 //! Pure.
 //!
 //! A *pair* is one admitted frame and one question. Three policies are compared over the labelled
 //! pairs: what the router did, the box alone, and the pool for everything. Costs are in pool calls;
-//! calls made after the replay, to learn what the pool would have said to the pairs that stayed
-//! local, count for *always pool* alone.
+//! calls made after the replay, about the pairs that stayed local, count for *always pool* alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// One admitted frame and one question, with everything that was said about it.
+/// One admitted frame and one question, with its answers.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Pair {
     /// The right answer, where the frame has a label for the question.
     pub(crate) label: Option<String>,
-    /// The box's answer.
+    /// The local answer.
     pub(crate) local: String,
-    /// From the frame's admission to the box's answer.
+    /// From the frame's admission to the local answer.
     pub(crate) local_latency: Duration,
     /// The deciding reason.
     pub(crate) reason: String,
@@ -26,7 +25,7 @@ pub(crate) struct Pair {
     pub(crate) escalated: Option<Escalated>,
     /// Pool calls made for it during the replay, answered or not.
     pub(crate) pool_calls: u32,
-    /// What the pool said when asked afterwards.
+    /// The pool's answer, when it was asked after the replay and answered.
     pub(crate) pool_afterwards: Option<String>,
 }
 
@@ -39,12 +38,12 @@ pub(crate) struct Escalated {
     pub(crate) latency: Duration,
 }
 
-/// What the pipeline counted besides the pairs.
+/// Counts of the pipeline, besides the pairs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub(crate) struct PipelineCounts {
     /// Frames the cameras delivered.
     pub(crate) frames: u64,
-    /// Frames the gate, or a busy model, left out.
+    /// Frames skipped by the gate, or superseded while the model was busy.
     pub(crate) frames_skipped: u64,
     /// `update` events.
     pub(crate) updates: u64,
@@ -69,24 +68,24 @@ pub(crate) struct Summary {
     events_published: u64,
     events_received: u64,
     bytes_up: u64,
-    cost: Cost,
+    cost: PoolCalls,
     accuracy: Accuracy,
     latency_ms: Latency,
-    /// Of this process, the box's share of the demo; absent where the system does not tell.
+    /// Of this process, without broker and worker; absent where the system does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_bytes: Option<u64>,
 }
 
 /// Pool calls under each policy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Cost {
+struct PoolCalls {
     routed: f64,
     always_pool: f64,
     always_local: f64,
 }
 
-/// Share of labelled pairs answered right under each policy; `null` without any, and where the pool
-/// was not heard about every one.
+/// Share of labelled pairs answered right under each policy, 0..=1; `null` without any, and where
+/// the pool did not answer every one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Accuracy {
     routed: Option<f64>,
@@ -106,7 +105,11 @@ struct Latency {
 
 impl Summary {
     /// Adds everything up.
-    pub(crate) fn of(counts: Counts, pairs: &[Pair], peak_rss_bytes: Option<u64>) -> Summary {
+    pub(crate) fn of(
+        counts: PipelineCounts,
+        pairs: &[Pair],
+        peak_rss_bytes: Option<u64>,
+    ) -> Summary {
         let mut reasons = BTreeMap::new();
         for pair in pairs {
             *reasons.entry(pair.reason.clone()).or_insert(0) += 1;
@@ -119,11 +122,11 @@ impl Summary {
             .iter()
             .filter_map(|pair| Some((pair, pair.label.as_deref()?)))
             .collect();
-        let share = |said: fn(&Pair) -> Option<&str>| {
-            // A comparison that was cut short compares nothing.
+        let share = |answer: fn(&Pair) -> Option<&str>| {
+            // An incomplete comparison would favour one policy.
             let right = labelled
                 .iter()
-                .map(|(pair, label)| said(pair).map(|said| said == *label))
+                .map(|(pair, label)| answer(pair).map(|answer| answer == *label))
                 .collect::<Option<Vec<bool>>>()?;
             (!right.is_empty())
                 .then(|| right.iter().filter(|right| **right).count() as f64 / right.len() as f64)
@@ -139,10 +142,10 @@ impl Summary {
             events_published: counts.events_published,
             events_received: counts.events_received,
             bytes_up: counts.bytes_up,
-            cost: Cost {
+            cost: PoolCalls {
                 routed: f64::from(pairs.iter().map(|pair| pair.pool_calls).sum::<u32>()),
-                // One call for every pair; where the router asked more than once, so would
-                // always-pool have.
+                // One call for every pair; where the router needed several, always-pool would have,
+                // too.
                 always_pool: f64::from(
                     pairs.iter().map(|pair| pair.pool_calls.max(1)).sum::<u32>(),
                 ),
@@ -164,8 +167,8 @@ impl Summary {
         }
     }
 
-    /// The account in words.
-    pub(crate) fn for_people(&self) -> String {
+    /// The summary as text.
+    pub(crate) fn text(&self) -> String {
         let percent = |share: Option<f64>| {
             share.map_or("not known".into(), |share| {
                 format!("{:.1} %", share * 100.0)
@@ -215,14 +218,14 @@ always pool      {always_pool:>13}   {cost_pool:>10}
 }
 
 impl Pair {
-    /// What the router's policy settles on: an escalation without an answer keeps the box's.
+    /// The answer under the router's policy: an escalation without an answer keeps the local one.
     fn routed(&self) -> &str {
         self.escalated
             .as_ref()
             .map_or(&self.local, |escalated| &escalated.answer)
     }
 
-    /// What the pool says; `None` when it was not heard.
+    /// The pool's answer; `None` when it gave none.
     fn pool(&self) -> Option<&str> {
         self.escalated
             .as_ref()
@@ -231,7 +234,7 @@ impl Pair {
     }
 }
 
-/// Nearest-rank percentile.
+/// Nearest-rank percentile in milliseconds; `share` is 0..=1.
 fn percentile_ms(values: impl Iterator<Item = Duration>, share: f64) -> Option<f64> {
     let mut sorted: Vec<Duration> = values.collect();
     sorted.sort_unstable();
@@ -285,10 +288,10 @@ mod tests {
             failed,
         ];
         let summary = Summary::of(
-            Counts {
+            PipelineCounts {
                 frames: 7,
                 frames_skipped: 2,
-                ..Counts::default()
+                ..PipelineCounts::default()
             },
             &pairs,
             None,
@@ -331,11 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_seen_is_told_as_nothing() {
-        let summary = Summary::of(Counts::default(), &[], None);
+    fn without_pairs_shares_are_unknown() {
+        let summary = Summary::of(PipelineCounts::default(), &[], None);
         assert_eq!(summary.accuracy.routed, None);
         assert_eq!(summary.latency_ms.local_p95, None);
-        assert!(summary.for_people().contains("not known"));
+        assert!(summary.text().contains("not known"));
     }
 
     #[test]

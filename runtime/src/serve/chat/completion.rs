@@ -1,11 +1,11 @@
-//! The model's answer as a chat completion, or as the chunks of one. Pure, but for the id and the
-//! time, which are passed in.
+//! The model's answer as a chat completion, or as the chunks of one. Pure: the id and the time are
+//! passed in.
 
 use serde_json::{Value, json};
 use vlm::Answer;
 use vlm::answer::{Token, TopToken};
 
-use super::asked::Asked;
+use super::question::ChatQuestion;
 use crate::serve::openai::reply::{
     Choice, Chunk, ChunkChoice, Completion, Delta, Logprobs, ReplyMessage, TokenLogprob,
     TopLogprob, Usage,
@@ -18,38 +18,43 @@ pub struct Head {
     pub id: String,
     /// Seconds since 1970.
     pub created: u64,
-    /// Who answers.
+    /// The model that answers.
     pub model: String,
 }
 
-/// The text a reply carries: the answer, or the object it was asked in.
-pub fn content(asked: &Asked, answer: &Answer) -> String {
-    match &asked.form {
-        Some(form) => form.content(winner(asked, answer)),
+/// The content of a reply: the answer, or the object that holds it.
+pub fn content(question: &ChatQuestion, answer: &Answer) -> String {
+    match &question.form {
+        Some(form) => form.content(winner(question, answer)),
         None => answer.text.clone(),
     }
 }
 
-/// The winning candidate as it was asked, byte for byte, so that the object fits its schema.
-fn winner<'a>(asked: &'a Asked, answer: &'a Answer) -> &'a str {
+/// The winning candidate as the request has it, byte for byte, so that the object fits its schema.
+fn winner<'a>(question: &'a ChatQuestion, answer: &'a Answer) -> &'a str {
     let likeliest = answer
         .candidates
         .iter()
-        .zip(&asked.request.candidates)
+        .zip(&question.request.candidates)
         .max_by(|(a, _), (b, _)| a.probability.total_cmp(&b.probability));
     likeliest.map_or(&answer.text, |(_, text)| text)
 }
 
 /// A whole completion.
-pub fn completion(head: Head, asked: &Asked, answer: &Answer, routing: Value) -> Completion {
+pub fn completion(
+    head: Head,
+    question: &ChatQuestion,
+    answer: &Answer,
+    routing: Value,
+) -> Completion {
     let choice = Choice {
         index: 0,
         message: ReplyMessage {
             role: "assistant".into(),
-            content: Some(content(asked, answer)),
+            content: Some(content(question, answer)),
             refusal: None,
         },
-        logprobs: asked.logprobs.then(|| logprobs(&answer.tokens)),
+        logprobs: question.logprobs.then(|| logprobs(&answer.tokens)),
         finish_reason: Some(answer.finish_reason.as_str().into()),
     };
     Completion {
@@ -63,7 +68,7 @@ pub fn completion(head: Head, asked: &Asked, answer: &Answer, routing: Value) ->
     }
 }
 
-/// What an answer took.
+/// Token counts of an answer.
 pub fn usage(answer: &Answer) -> Usage {
     let (prompt_tokens, completion_tokens) =
         (answer.prompt_tokens as u64, answer.tokens.len() as u64);
@@ -87,7 +92,7 @@ pub fn confidence(answer: &Answer) -> Value {
     confidence
 }
 
-/// Each token's log-probability, and those of the likeliest in its place.
+/// The log-probability of each token, and of the most likely alternatives.
 pub fn logprobs(tokens: &[Token]) -> Logprobs {
     let top = |top: &TopToken| TopLogprob {
         token: top.text.clone(),
@@ -107,7 +112,7 @@ pub fn logprobs(tokens: &[Token]) -> Logprobs {
 }
 
 impl Head {
-    /// The first chunk: who speaks.
+    /// The first chunk: the role.
     pub fn opening(&self) -> Chunk {
         self.chunk(
             Delta {
@@ -131,7 +136,7 @@ impl Head {
         )
     }
 
-    /// The end of the answer, and who decided what.
+    /// The last chunk of the answer: the finish reason and the `routing` object.
     pub fn finish(&self, finish_reason: &str, routing: Option<Value>) -> Chunk {
         Chunk {
             routing,
@@ -139,7 +144,7 @@ impl Head {
         }
     }
 
-    /// The chunk behind the answer that tells what it took.
+    /// The chunk after the answer: its token counts.
     pub fn usage(&self, usage: Usage) -> Chunk {
         Chunk {
             choices: Vec::new(),
@@ -188,7 +193,7 @@ mod tests {
         }
     }
 
-    fn asked(fields: Value) -> Asked {
+    fn question(fields: Value) -> ChatQuestion {
         let mut request = json!({"messages": [{"role": "user", "content": "Is it?"}]});
         request
             .as_object_mut()
@@ -232,13 +237,13 @@ mod tests {
     #[test]
     fn a_scored_answer_is_given_in_its_object() {
         let schema = json!({"type": "object", "properties": {"verdict": {"type": "string", "enum": ["no", " yes"]}}, "required": ["verdict"]});
-        let asked = asked(
+        let question = question(
             json!({"logprobs": true, "top_logprobs": 1, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}),
         );
         let answer = answer(&[("no", 0.25), ("yes", 0.75)]);
         let reply = completion(
             head(),
-            &asked,
+            &question,
             &answer,
             json!({"where": "local", "confidence": confidence(&answer)}),
         );

@@ -1,24 +1,24 @@
-//! Requests read one at a time: while its pictures are decoded, one may take hundreds of megabytes
-//! more than it holds afterwards.
+//! Requests are read one at a time: while its images are decoded, a request may need hundreds of
+//! megabytes more than afterwards.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::Asked;
+use super::ChatQuestion;
 use crate::serve::openai::ApiError;
 
-/// Reads requests for whoever serves them, on a thread that may block.
+/// Reads requests on a thread that may block, one at a time.
 #[derive(Debug)]
 pub struct Reader {
-    turn: Arc<Semaphore>,
+    permit: Arc<Semaphore>,
 }
 
 impl Default for Reader {
     fn default() -> Self {
         Reader {
-            turn: Arc::new(Semaphore::new(1)),
+            permit: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -28,23 +28,23 @@ impl Reader {
     ///
     /// # Errors
     /// As [`read`](super::read).
-    pub async fn read(&self, body: Bytes) -> Result<Asked, ApiError> {
+    pub async fn read(&self, body: Bytes) -> Result<ChatQuestion, ApiError> {
         let internal = || {
             ApiError::server(
                 500,
                 "internal",
-                "reading the request failed; please report it with the request",
+                "reading the request panicked; please report it with the request",
             )
         };
-        let turn = Arc::clone(&self.turn)
+        let permit = Arc::clone(&self.permit)
             .acquire_owned()
             .await
             .map_err(|_| internal())?;
         let reading = tokio::task::spawn_blocking(move || {
-            let asked = super::read(&body);
-            // Not before: a reading goes on after whoever asked for it has left.
-            drop(turn);
-            asked
+            let question = super::read(&body);
+            // Held by the blocking task, which goes on when the future of its caller is dropped.
+            drop(permit);
+            question
         });
         reading.await.map_err(|_| internal())?
     }
@@ -59,20 +59,20 @@ mod tests {
     #[tokio::test]
     async fn one_request_is_read_at_a_time() {
         let reader = Reader::default();
-        let another = Arc::clone(&reader.turn)
+        let another = Arc::clone(&reader.permit)
             .acquire_owned()
             .await
-            .expect("it is nobody's turn");
+            .expect("the semaphore is open");
         let mut reading = Box::pin(reader.read(Bytes::from_static(b"{}")));
         assert!(
             reading.as_mut().now_or_never().is_none(),
-            "not while another one is read"
+            "waits while another request is read"
         );
         drop(another);
         assert_eq!(
             reading
                 .await
-                .expect_err("there is no message in it")
+                .expect_err("the body has no messages")
                 .param
                 .as_deref(),
             Some("messages")

@@ -1,8 +1,8 @@
-//! Which schemas an answer can be given in: an object with exactly one required property, a string
-//! with an `enum`. Pure.
+//! The JSON schemas that `response_format` may have: an object with exactly one required property,
+//! a string with an `enum`. Pure.
 //!
-//! Such a schema is a question with answers, whatever the property is called: its `enum` is scored,
-//! and the reply is the object.
+//! Such a schema is a question with candidates, whatever the name of the property: the values of
+//! the `enum` are scored, and the reply is the object.
 
 use serde_json::{Value, json};
 use vlm::CANDIDATES_MAX;
@@ -10,10 +10,10 @@ use vlm::CANDIDATES_MAX;
 use crate::serve::openai::ApiError;
 use crate::serve::openai::request::ResponseFormat;
 
-/// Longest answer a schema may offer, in characters.
+/// Longest `enum` value, in characters.
 const ANSWER_CHARS_MAX: usize = 1024;
 
-/// The form an answer with candidates is given in.
+/// The object that an answer with candidates is given in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnumObject {
     /// The required property.
@@ -29,10 +29,10 @@ impl EnumObject {
     }
 }
 
-/// The form `response_format` asks for; `None` is plain text.
+/// The form that `response_format` asks for; `None` is plain text.
 ///
 /// # Errors
-/// When it is a form that answers cannot be given in yet.
+/// 400 for any other form.
 pub fn read(format: Option<&ResponseFormat>) -> Result<Option<EnumObject>, ApiError> {
     let Some(format) = format else {
         return Ok(None);
@@ -90,8 +90,11 @@ fn enum_object(schema: &Value) -> Result<EnumObject, String> {
         return Err(format!("property {property:?} has no enum"));
     };
     let answers = values.iter().map(answer).collect::<Option<Vec<_>>>();
-    let answers =
-        answers.ok_or_else(|| format!("every enum value of {property:?} has to be a string of 1 to {ANSWER_CHARS_MAX} characters"))?;
+    let answers = answers.ok_or_else(|| {
+        format!(
+            "an enum value of {property:?} is not a string of 1 to {ANSWER_CHARS_MAX} characters"
+        )
+    })?;
     if answers.is_empty() || answers.len() > CANDIDATES_MAX {
         return Err(format!(
             "property {property:?} has {} enum values, expected 1 to {CANDIDATES_MAX}",
@@ -104,7 +107,7 @@ fn enum_object(schema: &Value) -> Result<EnumObject, String> {
             .any(|earlier| earlier.trim() == answer.trim())
         {
             return Err(format!(
-                "enum value {answer:?} of {property:?} is there twice"
+                "enum value {answer:?} of {property:?} occurs twice"
             ));
         }
     }
@@ -119,7 +122,7 @@ fn answer(value: &Value) -> Option<String> {
     (!text.trim().is_empty() && text.chars().count() <= ANSWER_CHARS_MAX).then(|| text.to_owned())
 }
 
-/// Follows one `#/…` reference, which is how pydantic writes an enum class.
+/// Follows one `#/…` reference: pydantic writes an enum class as one.
 fn resolve<'a>(declared: &'a Value, schema: &'a Value) -> Result<&'a Value, String> {
     let Some(reference) = declared.get("$ref").and_then(Value::as_str) else {
         return Ok(declared);
@@ -127,7 +130,7 @@ fn resolve<'a>(declared: &'a Value, schema: &'a Value) -> Result<&'a Value, Stri
     let target = reference
         .strip_prefix('#')
         .and_then(|pointer| schema.pointer(pointer));
-    target.ok_or_else(|| format!("$ref {reference:?} leads nowhere"))
+    target.ok_or_else(|| format!("$ref {reference:?} points to nothing"))
 }
 
 #[cfg(test)]
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn an_enum_is_taken_whatever_its_property_is_called() {
+    fn an_enum_is_accepted_whatever_its_property_is_called() {
         for schema in [
             json!({"type": "object", "properties": {"farbe": {"type": "string", "enum": ["rot", "blau"]}}, "required": ["farbe"]}),
             json!({"type": "object", "properties": {"farbe": {"enum": ["rot", "blau"]}, "note": {"type": "string"}}, "required": ["farbe"]}),
@@ -165,13 +168,13 @@ mod tests {
         }
     }
 
-    /// As many answers.
+    /// `count` different answers.
     fn numbers(count: usize) -> Vec<String> {
         (0..count).map(|number| number.to_string()).collect()
     }
 
     #[test]
-    fn as_many_answers_are_taken_as_are_scored() {
+    fn as_many_answers_are_accepted_as_can_be_scored() {
         let schema = json!({"type": "object", "properties": {"a": {"enum": numbers(CANDIDATES_MAX)}}, "required": ["a"]});
         assert_eq!(
             read_schema(schema).unwrap().unwrap().answers.len(),
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn other_schemas_are_refused_by_field_and_reason() {
+    fn other_schemas_are_refused_with_field_and_reason() {
         let string = json!({"type": "string"});
         let two = json!({"type": "string", "enum": ["a", "b"]});
         let refusals = [
@@ -207,12 +210,12 @@ mod tests {
         expected exactly one required property, got 2: a, b
         property "a" has no enum
         property "a" is not of type string
-        every enum value of "a" has to be a string of 1 to 1024 characters
-        enum value "x " of "a" is there twice
+        an enum value of "a" is not a string of 1 to 1024 characters
+        enum value "x " of "a" occurs twice
         property "a" has 0 enum values, expected 1 to 64
         property "a" has 65 enum values, expected 1 to 64
         the required property "a" is not declared
-        $ref "#/$defs/F" leads nowhere
+        $ref "#/$defs/F" points to nothing
         "##);
     }
 

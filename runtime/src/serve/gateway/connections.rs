@@ -1,10 +1,8 @@
-//! The gateway's connections: how many there are, how long a silent one is kept, and that none
-//! outlives the gateway.
+//! The gateway's connections: their number is limited, silent ones are closed, and none outlives
+//! the gateway.
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,17 +17,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 use tracing::{debug, warn};
 
-/// Connections at one time; the next ones wait to be accepted.
+use crate::metrics::Counter;
+
+/// Connections at one time; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 512;
-/// A connection whose next request has not come by then, head and all, is closed.
+/// A connection whose next request head has not arrived whole by then is closed.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(15);
-/// A client that has taken nothing of what it is sent for so long is cut off.
+/// A connection whose client has read nothing for so long is closed.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
-/// Until the next try when the system gives no connection.
+/// Wait before accepting again after the system refused a connection.
 const ACCEPT_WAIT: Duration = Duration::from_secs(1);
 
-/// Serves `routes` until `shutdown` resolves; replies under way then have `drain` to end. No
-/// connection is left when it returns. `cut` counts the clients that were cut off.
+/// Serves `routes` until `shutdown` resolves; open replies then have `drain` to end. No connection
+/// is left when it returns. `cut` counts the connections closed because the client did not read.
 ///
 /// # Errors
 /// When `listener` does not listen.
@@ -38,8 +38,9 @@ pub(super) async fn serve(
     routes: Router,
     shutdown: impl Future<Output = ()>,
     drain: Duration,
-    cut: &Arc<AtomicU64>,
+    cut: &Counter,
 ) -> io::Result<()> {
+    // Accept connections, up to the limit, until the shutdown.
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -48,16 +49,16 @@ pub(super) async fn serve(
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => {}
             accepted = accept(&listener), if connections.len() < CONNECTIONS_MAX => {
-                let stream = Patient { stream: accepted?, stalled: None, cut: Arc::clone(cut) };
-                connections.spawn(converse(stream, routes.clone(), stopping.clone()));
+                let stream = TimedStream { stream: accepted?, stalled: None, cut: cut.clone() };
+                connections.spawn(serve_connection(stream, routes.clone(), stopping.clone()));
             }
         }
     }
-    // Whoever comes now is better told at once that nobody listens.
+    // New clients are refused at once, instead of waiting for a reply that never comes.
     drop(listener);
-    // The receivers are the connections, if there are any.
+    // There is no receiver when there is no connection.
     let _ = stop.send(true);
-    // What has not ended by then is ended.
+    // Connections that have not ended by then are aborted.
     let _ = timeout(drain, async {
         while connections.join_next().await.is_some() {}
     })
@@ -66,23 +67,23 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// The next connection. What passes is waited out: too many open files, for one.
+/// The next connection. After a temporary error, such as too many open files, it tries again.
 async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Pieces of an answer are small, and must not wait for each other; without it they
-                // only come later.
+                // Pieces of an answer are small and must not wait for each other. Without the
+                // option they only arrive later.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
             Err(error) => match error.kind() {
-                // The client left before it was its turn.
+                // The client left before it was accepted.
                 io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}
                 io::ErrorKind::InvalidInput => return Err(error),
                 _ => {
                     warn!(
-                        "the gateway gets no connection: {error}; trying again in {ACCEPT_WAIT:?}"
+                        "the gateway cannot accept a connection: {error}; trying again in {ACCEPT_WAIT:?}"
                     );
                     sleep(ACCEPT_WAIT).await;
                 }
@@ -91,8 +92,12 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     }
 }
 
-/// One connection: request after request, until either side ends it.
-async fn converse(stream: Patient, routes: Router, mut stopping: watch::Receiver<bool>) {
+/// Serves one connection, request after request, until either side ends it.
+async fn serve_connection(
+    stream: TimedStream,
+    routes: Router,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
@@ -113,21 +118,22 @@ async fn converse(stream: Patient, routes: Router, mut stopping: watch::Receiver
 }
 
 async fn until(stopping: &mut watch::Receiver<bool>) {
-    // A sender that is gone means that serving is over, too.
+    // A dropped sender means that serving is over, too.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// A connection that fails when its client takes nothing for [`WRITE_TIME_MAX`].
-struct Patient {
+/// A connection with a write timeout: it fails when its client reads nothing for
+/// [`WRITE_TIME_MAX`].
+struct TimedStream {
     stream: TcpStream,
-    /// Runs while a write waits.
+    /// Runs while a write is pending.
     stalled: Option<Pin<Box<Sleep>>>,
-    cut: Arc<AtomicU64>,
+    cut: Counter,
 }
 
-impl Patient {
-    /// The outcome of a write, or the end of our patience.
-    fn within(
+impl TimedStream {
+    /// The result of a write, or the timeout.
+    fn with_timeout(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
@@ -141,16 +147,16 @@ impl Patient {
             .get_or_insert_with(|| Box::pin(sleep(WRITE_TIME_MAX)));
         stalled.as_mut().poll(context).map(|()| {
             self.stalled = None;
-            self.cut.fetch_add(1, Ordering::Relaxed);
+            self.cut.count();
             Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("the client took nothing for {WRITE_TIME_MAX:?}"),
+                format!("the client read nothing for {WRITE_TIME_MAX:?}"),
             ))
         })
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for TimedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -160,14 +166,14 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for TimedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.within(context, written)
+        self.with_timeout(context, written)
     }
 
     fn poll_write_vectored(
@@ -176,7 +182,7 @@ impl AsyncWrite for Patient {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.within(context, written)
+        self.with_timeout(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -211,14 +217,14 @@ mod tests {
     const DRAIN: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(600);
 
-    /// Connections being served: `/` says hello, `/endless` never ends.
+    /// A running server: `/` replies `hello`, `/endless` never ends.
     struct Served {
         address: SocketAddr,
         stop: oneshot::Sender<()>,
         task: JoinHandle<io::Result<()>>,
-        /// Yields when an endless reply was given up.
+        /// Receives when an endless reply is dropped.
         given_up: mpsc::Receiver<()>,
-        cut: Arc<AtomicU64>,
+        cut: Counter,
     }
 
     struct GivenUp(mpsc::Sender<()>);
@@ -243,9 +249,9 @@ mod tests {
             .route("/", get(async || "hello"))
             .route("/endless", get(endless));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, cut) = (listener.local_addr().unwrap(), Arc::default());
+        let (address, cut) = (listener.local_addr().unwrap(), Counter::default());
         let (stop, stopped) = oneshot::channel::<()>();
-        let counted = Arc::clone(&cut);
+        let counted = cut.clone();
         let task = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;
@@ -270,7 +276,7 @@ mod tests {
     const HELLO: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
     const ENDLESS: &str = "GET /endless HTTP/1.1\r\nhost: x\r\n\r\n";
 
-    /// Reads until the connection is closed, and tells when that was.
+    /// Reads until the connection is closed; returns what was read, and the time since `since`.
     async fn closed(mut stream: TcpStream, since: Instant) -> (String, Duration) {
         let mut reply = String::new();
         timeout(LONG, stream.read_to_string(&mut reply))
@@ -295,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_connection_too_many_waits_for_another_to_end() {
+    async fn a_connection_over_the_limit_waits_for_another_to_end() {
         let served = served().await;
         let since = Instant::now();
         let mut silent = Vec::new();
@@ -313,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_cut_off() {
+    async fn a_client_that_reads_nothing_is_cut_off() {
         let mut served = served().await;
         let since = Instant::now();
         let _unread = connect(served.address, ENDLESS).await;
@@ -321,7 +327,7 @@ mod tests {
             .await
             .expect("its reply is given up");
         assert!(since.elapsed() >= WRITE_TIME_MAX);
-        assert_eq!(served.cut.load(Ordering::Relaxed), 1);
+        assert_eq!(served.cut.total(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! A client's request as a pool's request, and the pool's reply as the client's. Pure.
+//! A client's request as a request to a pool, and the pool's reply as a reply to the client. Pure.
 
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool};
@@ -8,8 +8,8 @@ use crate::pool::{question, reading};
 use crate::serve::chat::schema::EnumObject;
 use crate::serve::openai::Completion;
 
-/// Fields that are between the client and this gateway.
-const OURS: [&str; 4] = ["models", "stream", "stream_options", "routing"];
+/// Fields that this gateway handles, and does not pass on.
+const GATEWAY_FIELDS: [&str; 4] = ["models", "stream", "stream_options", "routing"];
 
 /// The body that puts a client's request to `pool`. Everything but the name of the model is passed
 /// on as the client wrote it; where the pool takes no schemas, its enum travels as text.
@@ -17,7 +17,7 @@ pub(super) fn request(client: &[u8], form: Option<&EnumObject>, pool: &Pool) -> 
     // The body was read by `chat` before, so it is an object; an empty one would be refused by the
     // pool.
     let mut fields: Map<String, Value> = serde_json::from_slice(client).unwrap_or_default();
-    for field in OURS {
+    for field in GATEWAY_FIELDS {
         fields.remove(field);
     }
     fields.insert("model".into(), json!(pool.model));
@@ -40,11 +40,11 @@ pub(super) fn request(client: &[u8], form: Option<&EnumObject>, pool: &Pool) -> 
     Bytes::from(Value::Object(fields).to_string())
 }
 
-/// A pool's reply as it goes to the client: one choice, in the form asked for, under the name of
-/// who answered: the reply's, else `model`.
+/// A pool's reply as it goes to the client: one choice, in the form that the request asks for. Its
+/// `model` is the reply's own, else `model`.
 ///
 /// # Errors
-/// In words, when it has no content or none of the form's answers.
+/// A message, when it has no content or none of the form's answers.
 pub(super) fn reply(
     mut completion: Completion,
     form: Option<&EnumObject>,
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_schema_is_taken_its_enum_becomes_text() {
+    fn an_enum_becomes_text_for_a_pool_without_schemas() {
         for (content, relayed_content) in [
             (
                 json!("Is it?"),
@@ -126,12 +126,12 @@ mod tests {
 
     #[test]
     fn a_reply_comes_back_in_the_form_asked_for() {
-        let said = |content: &str| {
+        let completion = |content: &str| {
             serde_json::from_value(json!({"choices": [{"message": {"content": content}}]})).unwrap()
         };
         let form = form();
         let content = |content: &str, form: Option<&EnumObject>| {
-            reply(said(content), form, "some-vlm")
+            reply(completion(content), form, "some-vlm")
                 .map(|reply| reply.choices[0].message.content.clone().unwrap())
         };
         assert_eq!(
@@ -148,7 +148,7 @@ mod tests {
         );
         assert_eq!(content("a dog", None), Ok("a dog".to_owned()));
         assert_eq!(
-            reply(said("a dog"), None, "some-vlm").unwrap().model,
+            reply(completion("a dog"), None, "some-vlm").unwrap().model,
             "some-vlm"
         );
     }

@@ -1,8 +1,7 @@
-//! An outcome as an HTTP response: a completion, or a stream of chunks.
+//! An answer as an HTTP response: a completion, or a stream of chunks.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -14,44 +13,44 @@ use serde_json::{Value, json};
 use vlm::answer::Piece;
 
 use super::Gateway;
-use super::room::Place;
+use super::permits::RequestPermit;
 use super::routing::Routing;
-use super::settle::{Outcome, Writing, local_error};
-use crate::serve::chat::Asked;
+use super::settle::{LocalStream, RoutedAnswer, local_error};
+use crate::serve::chat::ChatQuestion;
 use crate::serve::chat::completion::{self, Head};
 use crate::serve::openai::reply::{Chunk, Usage};
 use crate::serve::openai::{ApiError, Completion};
 
-/// The response to `asked`. `place` is the request's place in the gateway, given back at the end of
-/// the response.
+/// The response to `question`, which holds the request's `permit` until its end.
 pub(super) fn respond(
     gateway: &Arc<Gateway>,
-    asked: Asked,
-    outcome: Outcome,
-    place: Place,
+    question: ChatQuestion,
+    answer: RoutedAnswer,
+    permit: RequestPermit,
 ) -> Response {
-    let routing = outcome.routing();
-    let model = match &outcome {
-        Outcome::Pool { completion, .. } => completion.model.clone(),
-        Outcome::Local { .. } | Outcome::Writing { .. } => gateway.parts.name.clone(),
+    let routing = answer.routing();
+    let model = match &answer {
+        RoutedAnswer::Pool { completion, .. } => completion.model.clone(),
+        RoutedAnswer::Local { .. } | RoutedAnswer::Streaming { .. } => gateway.parts.name.clone(),
     };
     let headers = header_map(routing, &model);
     let head = Head {
         id: format!("chatcmpl-{}", routing.decision_id),
-        created: unix_time(),
+        created: gateway.parts.environment.clock.unix_secs(),
         model,
     };
-    match outcome {
-        Outcome::Writing { writing, routing } => {
-            let chunks = as_written(head, asked, writing, routing, Arc::clone(gateway));
-            (headers, event_stream(chunks, place)).into_response()
+    let metrics = &gateway.parts.metrics.gateway;
+    match answer {
+        RoutedAnswer::Streaming { stream, routing } => {
+            let chunks = streamed(head, question, stream, routing, Arc::clone(gateway));
+            (headers, event_stream(chunks, permit)).into_response()
         }
-        Outcome::Local { answer, routing } => {
-            gateway.metrics.used(completion::usage(&answer));
-            let reply = completion::completion(head.clone(), &asked, &answer, json!(routing));
-            whole(headers, head, &asked, reply, place)
+        RoutedAnswer::Local { answer, routing } => {
+            metrics.used(completion::usage(&answer));
+            let reply = completion::completion(head.clone(), &question, &answer, json!(routing));
+            whole(headers, head, &question, reply, permit)
         }
-        Outcome::Pool {
+        RoutedAnswer::Pool {
             completion,
             routing,
         } => {
@@ -61,21 +60,21 @@ pub(super) fn respond(
                 routing: Some(json!(routing)),
                 ..completion
             };
-            gateway.metrics.used(reply.usage.unwrap_or_default());
-            whole(headers, head, &asked, reply, place)
+            metrics.used(reply.usage.unwrap_or_default());
+            whole(headers, head, &question, reply, permit)
         }
     }
 }
 
-/// A reply that is all there: as it is, or as the chunks of a stream, its content in one of them.
+/// A whole reply: as it is, or as the chunks of a stream with all content in one of them.
 fn whole(
     headers: HeaderMap,
     head: Head,
-    asked: &Asked,
+    question: &ChatQuestion,
     reply: Completion,
-    place: Place,
+    permit: RequestPermit,
 ) -> Response {
-    if !asked.stream {
+    if !question.stream {
         return (headers, Json(reply)).into_response();
     }
     let choice = reply.choices.into_iter().next();
@@ -95,38 +94,38 @@ fn whole(
         &head.finish(finish_reason.as_deref().unwrap_or("stop"), reply.routing),
     ));
     events.extend(
-        asked
+        question
             .include_usage
             .then(|| event(&head.usage(reply.usage.unwrap_or_default()))),
     );
     events.push(done());
-    (headers, event_stream(stream::iter(events), place)).into_response()
+    (headers, event_stream(stream::iter(events), permit)).into_response()
 }
 
-/// A reply as the model writes it.
-fn as_written(
+/// A reply while the model generates it.
+fn streamed(
     head: Head,
-    asked: Asked,
-    writing: Writing,
+    question: ChatQuestion,
+    local: LocalStream,
     routing: Routing,
     gateway: Arc<Gateway>,
 ) -> impl Stream<Item = Event> + Send {
     let opening = event(&head.opening());
-    let rest = stream::unfold(writing.pieces, |mut pieces| async move {
+    let rest = stream::unfold(local.pieces, |mut pieces| async move {
         pieces.recv().await.map(|piece| (piece, pieces))
     });
-    let (head, asked) = (Arc::new(head), Arc::new(asked));
+    let (head, question) = (Arc::new(head), Arc::new(question));
     let additions = {
-        let (head, asked) = (Arc::clone(&head), Arc::clone(&asked));
-        stream::iter(writing.first)
+        let (head, question) = (Arc::clone(&head), Arc::clone(&question));
+        stream::iter(local.first)
             .chain(rest)
-            .map(move |piece| event(&addition(&head, &asked, piece)))
+            .map(move |piece| event(&addition(&head, &question, piece)))
     };
-    let ending = stream::once(writing.answer).flat_map(move |ended| {
+    let ending = stream::once(local.answer).flat_map(move |ended| {
         stream::iter(match ended {
             Ok(answer) => {
                 let usage = completion::usage(&answer);
-                gateway.metrics.used(usage);
+                gateway.parts.metrics.gateway.used(usage);
                 let routing = Routing {
                     confidence: Some(completion::confidence(&answer)),
                     ..routing.clone()
@@ -135,12 +134,12 @@ fn as_written(
                     &head,
                     answer.finish_reason.as_str(),
                     &routing,
-                    asked.include_usage.then_some(usage),
+                    question.include_usage.then_some(usage),
                 )
             }
             Err(error) => {
                 let error = local_error(&error);
-                gateway.metrics.failed(&error);
+                gateway.parts.metrics.gateway.failed(error.status);
                 vec![event(&error.body())]
             }
         })
@@ -157,16 +156,19 @@ fn ending(head: &Head, finish_reason: &str, routing: &Routing, usage: Option<Usa
     events
 }
 
-fn addition(head: &Head, asked: &Asked, piece: Piece) -> Chunk {
-    let logprobs =
-        (asked.logprobs && !piece.tokens.is_empty()).then(|| completion::logprobs(&piece.tokens));
+fn addition(head: &Head, question: &ChatQuestion, piece: Piece) -> Chunk {
+    let logprobs = (question.logprobs && !piece.tokens.is_empty())
+        .then(|| completion::logprobs(&piece.tokens));
     head.addition(piece.text, logprobs)
 }
 
-fn event_stream(events: impl Stream<Item = Event> + Send + 'static, place: Place) -> Response {
+fn event_stream(
+    events: impl Stream<Item = Event> + Send + 'static,
+    permit: RequestPermit,
+) -> Response {
     let events = events.map(move |event| {
-        // Held by the stream, so that its place is taken until the client has all of it or goes.
-        let _ = &place;
+        // Moved into the stream, so that it is held until the client has all of it or leaves.
+        let _ = &permit;
         Ok::<_, Infallible>(event)
     });
     Sse::new(events)
@@ -211,11 +213,4 @@ impl IntoResponse for ApiError {
             None => (status, body).into_response(),
         }
     }
-}
-
-pub(super) fn unix_time() -> u64 {
-    // A box without a clock battery may stand before 1970.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

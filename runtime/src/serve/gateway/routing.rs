@@ -1,30 +1,32 @@
-//! What a reply says about its route: the `routing` object and the `x-router-…` headers. Pure.
+//! The route of an answer, as a reply shows it: the `routing` object and the `x-router-…` headers.
+//! Pure.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::decide::router::Reason;
 
-/// Who settled an answer, and why.
+/// Where an answer was settled, and why.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Routing {
-    /// A UUIDv7; the pool saw it as idempotency key.
+    /// A UUIDv7; also the idempotency key of the pool call.
     pub(super) decision_id: String,
     /// Where the answer was settled.
     #[serde(rename = "where")]
-    pub(super) settled: Settled,
-    /// The first one decided.
+    pub(super) source: AnswerSource,
+    /// In order: the first one decided.
     pub(super) reasons: Vec<Reason>,
     /// The pool that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pool: Option<String>,
-    /// How sure the local model was of its answer; absent when it was not asked.
+    /// Confidence of the local answer; absent when the local model was not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) confidence: Option<Value>,
-    /// The confidence that keeps an answer local; absent when it was not judged by it.
+    /// The confidence that keeps an answer local, 0..=1; absent when the answer was not compared
+    /// with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) threshold: Option<f64>,
-    /// Everyone who was asked, in order.
+    /// The models that were asked, in order.
     pub(super) attempts: Vec<Attempt>,
     /// Request bytes sent to pools.
     pub(super) bytes_up: u64,
@@ -33,11 +35,21 @@ pub(super) struct Routing {
 /// Where an answer was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Settled {
+pub(super) enum AnswerSource {
     /// On this box.
     Local,
     /// By a pool.
     Pool,
+}
+
+impl AnswerSource {
+    /// As in the `routing` object.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            AnswerSource::Local => "local",
+            AnswerSource::Pool => "pool",
+        }
+    }
 }
 
 /// One model that was asked.
@@ -47,10 +59,10 @@ pub(super) struct Attempt {
     pub(super) model: String,
     /// `ok` or `failed`.
     pub(super) status: &'static str,
-    /// What went wrong.
+    /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
-    /// How long it took.
+    /// Time from asking to the end, in milliseconds.
     pub(super) latency_ms: u64,
     /// Requests sent for it: more than one when it was tried again.
     pub(super) tries: u32,
@@ -59,7 +71,7 @@ pub(super) struct Attempt {
 }
 
 impl Routing {
-    /// The headers that say the same to clients which see no body extensions. `model` is who
+    /// The same as headers, for clients that ignore extensions of the body. `model` is the one that
     /// answered.
     pub(super) fn headers(&self, model: &str) -> Vec<(&'static str, String)> {
         let mut headers = vec![
@@ -91,10 +103,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_and_object_say_the_same() {
+    fn headers_and_object_agree() {
         let routing = Routing {
             decision_id: "0193".into(),
-            settled: Settled::Local,
+            source: AnswerSource::Local,
             reasons: vec![Reason::Deadline, Reason::LowConfidence],
             pool: None,
             confidence: Some(json!({"p": 0.512, "source": "candidates", "state": "uncertified"})),

@@ -1,8 +1,8 @@
-//! Finds the answer to a request: asks the local model, lets the router judge its answer, asks a
+//! Answers a request: asks the local model, lets the router decide about its answer, and asks a
 //! pool.
 
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use firmware_config::agent::{KillSwitch, Pool, RouteMode, Rule};
@@ -11,23 +11,26 @@ use uuid::Uuid;
 use vlm::answer::Piece;
 use vlm::{Answer, VlmError};
 
-use super::routing::{Attempt, Routing, Settled};
-use super::target::Target;
+use super::model_choice::ModelChoice;
+use super::routing::{AnswerSource, Attempt, Routing};
 use super::{Parts, relay};
 use crate::decide::call::Called;
 use crate::decide::router::{self, Reason, Route, Terms};
 use crate::infer::{self, AskError};
 use crate::pool::EscalationError;
-use crate::serve::chat::Asked;
+use crate::serve::chat::ChatQuestion;
 use crate::serve::chat::completion;
 use crate::serve::openai::{ApiError, Completion};
 
-/// An answer and how it came about.
-pub(super) enum Outcome {
+/// An answer and its route.
+pub(super) enum RoutedAnswer {
     /// The local model's.
     Local { answer: Answer, routing: Routing },
-    /// The local model's, being written.
-    Writing { writing: Writing, routing: Routing },
+    /// The local model's, while it is generated.
+    Streaming {
+        stream: LocalStream,
+        routing: Routing,
+    },
     /// A pool's.
     Pool {
         completion: Completion,
@@ -35,122 +38,120 @@ pub(super) enum Outcome {
     },
 }
 
-impl Outcome {
+impl RoutedAnswer {
     pub(super) fn routing(&self) -> &Routing {
         match self {
-            Outcome::Local { routing, .. }
-            | Outcome::Writing { routing, .. }
-            | Outcome::Pool { routing, .. } => routing,
+            RoutedAnswer::Local { routing, .. }
+            | RoutedAnswer::Streaming { routing, .. }
+            | RoutedAnswer::Pool { routing, .. } => routing,
+        }
+    }
+
+    fn routing_mut(&mut self) -> &mut Routing {
+        match self {
+            RoutedAnswer::Local { routing, .. }
+            | RoutedAnswer::Streaming { routing, .. }
+            | RoutedAnswer::Pool { routing, .. } => routing,
         }
     }
 }
 
-/// A local answer of which at least the first piece, or the whole, is there. Dropping it stops the
+/// A local answer of which at least the first piece, or the whole, is known. Dropping it stops the
 /// model.
-pub(super) struct Writing {
+pub(super) struct LocalStream {
     pub(super) first: Option<Piece>,
     pub(super) pieces: mpsc::Receiver<Piece>,
     pub(super) answer: Pin<Box<dyn Future<Output = Result<Answer, AskError>> + Send>>,
 }
 
-/// Asks the targets in order until one answers.
+/// Asks the models in order until one answers.
 ///
 /// # Errors
-/// The last one's failure; at once when the request itself is at fault.
+/// The failure of the last one; at once when the request itself is at fault.
 pub(super) async fn settle(
     parts: &Parts,
-    asked: &Asked,
+    question: &ChatQuestion,
     body: &Bytes,
-    targets: Vec<Target>,
-) -> Result<Outcome, ApiError> {
-    let mut decision = Decision {
+    choices: Vec<ModelChoice>,
+) -> Result<RoutedAnswer, ApiError> {
+    let mut pending = PendingAnswer {
         parts,
-        asked,
+        question,
         body,
-        id: Uuid::now_v7(),
+        id: parts.environment.uuid(),
         attempts: Vec::new(),
     };
     let mut last = None;
-    for target in targets {
-        match decision.ask(&target).await {
-            Ok(mut outcome) => {
+    for choice in choices {
+        match pending.ask(&choice).await {
+            Ok(mut answer) => {
                 if last.is_some() {
-                    outcome.routing_mut().reasons.insert(0, Reason::Fallback);
+                    answer.routing_mut().reasons.insert(0, Reason::Fallback);
                 }
-                return Ok(outcome);
+                return Ok(answer);
             }
             Err(error) if error.status < 500 => return Err(error),
             Err(error) => last = Some(error),
         }
     }
-    Err(last.unwrap_or_else(|| ApiError::server(500, "internal", "nobody was asked")))
+    Err(last.unwrap_or_else(|| ApiError::server(500, "internal", "no model was asked")))
 }
 
-impl Outcome {
-    fn routing_mut(&mut self) -> &mut Routing {
-        match self {
-            Outcome::Local { routing, .. }
-            | Outcome::Writing { routing, .. }
-            | Outcome::Pool { routing, .. } => routing,
-        }
-    }
-}
-
-/// One request on its way to an answer.
-struct Decision<'a> {
+/// A request that is being answered.
+struct PendingAnswer<'a> {
     parts: &'a Parts,
-    asked: &'a Asked,
+    question: &'a ChatQuestion,
     body: &'a Bytes,
     id: Uuid,
     attempts: Vec<Attempt>,
 }
 
-impl Decision<'_> {
-    async fn ask(&mut self, target: &Target) -> Result<Outcome, ApiError> {
+impl PendingAnswer<'_> {
+    async fn ask(&mut self, choice: &ModelChoice) -> Result<RoutedAnswer, ApiError> {
         let kill_switch = self.parts.escalations.policy.kill_switch();
-        match target {
-            Target::Pool(_) if kill_switch == KillSwitch::LocalOnly => {
+        match choice {
+            ModelChoice::Pool(_) if kill_switch == KillSwitch::LocalOnly => {
                 let message =
-                    "the kill switch is on local-only: no pool is asked; ask for auto or local";
+                    "the kill switch is local-only: no pool is asked; set model to auto or local";
                 Err(ApiError::server(503, Reason::KillSwitch.as_str(), message))
             }
-            Target::Pool(id) => {
+            ModelChoice::Pool(id) => {
                 let pool = self.parts.escalations.pools.get(id);
                 match self.escalate(pool).await {
                     Ok(completion) => Ok(self.by_pool(completion, id, vec![Reason::Pin], None)),
                     Err(error) => Err(pool_error(error)),
                 }
             }
-            Target::Local
+            ModelChoice::Local
                 if kill_switch != KillSwitch::PoolOnly
-                    && self.asked.stream
-                    && self.asked.form.is_none() =>
+                    && self.question.stream
+                    && self.question.form.is_none() =>
             {
-                self.write().await
+                self.stream_local().await
             }
-            Target::Local => self.judge(RouteMode::Local, kill_switch).await,
-            Target::Auto => self.judge(RouteMode::Auto, kill_switch).await,
+            ModelChoice::Local => self.ask_local(RouteMode::Local, kill_switch).await,
+            ModelChoice::Auto => self.ask_local(RouteMode::Auto, kill_switch).await,
         }
     }
 
-    /// Asks the local model, and a pool if the router says so.
-    async fn judge(
+    /// Asks the local model, and a pool if the router escalates.
+    async fn ask_local(
         &mut self,
         mode: RouteMode,
         kill_switch: KillSwitch,
-    ) -> Result<Outcome, ApiError> {
-        let began = Instant::now();
+    ) -> Result<RoutedAnswer, ApiError> {
+        let began = self.parts.environment.clock.now();
         let answer = self
             .parts
             .local
-            .ask(self.asked.request.clone())
+            .ask(self.question.request.clone())
             .await
             .map_err(|error| self.local_failed(began, &error))?;
         self.attempts.push(self.local_ok(began));
         // As for a camera's rule.
         let terms = Terms {
             mode,
-            threshold: Rule::default_threshold(self.asked.form.is_some()),
+            threshold: Rule::default_threshold(self.question.form.is_some()),
         };
         let threshold = (mode == RouteMode::Auto).then_some(terms.threshold);
         let mut route = router::route(answer.confidence.p, terms, kill_switch);
@@ -159,7 +160,7 @@ impl Decision<'_> {
                 .parts
                 .escalations
                 .pools
-                .capable(self.asked.pictures > 0);
+                .capable(self.question.images > 0);
             match self.escalate(pool).await {
                 Ok(completion) => {
                     let id = pool.map(|pool| pool.id.clone()).unwrap_or_default();
@@ -174,19 +175,18 @@ impl Decision<'_> {
             }
         }
         let Route { reasons, .. } = route;
-        let routing = self.routing(Settled::Local, reasons, Some((&answer, threshold)));
-        Ok(Outcome::Local { answer, routing })
+        let routing = self.routing(AnswerSource::Local, reasons, Some((&answer, threshold)));
+        Ok(RoutedAnswer::Local { answer, routing })
     }
 
-    /// Starts a local answer whose pieces go out as they come.
-    async fn write(&mut self) -> Result<Outcome, ApiError> {
-        let began = Instant::now();
-        let (local, request) = (self.parts.local.clone(), self.asked.request.clone());
+    /// Starts a local answer that is sent piece by piece.
+    async fn stream_local(&mut self) -> Result<RoutedAnswer, ApiError> {
+        let began = self.parts.environment.clock.now();
+        let (local, request) = (self.parts.local.clone(), self.question.request.clone());
         let (sender, mut pieces) = infer::pieces(&request);
         let mut answer: Pin<Box<dyn Future<Output = _> + Send>> =
             Box::pin(async move { local.ask_streaming(request, sender).await });
-        // An error before the first piece is still an HTTP status; after it, only an event in the
-        // stream.
+        // An error before the first piece becomes an HTTP status; after it, an event of the stream.
         let first = tokio::select! {
             biased;
             Some(first) = pieces.recv() => Some(first),
@@ -197,9 +197,9 @@ impl Decision<'_> {
             }
         };
         self.attempts.push(self.local_ok(began));
-        let routing = self.routing(Settled::Local, vec![Reason::Pin], None);
-        Ok(Outcome::Writing {
-            writing: Writing {
+        let routing = self.routing(AnswerSource::Local, vec![Reason::Pin], None);
+        Ok(RoutedAnswer::Streaming {
+            stream: LocalStream {
                 first,
                 pieces,
                 answer,
@@ -208,12 +208,12 @@ impl Decision<'_> {
         })
     }
 
-    /// Asks a pool, if there is one, it is well, and the policy allows it.
+    /// Asks a pool, if there is one, its breaker is closed, and the policy allows it.
     async fn escalate(&mut self, pool: Option<&Pool>) -> Result<Completion, EscalationError> {
-        let (parts, form, body) = (self.parts, self.asked.form.as_ref(), self.body);
+        let (parts, form, body) = (self.parts, self.question.form.as_ref(), self.body);
         let call = parts.escalations.prepare(
             pool,
-            self.asked.pictures > 0,
+            self.question.images > 0,
             *self.id.as_bytes(),
             |pool| relay::request(body, form, pool),
         )?;
@@ -233,6 +233,8 @@ impl Decision<'_> {
             relay::reply(completion, form, &model)
                 .map_err(|detail| EscalationError::of_pool(&pool, Reason::InvalidFormat, detail))
         });
+        let outcome = replied.as_ref().map(|_| ()).map_err(|failed| failed.reason);
+        parts.metrics.routing.pool_call(&pool, outcome, latency);
         let error = replied.as_ref().err().map(|failed| failed.detail.clone());
         let status = if error.is_none() { "ok" } else { "failed" };
         let latency_ms = latency.as_millis() as u64;
@@ -253,12 +255,12 @@ impl Decision<'_> {
         pool: &str,
         reasons: Vec<Reason>,
         local: Option<(&Answer, Option<f64>)>,
-    ) -> Outcome {
+    ) -> RoutedAnswer {
         let routing = Routing {
             pool: Some(pool.to_owned()),
-            ..self.routing(Settled::Pool, reasons, local)
+            ..self.routing(AnswerSource::Pool, reasons, local)
         };
-        Outcome::Pool {
+        RoutedAnswer::Pool {
             completion,
             routing,
         }
@@ -266,14 +268,14 @@ impl Decision<'_> {
 
     fn routing(
         &mut self,
-        settled: Settled,
+        source: AnswerSource,
         reasons: Vec<Reason>,
         local: Option<(&Answer, Option<f64>)>,
     ) -> Routing {
         let attempts = std::mem::take(&mut self.attempts);
         Routing {
             decision_id: self.id.to_string(),
-            settled,
+            source,
             reasons,
             pool: None,
             confidence: local.map(|(answer, _)| completion::confidence(answer)),
@@ -283,19 +285,19 @@ impl Decision<'_> {
         }
     }
 
-    fn local_ok(&self, began: Instant) -> Attempt {
+    fn local_ok(&self, began: Duration) -> Attempt {
         let model = self.parts.name.clone();
         Attempt {
             model,
             status: "ok",
             error: None,
-            latency_ms: began.elapsed().as_millis() as u64,
+            latency_ms: (self.parts.environment.clock.now() - began).as_millis() as u64,
             tries: 1,
             bytes_up: 0,
         }
     }
 
-    fn local_failed(&mut self, began: Instant, error: &AskError) -> ApiError {
+    fn local_failed(&mut self, began: Duration, error: &AskError) -> ApiError {
         self.attempts.push(Attempt {
             status: "failed",
             error: Some(error.to_string()),
@@ -305,7 +307,7 @@ impl Decision<'_> {
     }
 }
 
-/// What the local model's failure is to a client.
+/// A failure of the local model, as a client sees it.
 pub(crate) fn local_error(error: &AskError) -> ApiError {
     match error {
         AskError::Busy => ApiError::busy(error.to_string(), 1),
@@ -322,8 +324,8 @@ pub(crate) fn local_error(error: &AskError) -> ApiError {
     }
 }
 
-/// What a pinned pool's failure is to a client: the status that a client's own retries go by, and
-/// the router's code.
+/// The failure of a pool that the request names, as a client sees it: a status that its retries
+/// understand, and the router's reason code.
 fn pool_error(error: EscalationError) -> ApiError {
     let status = match error.reason {
         Reason::Deadline => 504,
@@ -362,9 +364,9 @@ mod tests {
             (AskError::Busy, 503, None),
             (AskError::Stopped, 503, None),
         ] {
-            let told = local_error(&error);
+            let api_error = local_error(&error);
             assert_eq!(
-                (told.status, told.param.as_deref()),
+                (api_error.status, api_error.param.as_deref()),
                 (status, param),
                 "{error}"
             );

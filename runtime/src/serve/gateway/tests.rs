@@ -10,7 +10,7 @@ use super::*;
 use crate::environment::Environment;
 use crate::infer::tests::Scripted;
 
-/// A gateway without pools, whose model says yes.
+/// A gateway without pools, with a model that answers yes.
 async fn gateway() -> SocketAddr {
     let (local, inference) = infer::channel(Scripted::new(|_| ("yes".into(), 0.5)));
     std::thread::spawn(move || inference.run());
@@ -26,6 +26,8 @@ async fn gateway() -> SocketAddr {
         local,
         name: "edge".into(),
         escalations: Escalations::new(&[], &policy, None, "here", &environment).unwrap(),
+        environment,
+        metrics: Arc::new(Metrics::for_gateway()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -33,7 +35,7 @@ async fn gateway() -> SocketAddr {
     address
 }
 
-/// Announces a body and waits for the gateway's word on it.
+/// Announces a body and waits for the interim or final response.
 async fn announce(gateway: SocketAddr, length: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(gateway).await.unwrap();
     let head = format!(
@@ -44,7 +46,7 @@ async fn announce(gateway: SocketAddr, length: &str) -> (TcpStream, String) {
     (stream, reply)
 }
 
-/// What comes next, which is small enough to come at once.
+/// The next response, which is small enough for one read.
 async fn reply(stream: &mut TcpStream) -> String {
     let mut reply = vec![0; 4096];
     let read = stream.read(&mut reply).await.unwrap();
@@ -52,9 +54,9 @@ async fn reply(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn bodies_are_taken_while_there_is_room_for_them() {
+async fn bodies_are_accepted_while_there_is_room() {
     let gateway = gateway().await;
-    // Sixteen of 32 MiB, the last of them without telling its length.
+    // Sixteen of 32 MiB, the last of them without Content-Length.
     let mut sending = Vec::new();
     for length in [
         &["content-length: 33554432"; 15][..],
@@ -72,7 +74,7 @@ async fn bodies_are_taken_while_there_is_room_for_them() {
         "{refused}"
     );
 
-    // One of them turns out to be small, and is answered.
+    // One of them is small, and is answered.
     let mut small = sending.pop().unwrap();
     small.write_all(b"2\r\n{}\r\n0\r\n\r\n").await.unwrap();
     let answer = reply(&mut small).await;

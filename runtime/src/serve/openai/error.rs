@@ -13,11 +13,11 @@ pub struct ApiError {
     pub status: u16,
     /// `invalid_request_error`, `server_error` and the like.
     pub kind: &'static str,
-    /// A word for programs, `model_not_found` for one.
+    /// A code for programs, such as `model_not_found`.
     pub code: Option<String>,
     /// The request's field at fault: `messages[0].content[1].image_url.url`.
     pub param: Option<String>,
-    /// What is wrong, what was expected, and the cure.
+    /// What is wrong, what was expected, and the help.
     pub message: String,
     /// When to try again, in whole seconds: the `Retry-After` header.
     pub retry_after: Option<u64>,
@@ -36,7 +36,7 @@ impl ApiError {
         }
     }
 
-    /// 404: nobody here goes by that name.
+    /// 404: no model here has that name.
     pub fn model_not_found(model: &str, known: &[String]) -> Self {
         ApiError {
             status: 404,
@@ -44,14 +44,14 @@ impl ApiError {
             code: Some("model_not_found".into()),
             param: Some("model".into()),
             message: cut(format!(
-                "the model `{model}` does not exist here; one of: {}",
+                "the model `{model}` does not exist here; expected one of: {}",
                 known.join(", ")
             )),
             retry_after: None,
         }
     }
 
-    /// 503: everything is taken right now.
+    /// 503: all capacity is in use; `retry_after` is in seconds.
     pub fn busy(message: impl Into<String>, retry_after: u64) -> Self {
         ApiError {
             retry_after: Some(retry_after),
@@ -59,7 +59,7 @@ impl ApiError {
         }
     }
 
-    /// 5xx: not the request's fault.
+    /// 5xx: the request is not at fault.
     pub fn server(status: u16, code: &str, message: impl Into<String>) -> Self {
         ApiError {
             status,
@@ -84,7 +84,7 @@ impl ApiError {
     }
 }
 
-/// A message that repeats what it refuses, which may be megabytes.
+/// Limits a message that repeats a value of the request, which may be megabytes.
 fn cut(mut message: String) -> String {
     if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
         message.truncate(end);
@@ -96,14 +96,14 @@ fn cut(mut message: String) -> String {
 /// `{"error": {…}}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// The only key.
+    /// The error.
     pub error: ErrorObject,
 }
 
-/// What went wrong. Servers differ in all but `message`, so a pool client reads the rest leniently.
+/// An error. Servers differ in all but `message`, so a pool client reads the rest leniently.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorObject {
-    /// For people.
+    /// Text for people.
     pub message: String,
     /// Its class.
     #[serde(rename = "type", default)]
@@ -111,7 +111,7 @@ pub struct ErrorObject {
     /// The field at fault.
     #[serde(default)]
     pub param: Option<String>,
-    /// A word for programs; a number with some servers.
+    /// A code for programs; some servers send a number.
     #[serde(default)]
     pub code: Option<serde_json::Value>,
 }

@@ -15,15 +15,15 @@ pub struct Completion {
     /// Seconds since 1970.
     #[serde(default)]
     pub created: u64,
-    /// Who answered.
+    /// The model that answered.
     #[serde(default)]
     pub model: String,
-    /// The answers; one with us, and the first is read of others.
+    /// The answers: Egret writes one, and reads the first.
     pub choices: Vec<Choice>,
-    /// What it took.
+    /// Token counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// Who decided what, and why; ours alone.
+    /// The route and its reasons; an extension of Egret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<Value>,
 }
@@ -31,7 +31,7 @@ pub struct Completion {
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
-    /// 0 with us.
+    /// Egret writes 0.
     #[serde(default)]
     pub index: u32,
     /// The answer.
@@ -50,10 +50,10 @@ pub struct ReplyMessage {
     /// `assistant`.
     #[serde(default)]
     pub role: String,
-    /// The answer. Some servers put it in parts, as requests may; their texts are one.
+    /// The answer. Some servers send parts, as requests may have; their texts are joined.
     #[serde(default, deserialize_with = "text_or_parts")]
     pub content: Option<String>,
-    /// Why the model would not answer.
+    /// Why the model refused to answer.
     #[serde(default)]
     pub refusal: Option<String>,
 }
@@ -80,16 +80,16 @@ fn text_or_parts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<St
 /// Log-probabilities of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Logprobs {
-    /// One entry per token. For a scored answer: the winner's tokens, not those of the JSON around
-    /// it.
+    /// One entry per token. For a scored answer: the tokens of the winning candidate, without those
+    /// of the JSON around it.
     #[serde(default)]
     pub content: Option<Vec<TokenLogprob>>,
-    /// Always `null` with us.
+    /// Egret writes `null`.
     #[serde(default)]
     pub refusal: Option<Value>,
 }
 
-/// One token and what it might have been.
+/// One token and its alternatives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     /// Its text.
@@ -99,7 +99,7 @@ pub struct TokenLogprob {
     /// Its text as UTF-8.
     #[serde(default)]
     pub bytes: Option<Vec<u8>>,
-    /// Alternatives, likeliest first; the token itself is one of them.
+    /// Alternatives, most likely first; the token itself is one of them.
     #[serde(default)]
     pub top_logprobs: Vec<TopLogprob>,
 }
@@ -116,13 +116,13 @@ pub struct TopLogprob {
     pub bytes: Option<Vec<u8>>,
 }
 
-/// What a request took.
+/// Token counts of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens read, image tokens included.
+    /// Tokens of the prompt, image tokens included.
     #[serde(default)]
     pub prompt_tokens: u64,
-    /// Tokens written.
+    /// Tokens of the completion.
     #[serde(default)]
     pub completion_tokens: u64,
     /// Both.
@@ -139,11 +139,11 @@ pub struct Chunk {
     pub object: &'static str,
     /// Seconds since 1970, the same in every chunk.
     pub created: u64,
-    /// Who answers, the same in every chunk.
+    /// The model that answers, the same in every chunk.
     pub model: String,
     /// One, or none in the chunk that carries the usage.
     pub choices: Vec<ChunkChoice>,
-    /// In the last chunk, when asked for.
+    /// In the last chunk, if `include_usage` was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// In the chunk with the finish reason.
@@ -151,14 +151,14 @@ pub struct Chunk {
     pub routing: Option<Value>,
 }
 
-/// What a chunk adds.
+/// The addition of a chunk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChunkChoice {
     /// 0.
     pub index: u32,
-    /// The addition.
+    /// More of the message.
     pub delta: Delta,
-    /// Log-probabilities of the addition.
+    /// Log-probabilities of its tokens.
     pub logprobs: Option<Logprobs>,
     /// In the last chunk of the answer.
     pub finish_reason: Option<String>,
@@ -180,28 +180,28 @@ pub struct Delta {
 pub struct ModelList {
     /// `list`.
     pub object: &'static str,
-    /// Everything `model` may be.
+    /// Every value of `model`.
     pub data: Vec<ModelEntry>,
 }
 
 /// One model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelEntry {
-    /// What `model` has to be.
+    /// Its value of `model`.
     pub id: String,
     /// `model`.
     pub object: &'static str,
     /// Seconds since 1970.
     pub created: u64,
-    /// `egret` for what runs here, `pool` for what is asked elsewhere.
+    /// `egret` for the local model, `pool` for a pool.
     pub owned_by: &'static str,
-    /// What it takes.
+    /// Its inputs and outputs.
     pub architecture: Architecture,
     /// US dollars per call; `null` when unknown.
     pub usd_per_call: Option<f64>,
 }
 
-/// What a model takes and gives.
+/// Inputs and outputs of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Architecture {
     /// `text`, `image`.

@@ -8,13 +8,13 @@ use super::ApiError;
 
 /// A chat-completion request.
 ///
-/// `temperature` and `top_p` are checked and otherwise without effect: decoding is greedy, so every
-/// answer is the most likely one and the same request always gets the same answer.
+/// `temperature` and `top_p` are checked and otherwise without effect: decoding is greedy, so the
+/// same request always gets the same answer.
 #[derive(Debug, Clone, Default)]
 pub struct ChatRequest {
     /// `auto`, `local`, a bundle's name, or a pool's id.
     pub model: Option<String>,
-    /// Ordered fallback: the first of these that answers.
+    /// Ordered fallback: they are asked in turn until one answers.
     pub models: Option<Vec<String>>,
     /// The conversation, oldest first.
     pub messages: Vec<Message>,
@@ -24,38 +24,38 @@ pub struct ChatRequest {
     pub max_completion_tokens: Option<u64>,
     /// Whether the reply is a stream of chunks.
     pub stream: Option<bool>,
-    /// What the stream carries beyond the answer.
+    /// Options of the stream.
     pub stream_options: Option<StreamOptions>,
     /// Whether the tokens' log-probabilities are wanted.
     pub logprobs: Option<bool>,
     /// How many alternatives to each token, 0..=20.
     pub top_logprobs: Option<u64>,
-    /// What form the answer has to take.
+    /// The form of the answer.
     pub response_format: Option<ResponseFormat>,
     /// 0..=2, without effect.
     pub temperature: Option<f64>,
     /// 0..=1, without effect.
     pub top_p: Option<f64>,
-    /// How many answers; only 1.
+    /// Number of choices; only 1 is supported.
     pub n: Option<u64>,
     /// Every other field, so that unsupported ones can be refused by name and the rest ignored.
     pub rest: Map<String, Value>,
 }
 
-/// Most of a wrong value that an error repeats.
+/// Characters of a wrong value that an error repeats.
 const VALUE_CHARS_MAX: usize = 40;
 
 impl ChatRequest {
-    /// Reads a request's body, field by field, so that an error names the field. `null` is as good
-    /// as absent.
+    /// Reads a request's body, field by field, so that an error names the field. `null` is the
+    /// same as absent.
     ///
     /// # Errors
-    /// When the body is no JSON object, or a field has another type.
+    /// When the body is not a JSON object, or a field has another type.
     pub fn from_json(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields: Map<String, Value> =
             serde_json::from_slice(body).map_err(|error| ApiError {
                 param: None,
-                ..ApiError::bad_request("", format!("the body is no JSON object: {error}"))
+                ..ApiError::bad_request("", format!("the body is not a JSON object: {error}"))
             })?;
         Ok(ChatRequest {
             model: take(&mut fields, "model", "a model's id")?,
@@ -94,8 +94,8 @@ fn take<T: DeserializeOwned>(
         None | Some(Value::Null) => Ok(None),
         Some(value) => T::deserialize(&value).map(Some).map_err(|error| {
             let found = match &value {
-                // The value itself may be a picture of megabytes; what is wrong inside it is told
-                // by its reader.
+                // The value itself may be an image of megabytes; its deserializer says what is
+                // wrong inside it.
                 Value::Array(_) | Value::Object(_) => error.to_string(),
                 value => value.to_string().chars().take(VALUE_CHARS_MAX).collect(),
             };
@@ -109,7 +109,7 @@ fn take<T: DeserializeOwned>(
 pub struct Message {
     /// `system`, `developer`, `user` or `assistant`.
     pub role: String,
-    /// What is said and shown.
+    /// Text and images.
     #[serde(default)]
     pub content: MessageContent,
 }
@@ -120,14 +120,14 @@ pub struct Message {
 pub enum MessageContent {
     /// Text alone.
     Text(String),
-    /// Text and pictures, in order.
+    /// Text and images, in order.
     Parts(Vec<Part>),
     /// `null` or absent, as in an assistant's turn that only called a tool.
     #[default]
     Nothing,
 }
 
-/// One part of a message. Fields are optional here because the type decides which one is needed.
+/// One part of a message. Fields are optional because the type decides which one is needed.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Part {
     /// `text` or `image_url`.
@@ -135,28 +135,28 @@ pub struct Part {
     pub kind: String,
     /// The text of a `text` part.
     pub text: Option<String>,
-    /// The picture of an `image_url` part.
+    /// The image of an `image_url` part.
     pub image_url: Option<ImageUrl>,
 }
 
-/// A picture.
+/// An image.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ImageUrl {
     /// `data:image/…;base64,…`.
     pub url: String,
-    /// `high` splits the picture into tiles for small text; `low` and `auto` do not.
+    /// `high` splits the image into tiles for small text; `low` and `auto` do not.
     pub detail: Option<String>,
 }
 
-/// What a stream carries beyond the answer.
+/// Options of a stream.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 pub struct StreamOptions {
-    /// Whether a last chunk tells how many tokens were used.
+    /// Whether a last chunk has the token counts.
     #[serde(default)]
     pub include_usage: Option<bool>,
 }
 
-/// What form the answer has to take.
+/// The form of an answer.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ResponseFormat {
     /// `text` or `json_schema`.

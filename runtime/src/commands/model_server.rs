@@ -1,4 +1,4 @@
-//! What `egret serve` and `egret worker` have in common: which model they run, and how they stop.
+//! Shared by `egret serve` and `egret worker`: the model they run, and how they stop.
 
 use std::path::PathBuf;
 
@@ -31,16 +31,15 @@ impl ModelArgs {
         self.config.as_deref().map(run::load).transpose()
     }
 
-    /// Opens the bundle and starts the thread that runs it. What the command line says goes before
-    /// the configuration.
+    /// Opens the bundle and starts the inference thread. Arguments override the configuration.
     pub(crate) fn start(&self, config: Option<&AgentConfig>) -> Result<Handle, Failure> {
         let model = config.map(|config| &config.model);
         let bundle = self.bundle.as_ref().or(model.map(|model| &model.bundle));
         let bundle = bundle
             .ok_or_else(|| Failure::new(Exit::Usage, "no bundle; name one with --bundle DIR"))?;
         let vlm = Vlm::open(bundle, &options(self.engine.options(), model))?;
-        // The thread ends with its last handle; a request in work at the end of the program is
-        // nobody's any more.
+        // Not joined: it ends with its last handle, and the reply to a request that it still
+        // answers at the end of the program has no receiver.
         let (handle, _thread) = pipeline::spawn_inference(vlm).or_exit(Exit::Internal)?;
         Ok(handle)
     }
@@ -63,7 +62,7 @@ fn options(flags: Options, model: Option<&agent::Model>) -> Options {
     }
 }
 
-/// Runs one server's connections to their end.
+/// Runs `serving` to its end, on threads of its own.
 ///
 /// # Errors
 /// When the system gives no threads, or as `serving` does.
@@ -76,16 +75,16 @@ pub(crate) fn run_to_end(
         .build()
         .or_exit(Exit::Internal)?;
     let outcome = runtime.block_on(serving);
-    // Threads that are stuck in a system call, or in a picture, must not keep the program from
-    // ending.
+    // A thread that is blocked in a system call, or decodes an image, must not keep the program
+    // from ending.
     runtime.shutdown_background();
     outcome
 }
 
-/// Waits for Ctrl-C or SIGTERM, and tells the exit code of a clean stop by it.
+/// Waits for Ctrl-C or SIGTERM, and returns the exit code of a clean stop by it.
 ///
 /// # Errors
-/// When the model's thread ended by a fault: a server that can only say no should not go on.
+/// When the inference thread ended by a fault: a server without a model should not go on.
 pub(crate) async fn stopped(model: &Handle) -> Result<Exit, Failure> {
     let mut interrupted = signal(SignalKind::interrupt()).or_exit(Exit::Io)?;
     let mut terminated = signal(SignalKind::terminate()).or_exit(Exit::Io)?;

@@ -1,4 +1,4 @@
-//! A chat request, checked and turned into a question to the model.
+//! A chat request, checked and turned into a request to the model.
 
 use serde_json::Value;
 use vlm::{Content, PIXELS_MAX, Picture, Request, Role, Split, Turn};
@@ -8,20 +8,20 @@ use super::schema::{self, EnumObject};
 use crate::serve::openai::ApiError;
 use crate::serve::openai::request::{self, ChatRequest, ImageUrl, Message, MessageContent};
 
-/// The largest request body that is read, in bytes: pictures travel inside.
+/// The largest request body that is read, in bytes: images are inside it.
 pub const BODY_BYTES_MAX: usize = 32 << 20;
 
 const MESSAGES_MAX: usize = 256;
-const PICTURES_MAX: usize = 16;
+const IMAGES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 256 << 10;
-/// As `egret ask` has it.
+/// The default of `egret ask`.
 const MAX_TOKENS_DEFAULT: u64 = 128;
-/// Beyond any context: the model ends the answer at its own limit before.
+/// Above any context length: the model ends the answer at its own limit first.
 const MAX_TOKENS_MAX: u64 = 32 << 10;
 const TOP_LOGPROBS_MAX: u64 = 20;
 
 /// Fields that would change the answer, and are not supported: refused unless they are empty, zero,
-/// or say what happens anyway.
+/// or ask for the default.
 const UNSUPPORTED: [&str; 12] = [
     "tools",
     "functions",
@@ -39,8 +39,8 @@ const UNSUPPORTED: [&str; 12] = [
 
 /// A request that can be put to the model.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    /// Who is to answer.
+pub struct ChatQuestion {
+    /// The model that is to answer.
     pub model: Option<String>,
     /// Ordered fallback; empty when not given.
     pub models: Vec<String>,
@@ -54,13 +54,13 @@ pub struct Asked {
     pub include_usage: bool,
     /// Whether the reply carries log-probabilities.
     pub logprobs: bool,
-    /// Pictures in the conversation.
-    pub pictures: usize,
+    /// Images in the conversation.
+    pub images: usize,
 }
 
-impl Asked {
-    /// What its decoded pictures take, in bytes.
-    pub fn picture_bytes(&self) -> usize {
+impl ChatQuestion {
+    /// Size of its decoded images, in bytes.
+    pub fn image_bytes(&self) -> usize {
         let content = self.request.turns.iter().flat_map(|turn| &turn.content);
         content
             .map(|content| {
@@ -74,13 +74,13 @@ impl Asked {
     }
 }
 
-/// Reads and checks a request's body. Decodes its pictures, so it belongs on a thread that may
+/// Reads and checks a request's body. Decodes its images, so it belongs on a thread that may
 /// block.
 ///
 /// # Errors
-/// 400 with the field at fault. Pictures of more than [`PIXELS_MAX`] pixels together are refused
+/// 400 with the field at fault. Images of more than [`PIXELS_MAX`] pixels together are refused
 /// before one of them is decoded.
-pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
+pub fn read(body: &[u8]) -> Result<ChatQuestion, ApiError> {
     let chat = ChatRequest::from_json(body)?;
     refuse_unsupported(&chat)?;
     check_sampling(&chat)?;
@@ -89,9 +89,9 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let turns = conversation.turns(&chat.messages)?;
     let turns = turns
         .into_iter()
-        .map(Spoken::decode)
+        .map(EncodedTurn::decode)
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Asked {
+    Ok(ChatQuestion {
         request: Request {
             turns,
             candidates: form
@@ -115,7 +115,7 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
             .and_then(|options| options.include_usage)
             .unwrap_or(false),
         logprobs: chat.logprobs.unwrap_or(false),
-        pictures: conversation.pictures,
+        images: conversation.images,
         model: chat.model,
         models: chat.models.unwrap_or_default(),
     })
@@ -125,14 +125,14 @@ fn refuse_unsupported(chat: &ChatRequest) -> Result<(), ApiError> {
     if chat.n.is_some_and(|n| n != 1) {
         return Err(ApiError::bad_request(
             "n",
-            "n is not supported; one answer is given, and it is the most likely one",
+            "n is not supported; expected 1: decoding is greedy, so every choice would be the same",
         ));
     }
     for field in UNSUPPORTED {
         if chat
             .rest
             .get(field)
-            .is_some_and(|value| !is_nothing(field, value))
+            .is_some_and(|value| !is_default(field, value))
         {
             return Err(ApiError::bad_request(
                 field,
@@ -154,8 +154,8 @@ fn refuse_unsupported(chat: &ChatRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether a field says no more than its absence.
-fn is_nothing(field: &str, value: &Value) -> bool {
+/// Whether a field asks for what its absence does.
+fn is_default(field: &str, value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),
@@ -209,24 +209,24 @@ fn max_new_tokens(chat: &ChatRequest) -> Result<usize, ApiError> {
     Ok(asked.min(MAX_TOKENS_MAX) as usize)
 }
 
-/// A message whose pictures are still files.
-struct Spoken {
+/// A message with images that are not decoded yet.
+struct EncodedTurn {
     role: Role,
-    content: Vec<Part>,
+    content: Vec<EncodedContent>,
 }
 
-/// A part of a message.
-enum Part {
+/// A part of such a message.
+enum EncodedContent {
     Text(String),
-    /// A picture file, and the field it came in.
-    File(String, Vec<u8>),
+    /// The field of an image, and its file.
+    Image(String, Vec<u8>),
 }
 
-impl Spoken {
+impl EncodedTurn {
     fn decode(self) -> Result<Turn, ApiError> {
         let content = self.content.into_iter().map(|part| match part {
-            Part::Text(text) => Ok(Content::Text(text)),
-            Part::File(field, bytes) => Picture::decode(&bytes)
+            EncodedContent::Text(text) => Ok(Content::Text(text)),
+            EncodedContent::Image(field, bytes) => Picture::decode(&bytes)
                 .map(Content::Picture)
                 .map_err(|error| unusable(&field, error)),
         });
@@ -241,17 +241,17 @@ fn unusable(field: &str, what: impl ToString) -> ApiError {
     ApiError::bad_request(field, what.to_string())
 }
 
-/// What the messages have used up of the limits so far.
+/// How much of the limits the messages read so far have used.
 #[derive(Debug, Default)]
 struct Conversation {
-    pictures: usize,
+    images: usize,
     pixels: u64,
     text_bytes: usize,
     high_detail: bool,
 }
 
 impl Conversation {
-    fn turns(&mut self, messages: &[Message]) -> Result<Vec<Spoken>, ApiError> {
+    fn turns(&mut self, messages: &[Message]) -> Result<Vec<EncodedTurn>, ApiError> {
         if messages.len() > MESSAGES_MAX {
             return Err(ApiError::bad_request(
                 "messages",
@@ -267,28 +267,28 @@ impl Conversation {
             .map(|(at, message)| self.turn(at, message))
             .collect::<Result<Vec<_>, _>>()?;
         match turns.last() {
-            Some(Spoken {
+            Some(EncodedTurn {
                 role: Role::User, ..
             }) => Ok(turns),
             Some(_) => Err(ApiError::bad_request(
                 "messages",
-                "the last message has to be the user's",
+                "the last message is not the user's; expected role user",
             )),
             None => Err(ApiError::bad_request(
                 "messages",
-                "messages is missing or empty; expected at least one message of the user",
+                "messages is missing or empty; expected at least one message of role user",
             )),
         }
     }
 
-    fn turn(&mut self, at: usize, message: &Message) -> Result<Spoken, ApiError> {
+    fn turn(&mut self, at: usize, message: &Message) -> Result<EncodedTurn, ApiError> {
         let role = match message.role.as_str() {
             "system" | "developer" => Role::System,
             "user" => Role::User,
             "assistant" => Role::Assistant,
             other => {
                 let message = format!(
-                    "role {other:?} is not supported; one of system, developer, user, assistant"
+                    "role {other:?} is not supported; expected system, developer, user or assistant"
                 );
                 return Err(ApiError::bad_request(
                     format!("messages[{at}].role"),
@@ -309,25 +309,25 @@ impl Conversation {
                 .map(|(part_at, part)| self.part(&format!("{field}[{part_at}]"), part))
                 .collect::<Result<_, _>>()?,
         };
-        Ok(Spoken { role, content })
+        Ok(EncodedTurn { role, content })
     }
 
-    fn part(&mut self, field: &str, part: &request::Part) -> Result<Part, ApiError> {
+    fn part(&mut self, field: &str, part: &request::Part) -> Result<EncodedContent, ApiError> {
         match (part.kind.as_str(), &part.text, &part.image_url) {
             ("text", Some(text), _) => self.text(&format!("{field}.text"), text),
-            ("image_url", _, Some(image)) => self.picture(&format!("{field}.image_url"), image),
+            ("image_url", _, Some(image)) => self.image(&format!("{field}.image_url"), image),
             (kind @ ("text" | "image_url"), ..) => Err(ApiError::bad_request(
                 format!("{field}.{kind}"),
                 format!("{kind} is missing"),
             )),
             (other, ..) => Err(ApiError::bad_request(
                 format!("{field}.type"),
-                format!("{other:?} is not supported; one of text, image_url"),
+                format!("{other:?} is not supported; expected text or image_url"),
             )),
         }
     }
 
-    fn text(&mut self, field: &str, text: &str) -> Result<Part, ApiError> {
+    fn text(&mut self, field: &str, text: &str) -> Result<EncodedContent, ApiError> {
         self.text_bytes += text.len();
         if self.text_bytes > TEXT_BYTES_MAX {
             return Err(ApiError::bad_request(
@@ -335,15 +335,15 @@ impl Conversation {
                 format!("the messages' text is over {TEXT_BYTES_MAX} bytes"),
             ));
         }
-        Ok(Part::Text(text.to_owned()))
+        Ok(EncodedContent::Text(text.to_owned()))
     }
 
-    fn picture(&mut self, field: &str, image: &ImageUrl) -> Result<Part, ApiError> {
-        self.pictures += 1;
-        if self.pictures > PICTURES_MAX {
+    fn image(&mut self, field: &str, image: &ImageUrl) -> Result<EncodedContent, ApiError> {
+        self.images += 1;
+        if self.images > IMAGES_MAX {
             return Err(ApiError::bad_request(
                 field,
-                format!("more than {PICTURES_MAX} pictures"),
+                format!("more than {IMAGES_MAX} images"),
             ));
         }
         match image.detail.as_deref() {
@@ -357,16 +357,16 @@ impl Conversation {
             }
         }
         let field = format!("{field}.url");
-        let bytes = data_uri::picture_bytes(&image.url).map_err(|what| unusable(&field, what))?;
+        let bytes = data_uri::image_bytes(&image.url).map_err(|what| unusable(&field, what))?;
         self.pixels += Picture::pixels_of(&bytes).map_err(|error| unusable(&field, error))?;
         if self.pixels > PIXELS_MAX {
             let message = format!(
-                "with this one the pictures have {} pixels together, expected at most {PIXELS_MAX}; scale them first",
+                "the images up to this one have {} pixels together, expected at most {PIXELS_MAX}; scale them first",
                 self.pixels
             );
             return Err(ApiError::bad_request(field, message));
         }
-        Ok(Part::File(field, bytes))
+        Ok(EncodedContent::Image(field, bytes))
     }
 }
 
@@ -383,13 +383,13 @@ mod tests {
 
     const PIXEL: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
-    fn read_json(value: Value) -> Result<Asked, ApiError> {
+    fn read_json(value: Value) -> Result<ChatQuestion, ApiError> {
         read(value.to_string().as_bytes())
     }
 
     #[test]
-    fn a_picture_and_a_question() {
-        let asked = read_json(json!({
+    fn an_image_and_a_question() {
+        let question = read_json(json!({
             "model": "auto", "temperature": 0.7, "user": "someone", "max_tokens": 9, "tools": [], "stop": null,
             "messages": [
                 {"role": "system", "content": "Be brief."},
@@ -402,18 +402,18 @@ mod tests {
         .unwrap();
         assert_eq!(
             (
-                asked.pictures,
-                asked.request.split,
-                asked.request.max_new_tokens
+                question.images,
+                question.request.split,
+                question.request.max_new_tokens
             ),
             (1, Split::On, 9)
         );
-        assert_eq!(asked.picture_bytes(), 3);
-        insta::assert_snapshot!(format!("{:?}", asked.request.turns), @r#"[Turn { role: System, content: [Text("Be brief.")] }, Turn { role: User, content: [Picture(Picture(1x1)), Text("What is it?")] }]"#);
+        assert_eq!(question.image_bytes(), 3);
+        insta::assert_snapshot!(format!("{:?}", question.request.turns), @r#"[Turn { role: System, content: [Text("Be brief.")] }, Turn { role: User, content: [Picture(Picture(1x1)), Text("What is it?")] }]"#);
     }
 
     #[test]
-    fn refusals_name_the_field() {
+    fn errors_name_the_field() {
         let with = |field: &str, value: Value| {
             let mut request = json!({"messages": [{"role": "user", "content": "hello"}]});
             request[field] = value;
@@ -459,7 +459,7 @@ mod tests {
         messages: messages is missing or empty
         messages: messages is missing or empty
         messages: messages: found "hello", expected a list of objects with role and content
-        messages: the last message has to be the user's
+        messages: the last message is not the user's
         messages[0].role: role "tool" is not supported
         messages[0].content: content is missing
         n: n is not supported
@@ -486,19 +486,19 @@ mod tests {
     }
 
     #[test]
-    fn the_seventeenth_picture_is_refused() {
-        let pictures: Vec<_> = (0..17)
+    fn the_seventeenth_image_is_refused() {
+        let images: Vec<_> = (0..17)
             .map(|_| json!({"type": "image_url", "image_url": {"url": PIXEL}}))
             .collect();
         let error =
-            read_json(json!({"messages": [{"role": "user", "content": pictures}]})).unwrap_err();
+            read_json(json!({"messages": [{"role": "user", "content": images}]})).unwrap_err();
         assert_eq!(
             error.param.as_deref(),
             Some("messages[0].content[16].image_url")
         );
     }
 
-    /// A BMP file of which only the header is there.
+    /// A BMP file that ends after its header.
     fn header(width: u32, height: u32) -> String {
         let mut file = b"BM".to_vec();
         // Length, reserved, offset of the pixels; length of the second header, sides, planes and
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn all_pictures_together_are_weighed_before_one_is_decoded() {
+    fn all_images_together_are_limited_before_one_is_decoded() {
         let refused = |urls: &[&str]| {
             let parts: Vec<_> = urls
                 .iter()
@@ -524,14 +524,14 @@ mod tests {
         assert!(
             refused(&[&half, &half])
                 .starts_with("messages[0].content[0].image_url.url: image: bmp file ends"),
-            "they may be as large"
+            "images of exactly the limit are decoded"
         );
-        insta::assert_snapshot!(refused(&[&half, PIXEL, &half]), @"messages[0].content[2].image_url.url: with this one the pictures have 64000001 pixels together, expected at most 64000000; scale them first");
+        insta::assert_snapshot!(refused(&[&half, PIXEL, &half]), @"messages[0].content[2].image_url.url: the images up to this one have 64000001 pixels together, expected at most 64000000; scale them first");
         insta::assert_snapshot!(refused(&[&header(8000, 8001)]), @"messages[0].content[0].image_url.url: image of 8000x8001: expected sides of 1 or more and at most 64000000 pixels; scale it first");
     }
 
     #[test]
-    fn a_refusal_repeats_only_the_beginning_of_what_it_refuses() {
+    fn an_error_repeats_only_the_beginning_of_a_long_value() {
         let long = "x".repeat(1 << 20);
         for request in [
             json!({"messages": [{"role": long, "content": "hello"}]}),
@@ -553,7 +553,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_body_makes_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = read(&body);
         }
     }

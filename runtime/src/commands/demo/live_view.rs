@@ -1,4 +1,5 @@
-//! What a person sees while the demo runs: one line for each answer, one for each word of the pool.
+//! The lines that the demo prints while it runs: one for each local answer, one for the outcome of
+//! each pool call.
 
 use super::Out;
 use crate::decide::router::Target;
@@ -6,18 +7,18 @@ use crate::deliver::event::Settled;
 use crate::observe::LocalAnswer;
 use crate::pool::EscalationError;
 
-/// Prints lines, with emphasis where there is a terminal.
+/// Prints lines, in bold where there is a terminal.
 #[derive(Debug, Clone)]
-pub(super) struct View {
+pub(super) struct LiveView {
     out: Out,
-    emphasis: bool,
+    bold: bool,
 }
 
-impl View {
-    pub(super) fn new(out: Out) -> View {
-        View {
+impl LiveView {
+    pub(super) fn new(out: Out) -> LiveView {
+        LiveView {
             out,
-            emphasis: out.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+            bold: out.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         }
     }
 
@@ -25,7 +26,7 @@ impl View {
         self.out.line(text);
     }
 
-    /// A local answer, and where it goes.
+    /// A local answer and its route.
     pub(super) fn answer(&self, answer: &LocalAnswer) {
         let reasons = answer
             .route
@@ -34,22 +35,22 @@ impl View {
             .map(|reason| reason.as_str())
             .collect::<Vec<_>>()
             .join(", ");
-        let goes = match answer.route.target {
+        let route = match answer.route.target {
             Target::Local => format!("kept on the box ({reasons})"),
-            Target::Escalate => self.strong(&format!("asking the pool ({reasons})")),
+            Target::Escalate => self.in_bold(&format!("asking the pool ({reasons})")),
         };
         self.line(&format!(
-            "{cam:<8} {frame:<11} {question:<28} {answer}  {goes}",
+            "{cam:<8} {frame:<11} {question:<28} {answer}  {route}",
             cam = answer.cam,
             frame = answer.name.as_deref().unwrap_or_default(),
             question = answer.question,
-            answer = said(&answer.answer),
+            answer = with_confidence(&answer.answer),
         ));
     }
 
-    /// What came of an escalation.
+    /// The outcome of a pool call.
     pub(super) fn outcome(&self, asked: &LocalAnswer, result: &Result<Settled, EscalationError>) {
-        let heard = match result {
+        let outcome = match result {
             Ok(pool) => {
                 let change = if pool.text == asked.answer.text {
                     "agrees"
@@ -58,12 +59,12 @@ impl View {
                 };
                 format!(
                     "{}  {} {change}, {} ms",
-                    said(pool),
+                    with_confidence(pool),
                     pool.by.model,
                     pool.by.total.as_millis()
                 )
             }
-            Err(error) => format!("no answer ({}): the box's stands", error.reason.as_str()),
+            Err(error) => format!("no answer ({}): the local one stays", error.reason.as_str()),
         };
         let head = format!(
             "{:<8} {:<11} {:<28}",
@@ -71,11 +72,11 @@ impl View {
             asked.name.as_deref().unwrap_or_default(),
             format!("  … {}", asked.question)
         );
-        self.line(&self.strong(&format!("{head} {heard}")));
+        self.line(&self.in_bold(&format!("{head} {outcome}")));
     }
 
-    fn strong(&self, text: &str) -> String {
-        if self.emphasis {
+    fn in_bold(&self, text: &str) -> String {
+        if self.bold {
             format!("\u{1b}[1m{text}\u{1b}[0m")
         } else {
             text.to_owned()
@@ -83,7 +84,7 @@ impl View {
     }
 }
 
-fn said(answer: &Settled) -> String {
+fn with_confidence(answer: &Settled) -> String {
     match answer.confidence {
         Some(p) => format!("{:<5} {p:.2}", answer.text),
         None => format!("{:<5}     ", answer.text),
