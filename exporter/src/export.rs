@@ -78,8 +78,8 @@ pub fn export(source: &Path, out: &Path, options: &ExportOptions) -> Result<Mani
     Ok(manifest)
 }
 
-/// Turns a checkpoint folder into a bundle at `out`, compared with an independent reference before it
-/// gets its name.
+/// Turns a checkpoint folder into a bundle at `out`, compared with an independent reference before
+/// it gets its name.
 ///
 /// # Errors
 /// As [`export`], and when the bundle cannot be verified or, unless `allow_loss`, fails a quality
@@ -126,15 +126,17 @@ fn assemble(
         quantization.extend(errors);
         external_data.extend(external);
     }
-    let facts = companions::CompanionInputs {
+    // Write the companion files.
+    let inputs = companions::CompanionInputs {
         geometry: &model.geometry,
         metadata: &metadata,
         precision: options.precision,
         external_data: &external_data,
     };
-    for (name, content) in companions::files(source, &facts)? {
+    for (name, content) in companions::files(source, &inputs)? {
         draft.add(name, &content)?;
     }
+    // Write the manifest, which lists them all.
     let Metadata {
         image,
         video,
@@ -153,7 +155,7 @@ fn assemble(
         },
         architecture: smolvlm::NAME.into(),
         precision: options.precision,
-        // Graphs for one runtime would lie in folders of their own; none are built yet.
+        // Graphs fused for one runtime would have folders of their own; none are built yet.
         targets: Vec::new(),
         geometry: model.geometry,
         image,
@@ -168,8 +170,8 @@ fn assemble(
     Ok((draft, manifest))
 }
 
-/// Builds, quantizes and writes one graph. Returns the errors of its matrices, and its file name if it
-/// has external data.
+/// Builds, quantizes and writes one graph. Returns the errors of its matrices, and its file name if
+/// it has external data.
 fn write_graph(
     draft: &mut Draft,
     model: &SmolVlm,

@@ -1,7 +1,8 @@
 //! Graphs: what the exporter builds, quantizes and writes.
 //!
-//! A graph is owned data in topological order. Weights are named, not held: an [`Initializer`] names
-//! a checkpoint tensor and its layout, and the bytes are made while the file is written. A whole model is never in memory.
+//! A graph is owned data in topological order. Weights are named, not held: an [`Initializer`]
+//! names a checkpoint tensor and its layout, and the bytes are made while the file is written. A
+//! whole model is never in memory.
 
 pub mod builder;
 pub mod onnx;

@@ -82,8 +82,8 @@ struct Sibling {
 /// Fetches a checkpoint, or what the cache lacks of it. Returns its folder.
 ///
 /// # Errors
-/// When the hub does not have it or denies access, or a file does not arrive complete. A partial file
-/// is never left under its name.
+/// When the hub does not have it or denies access, or a file does not arrive complete. A partial
+/// file is never left under its name.
 pub fn fetch(id: &HubId, revision: &str) -> Result<PathBuf, HubError> {
     let settings = Settings::new(|name| std::env::var(name).ok())?;
     let cache = Cache::new(settings.cache.clone(), id);
@@ -120,6 +120,7 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     async fn run(&self) -> Result<PathBuf, HubError> {
+        // Which commit it is, and which files it has.
         let Revision {
             sha: commit,
             siblings,
@@ -135,6 +136,7 @@ impl Fetch<'_> {
         if !has(WEIGHTS) && !has(WEIGHTS_INDEX) {
             return Err(self.lacks(WEIGHTS));
         }
+        // Small files first: the index among them lists the shards.
         let folder = self.cache.snapshot(&commit)?;
         let mut progress = Progress::new(&format!("{} at {commit:.12}", self.id));
         for (file, _) in FILES.iter().filter(|(file, _)| has(file)) {
@@ -151,6 +153,7 @@ impl Fetch<'_> {
             )
             .await?;
         }
+        // Then the weights.
         let weights = if has(WEIGHTS) {
             vec![WEIGHTS.to_owned()]
         } else {

@@ -2,17 +2,17 @@
 //!
 //! | stage | call | output |
 //! |---|---|---|
-//! | fetch | [`source::folder`] | a checkpoint folder; a [`hub`]'s model lies in its cache then |
+//! | fetch | [`source::folder`] | a checkpoint folder; that of a [`hub`]'s model is in the cache |
 //! | load | [`Checkpoint::open`](checkpoint::Checkpoint::open) | config, names, dtypes, shapes, mapped bytes |
 //! | build | [`SmolVlm::new`](arch::smolvlm::SmolVlm::new), [`build`](arch::smolvlm::SmolVlm::build) | a [`Graph`](graph::Graph) for each [`Part`](firmware_config::manifest::Part) |
-//! | quantize | [`quantize::quantize`] | the graph in its precision, and each matrix's error |
+//! | quantize | [`quantize::quantize`] | the graph in its precision, and the error of each matrix |
 //! | write | [`graph::onnx::write`] into a [`Draft`](bundle::Draft) | ONNX files, companions, `manifest.json` with every sha256 |
 //! | verify | [`verify::verify`] | a [`VerificationReport`](report::VerificationReport): the bundle against an independent [`reference`](mod@reference) |
-//! | judge | [`VerificationReport::verdict`](report::VerificationReport::verdict) | exit code 0 or 1; `report.json` is kept in the bundle |
+//! | judge | [`VerificationReport::verdict`](report::VerificationReport::verdict) | exit code 0 or 1; `report.json` is written into the bundle |
 //!
-//! Where a tensor name becomes an initializer: [`arch::smolvlm`] and its two files name it,
-//! [`graph::builder`] makes it one. What ONNX looks like on disk: [`graph::onnx`], and nowhere
-//! else.
+//! Tensor names are in [`arch::smolvlm`] and its two files, and [`graph::builder`] makes each an
+//! initializer. Only [`graph::onnx`] knows what ONNX looks like on disk. Modules import each other
+//! one way, from `cli` and `export` down to `checkpoint`.
 #![forbid(unsafe_code)]
 
 pub mod arch;

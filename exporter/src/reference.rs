@@ -7,9 +7,9 @@
 //!                                         blocks, each token attending to itself and all before ─▶ norm ─▶ head ─▶ logits
 //! ```
 //!
-//! Exports are compared with it, so it shares nothing with the graph builder except the checkpoint's
-//! reader: no graph, no fusing, no folding, written as the architecture is described. It is itself
-//! compared with transformers (`tests/data/reference.json`).
+//! Exports are compared with it, so it shares nothing with the graph builder except the
+//! checkpoint's reader: no graph, no fusing, no folding, written as the architecture is described.
+//! It is itself compared with transformers (`tests/data/reference.json`).
 
 mod math;
 mod text;

@@ -1,8 +1,8 @@
 //! The verification report: `report.json` for programs, a table for people, a verdict for the exit
 //! code.
 //!
-//! The same bundle on the same backend gives the same bytes: nothing in it is timed. A gate without a
-//! limit is written with its value as `not_gated`, so it cannot be mistaken for one that passed.
+//! The same bundle on the same backend gives the same bytes: nothing in it is timed. A gate without
+//! a limit is written with its value as `not_gated`, so it cannot be mistaken for one that passed.
 
 use std::fmt;
 
@@ -326,6 +326,7 @@ impl fmt::Display for VerificationReport {
                 "the checkpoint's weight files are not those that the bundle was made from"
             )?;
         }
+        // The gates.
         writeln!(f)?;
         for gate in &self.gates {
             let (limit, outcome) = (limit_text(gate.limit), outcome_text(gate.outcome));
@@ -336,6 +337,7 @@ impl fmt::Display for VerificationReport {
                 number(gate.value)
             )?;
         }
+        // What differs, each list up to a length.
         let Answers { asked, equal, list } = &self.answers;
         writeln!(
             f,
@@ -364,6 +366,7 @@ impl fmt::Display for VerificationReport {
                 self.weights.differ.len() - SHOWN
             )?;
         }
+        // The verdict.
         write!(
             f,
             "\n{}",

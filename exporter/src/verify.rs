@@ -61,12 +61,14 @@ pub fn verify(
     source: &Path,
     options: &VerifyOptions,
 ) -> Result<VerificationReport, VerifyError> {
+    // Read the checkpoint and the probes before anything runs.
     let checkpoint = Checkpoint::open(source)?;
     let model = SmolVlm::new(&checkpoint)?;
     let mut probes = probe::built_in();
     if let Some(folder) = &options.images {
         probes.extend(probe::of_folder(folder)?);
     }
+    // Open the bundle and run it on every probe; close it before the reference takes its memory.
     let options = vlm::Options {
         backend: options.backend,
         threads: options.threads,
@@ -79,7 +81,7 @@ pub fn verify(
         execution_provider: vlm.identity().execution_provider.clone(),
     };
     tracing::info!("verify: running {} on {}", manifest.name, backend.name);
-    probes = fitting(probes, &mut vlm)?;
+    retain_fitting(&mut probes, &vlm);
     let embeddings = embeddings(&mut vlm, &manifest)?;
     let observed = probes
         .iter()
@@ -87,6 +89,7 @@ pub fn verify(
         .collect::<Result<Vec<_>, _>>()?;
     drop(vlm);
 
+    // Open the reference; compare what is stored, then what was computed.
     tracing::info!("verify: computing the reference");
     let reference = Reference::open(&checkpoint)?;
     same_sizes(&reference, &manifest)?;
@@ -97,6 +100,7 @@ pub fn verify(
     for (probe, observed) in probes.iter().zip(&observed) {
         comparison.probe(&reference, &manifest, probe, observed);
     }
+    // Judge it.
     let Comparison {
         graphs,
         steps,
@@ -118,26 +122,19 @@ pub fn verify(
     ))
 }
 
-/// The probes whose prompts fit the model's context.
-fn fitting(probes: Vec<Probe>, vlm: &mut Vlm) -> Result<Vec<Probe>, VerifyError> {
+/// Drops the long text where it does not fit the model's context.
+fn retain_fitting(probes: &mut Vec<Probe>, vlm: &Vlm) {
     let context = vlm.manifest().geometry.text.context_length;
-    let text = |probe: &Probe| -> usize {
-        let content = probe.request.turns.iter().flat_map(|turn| &turn.content);
-        content
-            .map(|content| {
-                if let vlm::Content::Text(text) = content {
-                    vlm.token_count(text)
-                } else {
-                    0
-                }
-            })
-            .sum()
+    let token_count = |content: &vlm::Content| match content {
+        vlm::Content::Text(text) => vlm.token_count(text),
+        vlm::Content::Picture(_) | vlm::Content::Clip(_) => 0,
     };
-    // The other half is more than enough for the rest of the prompt and the answer.
-    Ok(probes
-        .into_iter()
-        .filter(|probe| probe.name != probe::LONG || text(probe) <= context / 2)
-        .collect())
+    probes.retain(|probe| {
+        let content = probe.request.turns.iter().flat_map(|turn| &turn.content);
+        let tokens: usize = content.map(token_count).sum();
+        // The other half is more than enough for the rest of the prompt and the answer.
+        probe.name != probe::LONG || tokens <= context / 2
+    });
 }
 
 /// Checks that inputs and outputs of the graphs can be compared at all.
@@ -189,6 +186,7 @@ fn embeddings(vlm: &mut Vlm, manifest: &Manifest) -> Result<Vec<f32>, VerifyErro
 /// Asks the bundle, then runs prompt and answer through the decoder once more, for the logits of
 /// every position.
 fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed, VerifyError> {
+    // The answer, token by token.
     let answer = vlm.ask(&probe.request)?;
     let trace = answer.trace.ok_or(VerifyError::NoTrace)?;
     let image_features = trace.image_features.unwrap_or_default();
@@ -200,6 +198,7 @@ fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed
     } else {
         fed.pop();
     }
+    // Prompt and answer as one sequence of embeddings, image features in place.
     let hidden = manifest.geometry.text.hidden_size;
     let model = vlm.model();
     let mut inputs_embeds = model.embed(&fed)?;
@@ -211,6 +210,7 @@ fn observe(vlm: &mut Vlm, manifest: &Manifest, probe: &Probe) -> Result<Observed
     images
         .zip(features)
         .for_each(|((row, _), feature)| row.copy_from_slice(feature));
+    // The logits of every position in one run.
     let logits = model
         .decode(&inputs_embeds, &KvCache::empty(), Logits::All)?
         .logits;

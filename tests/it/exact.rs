@@ -1,4 +1,5 @@
-//! Compared with transformers: every case of `tests/data/reference.json`, in fp32, on both backends.
+//! Compared with transformers: every case of `tests/data/reference.json`, in fp32, on both
+//! backends.
 //!
 //! Prompts, ids and pixels must be identical; numbers may differ by the order of f32 sums and no
 //! more: 1e-3 of the largest value among the reference's samples, 1e-3 for log-probabilities.
@@ -97,7 +98,8 @@ fn runs_all_cases() -> bool {
     std::env::var_os("EGRET_TEST_ALL_CASES").is_some()
 }
 
-/// Runs every wanted case on an fp32 export of the checkpoint, and the clip if all cases are wanted.
+/// Runs every wanted case on an fp32 export of the checkpoint, and the clip if all cases are
+/// wanted.
 fn backend_is_exact(size: &str, backend: BackendChoice, wanted: &dyn Fn(&str) -> bool) {
     let dir = tempfile::tempdir_in(tests::kept::scratch()).unwrap();
     let bundle = export(size, dir.path());

@@ -1,8 +1,8 @@
 //! SmolVLM and SmolVLM2: SigLIP vision tower, pixel-shuffle connector, Llama text decoder.
 //!
 //! Layer counts and widths are read off the tensors, since released configs leave some out; heads,
-//! epsilons and theta are not in them and come from the config. Every shape is checked before a graph is
-//! built.
+//! epsilons and theta are not in them and come from the config. Every shape is checked before a
+//! graph is built.
 
 mod positions;
 mod text;
@@ -54,6 +54,7 @@ impl SmolVlm {
     /// When a tensor is missing or its shape does not fit the others, or the config contradicts
     /// them.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, ArchError> {
+        // A model saved without its head has no tensor under the expected names.
         let shapes = Shapes {
             checkpoint,
             dir: checkpoint.dir().display().to_string(),
@@ -67,6 +68,7 @@ impl SmolVlm {
                 tensor: without_prefix,
             });
         }
+        // Sizes from tensors and config.
         let (vision, grid, vision_intermediate) = vision_geometry(&shapes)?;
         let (text, text_intermediate, head) = text_geometry(&shapes)?;
         let scale_factor = scale_factor(&shapes, &vision, grid, text.hidden_size)?;
@@ -85,6 +87,7 @@ impl SmolVlm {
             rope_theta: checkpoint.config.text.rope_theta,
             head,
         };
+        // Every tensor of the graphs is there with its shape, and no other.
         let tensors = model.tensors();
         for (tensor, dims) in &tensors {
             shapes.expect(tensor, dims)?;
@@ -151,8 +154,8 @@ impl SmolVlm {
     }
 }
 
-/// Whether a tensor is a buffer that modules recompute, and that some versions of transformers saved
-/// although it carries no information.
+/// Whether a tensor is a buffer that modules recompute, and that some versions of transformers
+/// saved although it carries no information.
 fn is_buffer(tensor: &str) -> bool {
     tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".embeddings.position_ids")
 }
@@ -202,6 +205,7 @@ fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), Ar
             format!("the width is {hidden_size}"),
         ));
     }
+    // Sizes that the config declares as well must agree.
     let layers = shapes.layers(VISION_LAYERS);
     let declared = config.declared;
     shapes.agree("vision_config.num_hidden_layers", declared.layers, layers)?;
@@ -229,6 +233,7 @@ fn vision_geometry(shapes: &Shapes) -> Result<(VisionGeometry, usize, usize), Ar
 /// Sizes of the text decoder, the width of its MLP, and the tensor that is its head.
 fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str), ArchError> {
     let config = &shapes.checkpoint.config.text;
+    // Sizes that the tensors show.
     let [vocab_size, hidden_size] = shapes.of(EMBEDDING, "[vocabulary, width]")?;
     let [query_width, _] = shapes.of(
         &format!("{TEXT_LAYERS}.0.self_attn.q_proj.weight"),
@@ -242,6 +247,7 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
         &format!("{TEXT_LAYERS}.0.mlp.gate_proj.weight"),
         "[intermediate, width]",
     )?;
+    // Heads, which only the config has, must divide those sizes.
     let head_dim = config.head_dim.unwrap_or(hidden_size / config.heads);
     if head_dim * config.heads != query_width || !head_dim.is_multiple_of(2) {
         let tensors = format!("queries are {query_width} wide at heads of {head_dim}");
@@ -255,6 +261,7 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
         );
         return Err(shapes.contradiction("text_config.num_key_value_heads", kv_heads, tensors));
     }
+    // The head: stored, or tied to the embedding.
     let stored = shapes.checkpoint.shape(HEAD).is_some();
     let head = match (stored, shapes.checkpoint.config.tie_word_embeddings) {
         (true, _) => HEAD,
@@ -266,6 +273,7 @@ fn text_geometry(shapes: &Shapes) -> Result<(TextGeometry, usize, &'static str),
             });
         }
     };
+    // Sizes that the config declares as well must agree.
     let layers = shapes.layers(TEXT_LAYERS);
     let declared = config.declared;
     shapes.agree("text_config.num_hidden_layers", declared.layers, layers)?;

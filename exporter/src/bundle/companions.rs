@@ -29,7 +29,7 @@ pub(crate) struct CompanionInputs<'a> {
 /// Name and content of each, in a bundle of this checkpoint.
 pub(crate) fn files(
     source: &Path,
-    facts: &CompanionInputs,
+    inputs: &CompanionInputs,
 ) -> Result<Vec<(&'static str, Vec<u8>)>, CheckpointError> {
     let Metadata {
         image,
@@ -37,16 +37,17 @@ pub(crate) fn files(
         template,
         prompt,
         ..
-    } = facts.metadata;
+    } = inputs.metadata;
     let mut files = vec![
-        (CONFIG, config(source, facts)?),
+        (CONFIG, config(source, inputs)?),
         (TOKENIZER, read(&source.join(TOKENIZER))?),
         (CHAT_TEMPLATE, template.text.clone()),
         (
             TOKENIZER_CONFIG,
-            special_tokens::tokenizer_config(source, facts.geometry.text.context_length)?,
+            special_tokens::tokenizer_config(source, inputs.geometry.text.context_length)?,
         ),
     ];
+    // Copied where the checkpoint has them, else made.
     for (name, made) in [
         (
             GENERATION_CONFIG,
@@ -61,15 +62,16 @@ pub(crate) fn files(
     }
     // Where the rules are in another file, a file of this name is older than they are.
     let is_stale = processor.images.path.is_some() && !processor.images.is_in(PREPROCESSOR);
-    let made = || pretty(&preprocessor(facts.metadata));
+    let made = || pretty(&preprocessor(inputs.metadata));
     files.push((
         PREPROCESSOR,
         if is_stale {
             made()
         } else {
-            read_or(&source.join(PREPROCESSOR), || preprocessor(facts.metadata))?
+            read_or(&source.join(PREPROCESSOR), || preprocessor(inputs.metadata))?
         },
     ));
+    // Only where the checkpoint uses them.
     if processor.clips.is_in(VIDEO_PREPROCESSOR) {
         files.push((VIDEO_PREPROCESSOR, read(&source.join(VIDEO_PREPROCESSOR))?));
     }
@@ -80,10 +82,10 @@ pub(crate) fn files(
 }
 
 /// `config.json`, with what transformers.js needs to know about the graphs.
-fn config(source: &Path, facts: &CompanionInputs) -> Result<Vec<u8>, CheckpointError> {
+fn config(source: &Path, inputs: &CompanionInputs) -> Result<Vec<u8>, CheckpointError> {
     let path = source.join(CONFIG);
-    let is_fp16 = facts.precision == Precision::Fp16;
-    if !is_fp16 && facts.external_data.is_empty() {
+    let is_fp16 = inputs.precision == Precision::Fp16;
+    if !is_fp16 && inputs.external_data.is_empty() {
         return read(&path);
     }
     let mut config: Value = read_json(&path)?;
@@ -92,11 +94,12 @@ fn config(source: &Path, facts: &CompanionInputs) -> Result<Vec<u8>, CheckpointE
         *js = json!({});
     }
     if is_fp16 {
-        // Only weights are f16 here; without this transformers.js takes the KV cache for f16 as well.
+        // Only weights are f16 here; without this transformers.js takes the KV cache for f16 as
+        // well.
         js["kv_cache_dtype"] = json!({ "fp16": "float32" });
     }
-    if !facts.external_data.is_empty() {
-        js["use_external_data_format"] = facts
+    if !inputs.external_data.is_empty() {
+        js["use_external_data_format"] = inputs
             .external_data
             .iter()
             .map(|graph| (graph.clone(), json!(true)))

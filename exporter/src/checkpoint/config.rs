@@ -151,7 +151,8 @@ impl Config {
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
-    /// When the file is missing or not JSON, of another architecture, or needs what is not supported.
+    /// When the file is missing or not JSON, of another architecture, or needs what is not
+    /// supported.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let raw: serde_json::Value = read_json(path)?;
         Config::parse(raw).map_err(|diagnostic| CheckpointError::json(path, diagnostic))
@@ -313,8 +314,8 @@ impl RawText {
         }
     }
 
-    /// Base of the rotary frequencies. As in transformers, the older `rope_scaling` takes precedence
-    /// over `rope_parameters`, and either over the flat field.
+    /// Base of the rotary frequencies. As in transformers, the older `rope_scaling` takes
+    /// precedence over `rope_parameters`, and either over the flat field.
     fn theta(&self) -> Result<f64, String> {
         let nested = [
             ("rope_scaling", &self.rope_scaling),
@@ -344,8 +345,8 @@ impl RawText {
                 "text_config.rope_theta is {flat}, {field}.rope_theta is {nested}: the latter is used, as in transformers"
             );
         }
-        // A default would give fluent but wrong answers: the class has 1e4, the published models 1e5
-        // and 1.3e5.
+        // A default would give fluent but wrong answers: the class has 1e4, the published models
+        // 1e5 and 1.3e5.
         given.map(|(_, theta)| theta).or(self.rope_theta).ok_or_else(|| {
             "rope_theta is missing from text_config and from text_config.rope_parameters; add the value the model was trained with".into()
         })

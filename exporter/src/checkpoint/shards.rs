@@ -25,8 +25,8 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Finds the weight files in a folder; a single file takes precedence over an index, as in the tools
-/// that write them.
+/// Finds the weight files in a folder; a single file takes precedence over an index, as in the
+/// tools that write them.
 pub(super) fn find(dir: &Path) -> Result<WeightFiles, CheckpointError> {
     let single = dir.join(WEIGHTS);
     let index = dir.join(WEIGHTS_INDEX);
@@ -74,8 +74,8 @@ fn names(index: &Path, listed: &BTreeMap<String, String>) -> Result<Vec<String>,
 }
 
 impl WeightFiles {
-    /// Checks that every tensor is in the shard that the index names; `holds` says it of a tensor
-    /// and a shard number.
+    /// Checks that every tensor is in the shard that the index names; `holds` is asked
+    /// with a tensor and a shard number.
     pub(super) fn check(&self, holds: impl Fn(&str, usize) -> bool) -> Result<(), CheckpointError> {
         for (tensor, shard) in &self.listed {
             let number = self

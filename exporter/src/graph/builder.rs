@@ -292,8 +292,8 @@ impl Builder {
         )
     }
 
-    /// x / sqrt(mean(x²) + eps) · w over the last dimension, in the form that runtimes recognise and
-    /// fuse.
+    /// x / sqrt(mean(x²) + eps) · w over the last dimension, in the form that runtimes recognise
+    /// and fuse.
     pub fn rms_norm(&mut self, x: &ValueName, tensor: &str, width: usize, eps: f32) -> ValueName {
         let two = self.float(2.0);
         let square = self.op("Pow", &[x, &two], &[]);

@@ -48,6 +48,7 @@ pub(crate) fn rules(
     geometry: &Geometry,
     tokens_per_tile: usize,
 ) -> Result<ImageRules, CheckpointError> {
+    // Sizes.
     let side = geometry.vision.image_size;
     let tile_size = found
         .field("max_image_size", EDGE_SIZE)?
@@ -66,6 +67,7 @@ pub(crate) fn rules(
             "size.longest_edge is {longest_edge}, expected 1 to 16384"
         )));
     }
+    // Steps that are always made, and in one way only.
     if let Some(filter) = found
         .field("resample", "1 (LANCZOS)")?
         .filter(|&filter: &u32| filter != LANCZOS)
@@ -89,6 +91,7 @@ pub(crate) fn rules(
             "rescale_factor is {factor}, expected 1/255: no other value is supported"
         )));
     }
+    // Normalisation.
     let channels = |name| {
         Ok(found
             .field(name, CHANNELS)?

@@ -71,8 +71,8 @@ impl AddedTokens {
             .map_or_else(|| id.to_string(), |(content, _)| content.clone())
     }
 
-    /// The tokens of a prompt. `image` is the id of `<image>` in `config.json`, `eos` the end ids in
-    /// `generation_config.json`; either may be missing.
+    /// The tokens of a prompt. `image` is the id of `<image>` in `config.json`, `eos` the end ids
+    /// in `generation_config.json`; either may be missing.
     pub(crate) fn prompt(
         &self,
         image: Option<u32>,

@@ -52,6 +52,7 @@ impl TextDecoder {
             Some(kv_heads) => kv_heads,
             None => divide("rows of k_proj", first_keys, "head_dim", head_dim)?,
         };
+        // All sizes divide evenly.
         let (queries, keys) = (config.heads * head_dim, kv_heads * head_dim);
         divide("heads", config.heads, "kv_heads", kv_heads)?;
         divide("head_dim", head_dim, "the halves of a rotation,", 2)?;

@@ -9,7 +9,8 @@ use crate::checkpoint::{Checkpoint, Tensor};
 pub(super) struct VisionEncoder {
     /// Side of a frame in pixels.
     pub(super) image_size: usize,
-    /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is ignored.
+    /// Side of a patch in pixels; what does not fill a patch at the right and the bottom is
+    /// ignored.
     patch_size: usize,
     heads: usize,
     scale_factor: usize,
@@ -37,6 +38,7 @@ struct VisionBlock {
 
 impl VisionEncoder {
     pub(super) fn open(checkpoint: &Checkpoint, text_width: usize) -> Result<Self, ReferenceError> {
+        // The patch embedding, whose shape gives width and patch.
         let weights = CheckpointTensors(checkpoint);
         let config = &checkpoint.config.vision;
         let name = "model.vision_model.embeddings.patch_embedding";
@@ -59,9 +61,9 @@ impl VisionEncoder {
             },
             bias: weights.vector(&format!("{name}.bias"), width)?,
         };
+        // The projection, whose columns give the scale factor where the config leaves it out.
         let grid = config.image_size / p;
         let projection = weights.matrix("model.connector.modality_projection.proj.weight")?;
-        // Each row of the projection reads s × s patches.
         let s = checkpoint
             .config
             .scale_factor
@@ -69,6 +71,7 @@ impl VisionEncoder {
         divide("the grid's side", grid, "scale_factor", s)?;
         divide("vision width", width, "heads", config.heads)?;
 
+        // The blocks, as many as there are.
         let norm = |name: &str| -> Result<LayerNorm, ReferenceError> {
             Ok(LayerNorm {
                 weight: weights.vector(&format!("{name}.weight"), width)?,

@@ -39,13 +39,14 @@ pub(super) fn compare(
         }
     };
     let external_data = graphs::with_external_data(manifest);
-    let facts = CompanionInputs {
+    let inputs = CompanionInputs {
         geometry: &model.geometry,
         metadata: &metadata,
         precision: manifest.precision,
         external_data: &external_data,
     };
-    let companions = files(checkpoint.dir(), &facts)?;
+    // Every companion file, byte for byte.
+    let companions = files(checkpoint.dir(), &inputs)?;
     // Some are read only where they exist, so an extra one counts like one that differs.
     let is_companion = |file: &str| companions.iter().any(|(name, _)| *name == file);
     for extra in manifest
@@ -59,6 +60,7 @@ pub(super) fn compare(
         let path = bundle.join(name);
         record(name.into(), path.is_file() && read(&path)? == expected);
     }
+    // Every field of the manifest that the checkpoint determines.
     let tokens_agree =
         manifest.prompt == metadata.prompt && tokens_agree(&manifest.prompt, checkpoint.dir())?;
     for (field, is_same) in [

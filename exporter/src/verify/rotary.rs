@@ -18,8 +18,8 @@ enum Table {
     Sin,
 }
 
-/// Looks for both tables among the constants that are not tensors of the checkpoint, and returns what
-/// is wrong with each.
+/// Looks for both tables among the constants that are not tensors of the checkpoint, and returns
+/// what is wrong with each.
 pub(super) fn compare(
     decoder: &GraphFile,
     text: &TextGeometry,

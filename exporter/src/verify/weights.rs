@@ -18,17 +18,18 @@ use crate::graph::onnx::{Constant, GraphFile};
 use crate::quantize::scale_name;
 use crate::report::{WeightComparison, WeightDifference};
 
-/// Slack for a weight that lies just between two integers, as a share of the scale.
+/// Tolerance for a weight halfway between two integers, as a share of the scale.
 const ROUNDING: f32 = 1e-3;
 
-/// Compares every tensor of the model, as the builder names them, with the constants of the bundle's
-/// graphs.
+/// Compares every tensor of the model, as the builder names them, with the constants of the
+/// bundle's graphs.
 pub(super) fn compare(
     bundle: &Path,
     manifest: &Manifest,
     checkpoint: &Checkpoint,
     model: &SmolVlm,
 ) -> Result<WeightComparison, VerifyError> {
+    // Every tensor, in each graph that has it.
     let graphs = manifest
         .graphs
         .try_map(|path| GraphFile::open(&bundle.join(path)))?;
@@ -62,6 +63,7 @@ pub(super) fn compare(
                 diagnostic,
             }));
     }
+    // The tables that are not tensors, and the precision.
     weights.differ.extend(rotary::compare(
         &graphs.decoder_model_merged,
         &manifest.geometry.text,

@@ -40,6 +40,7 @@ pub(super) fn embedding(model: &SmolVlm) -> Graph {
 
 pub(super) fn decoder(model: &SmolVlm) -> Graph {
     let text = &model.geometry.text;
+    // Inputs: embeddings, mask, positions, and the KV cache of every layer.
     let mut build = Builder::new(Part::DecoderModelMerged.as_str());
     let mut x = build.input(
         "inputs_embeds",
@@ -72,8 +73,10 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
         })
         .collect();
 
+    // Mask and rotary angles are the same for every layer.
     let mask = causal_mask(&mut build, &attention_mask, &position_ids);
     let rotary = Rotary::new(&mut build, model, &position_ids);
+    // Layers; each appends to its cache.
     let mut present = Vec::new();
     for (i, past) in past.iter().enumerate() {
         let grown;
@@ -88,6 +91,7 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
         );
         present.push(grown);
     }
+    // Head and outputs.
     build.scope("lm_head");
     x = build.rms_norm(&x, TEXT_NORM, text.hidden_size, model.rms_norm_eps);
     let logits = build.linear(&x, model.head, [text.vocab_size, text.hidden_size]);
@@ -271,7 +275,7 @@ fn attention(
     let text = &model.geometry.text;
     let (width, heads, kv_heads, head_dim) =
         (text.hidden_size, text.heads, text.kv_heads, text.head_dim);
-    // [batch, heads, sequence, head_dim]
+    // Queries, keys and values, each [batch, heads, sequence, head_dim].
     let project = |build: &mut Builder, name: &str, heads: usize| {
         let projected = build.linear(
             x,
@@ -284,6 +288,7 @@ fn attention(
     let q = project(build, "q_proj", heads);
     let k = project(build, "k_proj", kv_heads);
     let v = project(build, "v_proj", kv_heads);
+    // Rotated by position; the scale is applied to the queries; keys and values join the cache.
     let q = rotary.apply(build, &q);
     let k = rotary.apply(build, &k);
     let scale = build.float((head_dim as f64).powf(-0.5) as f32);
@@ -291,7 +296,8 @@ fn attention(
     let key = build.concat(&[past_key, &k], 2);
     let value = build.concat(&[past_value, &v], 2);
 
-    // [batch, kv_heads, group, sequence, head_dim] against [batch, kv_heads, 1, …]
+    // Attention with grouped queries: [batch, kv_heads, group, sequence, head_dim] against
+    // [batch, kv_heads, 1, …].
     let q = build.reshape(
         &q,
         &[
@@ -309,6 +315,7 @@ fn attention(
     let scores = build.add(&scores, mask);
     let weights = build.softmax(&scores);
     let context = build.matmul(&weights, &v);
+    // Heads side by side again, then the output projection.
     let context = build.transpose(&context, &[0, 3, 1, 2, 4]);
     let context = build.reshape(&context, &[0, 0, (heads * head_dim) as i64]);
     let output = build.linear(

@@ -243,7 +243,7 @@ fn raw_ranges(file: &[u8]) -> Result<Vec<Option<Range<usize>>>, String> {
     Ok(ranges)
 }
 
-/// The content ranges of one length-delimited field of a message that lies at `message` in `file`.
+/// The content ranges of one length-delimited field of the message at `message` in `file`.
 fn fields(file: &[u8], message: Range<usize>, wanted: u32) -> Result<Vec<Range<usize>>, String> {
     let mut rest = &file[message.clone()];
     let mut found = Vec::new();

@@ -40,6 +40,7 @@ pub fn write(
         graph: graph.name.clone(),
         source,
     };
+    // Lengths first: they come before the bytes they count.
     let locations = locations(graph, external.as_ref().map(|(name, _)| *name));
     let heads: Vec<Vec<u8>> = graph
         .initializers
@@ -53,14 +54,16 @@ pub fn write(
             .iter()
             .zip(&graph.initializers)
             .zip(&locations)
-            .map(|((h, i), p)| framed_len(h, i, p))
+            .map(|((head, initializer), location)| framed_len(head, initializer, location))
             .sum::<usize>();
 
+    // The model, then the graph up to its initializers.
     let mut start = model_message().encode_to_vec();
     encode_key(field::MODEL_GRAPH, WireType::LengthDelimited, &mut start);
     encode_varint(graph_bytes as u64, &mut start);
     file.write_all(&start).map_err(io)?;
     file.write_all(&rest).map_err(io)?;
+    // Then the initializers, one at a time, with their bytes here or in the external data.
     let mut external = external.map(|(_, sink)| (sink, 0u64));
     for ((initializer, location), head) in graph.initializers.iter().zip(&locations).zip(&heads) {
         let bytes = bytes(initializer, weights)?;
