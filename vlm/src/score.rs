@@ -39,7 +39,7 @@ pub enum CandidateError {
         /// The later one.
         second: String,
     },
-    /// Longer than [`CANDIDATE_TOKENS_MAX`].
+    /// 64 tokens or more, so that none is left for an end token.
     #[error(
         "candidate {begin:?}… is {tokens} tokens: expected at most {CANDIDATE_TOKENS_MAX}; use free text for long answers"
     )]
