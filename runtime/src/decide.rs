@@ -3,6 +3,7 @@
 //! | question | module | pure |
 //! |---|---|---|
 //! | who settles it, and why | [`router`] | yes |
+//! | what an answer is, and where it came from | [`settled`] | yes |
 //! | what may escalations cost | [`budget`] | yes |
 //! | what holds for the whole box: kill switch, in-flight limit, budgets | [`policy`] | |
 //! | what is in the way of one escalation, and what came of it | [`call`] | |
@@ -11,3 +12,4 @@ pub mod budget;
 pub mod call;
 pub mod policy;
 pub mod router;
+pub mod settled;

@@ -17,7 +17,7 @@ pub mod payload;
 pub mod post;
 pub mod publisher;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 mod retained;
 pub mod span;
 pub mod topics;

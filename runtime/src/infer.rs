@@ -1,12 +1,12 @@
-//! The inference thread: owns the model, answers one request at a time, in the order they came.
+//! The inference thread: owns the model and answers one request at a time, in order of arrival.
 //!
-//! The model is busy for long and needs `&mut`, so it has a thread of its own; everyone else holds
-//! a [`Handle`]. A camera asks all its rules about one frame in one job, so that they share the
+//! An answer takes long and needs `&mut`, so the model has a thread of its own; callers hold a
+//! [`Handle`]. A camera asks all its rules about one frame in one job, so that they share the
 //! frame's prefix in the model's cache.
 //!
-//! The thread never waits for an asker: answers and their pieces go into queues with room for all
-//! of them, which is what one answer holds at most (`max_new_tokens`, and the model's context). A
-//! client that reads slowly, or not at all, costs that memory and stops nobody.
+//! The thread never waits for a caller: answers and their pieces go into queues with room for all of
+//! them, which is bounded by `max_new_tokens` and the model's context. A caller that reads slowly,
+//! or not at all, costs that memory and delays no other.
 
 use firmware_config::agent;
 use futures_util::FutureExt;
@@ -15,14 +15,14 @@ use tokio::sync::mpsc;
 use vlm::answer::Piece;
 use vlm::{Answer, BackendChoice, Identity, Options, Request, Sink, Vlm, VlmError};
 
-/// Jobs that wait for the thread. Past it a request is told [`AskError::Busy`]; a camera waits, and
-/// its frames with it.
+/// Jobs that may wait for the thread. When the queue is full, a single request fails with
+/// [`AskError::Busy`], and a camera waits.
 pub const QUEUE: usize = 16;
 
-/// More than any context has tokens.
+/// Upper bound of a queue of pieces: more than the tokens of any context.
 const PIECES_MAX: usize = 1 << 20;
 
-/// How the configuration's bundle is run.
+/// The options with which the configured bundle is opened.
 pub(crate) fn options(model: &agent::Model) -> Options {
     Options {
         backend: match model.backend {
@@ -36,7 +36,7 @@ pub(crate) fn options(model: &agent::Model) -> Options {
     }
 }
 
-/// What answers: a [`Vlm`], or a stand-in of a test.
+/// What answers requests: a [`Vlm`], or a test double.
 pub trait Answerer: Send {
     /// Which model it is.
     fn identity(&self) -> &Identity;
@@ -44,7 +44,7 @@ pub trait Answerer: Send {
     /// Answers one request, piece by piece, until the sink cancels.
     ///
     /// # Errors
-    /// When the request cannot be put to the model, or the model fails.
+    /// When the request is invalid for the model, or the model fails.
     fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError>;
 
     /// Length of a text in tokens.
@@ -68,41 +68,41 @@ impl Answerer for Vlm {
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Too many requests wait already.
-    #[error("{QUEUE} requests wait for the model already; try again later")]
+    /// The queue is full.
+    #[error("the model's queue of {QUEUE} requests is full; try again later")]
     Busy,
     /// The thread ended.
-    #[error("the model was stopped")]
+    #[error("the inference thread has stopped")]
     Stopped,
-    /// The model says no.
+    /// The request is invalid, or the model failed.
     #[error(transparent)]
     Model(#[from] VlmError),
 }
 
-/// A way to ask the model; cheap to clone. The thread ends when the last handle is dropped.
+/// Sends requests to the model; cheap to clone. The thread ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
     identity: Identity,
 }
 
-/// Requests to be answered one after another, without others in between.
+/// Requests that are answered in a row, without others in between.
 #[derive(Debug)]
 struct Job {
     requests: Vec<Request>,
-    /// Where pieces of the answer go as they come.
+    /// Where pieces of the answer are sent as they are decoded.
     pieces: Option<mpsc::Sender<Piece>>,
-    /// Has room for every answer; closed by an asker who lost interest.
+    /// Has room for every answer; closed when the caller gave up.
     replies: mpsc::Sender<Result<Answer, VlmError>>,
 }
 
-/// Sends an answer's pieces to the asker; cancelled when the asker is gone.
-struct AskerSink<'a>(&'a Job);
+/// Sends an answer's pieces to the caller; cancelled when the caller is gone.
+struct CallerSink<'a>(&'a Job);
 
-impl Sink for AskerSink<'_> {
+impl Sink for CallerSink<'_> {
     fn piece(&mut self, piece: &Piece) {
         if let Some(pieces) = &self.0.pieces {
-            // There is room for it; a closed receiver cancels.
+            // The queue has room for every piece; a closed receiver cancels.
             let _ = pieces.try_send(piece.clone());
         }
     }
@@ -121,12 +121,12 @@ pub struct Inference {
 
 /// A queue with room for every piece of the answer to `request`.
 pub fn pieces(request: &Request) -> (mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
-    // A piece has a token at least, and what is left at the end is one more; a chosen candidate is
-    // one piece.
+    // Each piece has at least one token, except a remainder at the end; a chosen candidate is one
+    // piece.
     mpsc::channel(request.max_new_tokens.saturating_add(1).min(PIECES_MAX))
 }
 
-/// The two sides of one model.
+/// The handle on a model, and its thread's side.
 pub fn channel(model: impl Answerer + 'static) -> (Handle, Inference) {
     let (sender, jobs) = mpsc::channel(QUEUE);
     let handle = Handle {
@@ -148,11 +148,11 @@ impl Handle {
         &self.identity
     }
 
-    /// Asks one request; dropping the future stops the model before its next picture, candidate or
+    /// Asks one request. Dropping the future stops the model before its next picture, candidate or
     /// token.
     ///
     /// # Errors
-    /// When the queue is full, the thread ended, or the model does not answer.
+    /// When the queue is full, the thread ended, the request is invalid, or the model fails.
     pub async fn ask(&self, request: Request) -> Result<Answer, AskError> {
         self.ask_one(request, None).await
     }
@@ -189,18 +189,19 @@ impl Handle {
         Ok(answers.recv().await.ok_or(AskError::Stopped)??)
     }
 
-    /// Resolves when the thread has ended, which it does before its last handle only when the
-    /// engine panicked.
+    /// Resolves when the thread has ended. While a handle is left, that happens only when the engine
+    /// panicked.
     pub async fn ended(&self) {
         self.jobs.closed().await;
     }
 
-    /// Asks several requests in a row. Waits for a place in the queue with the first answer.
+    /// Asks several requests in a row. Waiting for the first answer includes waiting for room in the
+    /// queue.
     pub fn ask_each(&self, requests: Vec<Request>) -> Answers {
         let (replies, answers) = mpsc::channel(requests.len().max(1));
         let jobs = self.jobs.clone();
         let queued = async move {
-            // Without a thread the replies are closed at once, which says it.
+            // If the thread has ended, the replies are closed, which ends the answers.
             let _ = jobs
                 .send(Job {
                     requests,
@@ -216,16 +217,16 @@ impl Handle {
     }
 }
 
-/// The answers to several requests; dropping it takes back those not begun.
+/// The answers to several requests; dropping it cancels those that are left.
 pub struct Answers {
-    /// Until there is a place in the queue.
+    /// Set until the job is in the queue.
     queued: Option<BoxFuture<'static, ()>>,
     answers: mpsc::Receiver<Result<Answer, VlmError>>,
 }
 
 impl Answers {
-    /// The next answer, in the order of the requests; fewer come when the thread ends. May be
-    /// dropped and called again.
+    /// The next answer, in the order of the requests; `None` after the last one, or when the thread
+    /// ended. Cancel safe: the future may be dropped and this called again.
     pub async fn next(&mut self) -> Option<Result<Answer, VlmError>> {
         if let Some(queued) = &mut self.queued {
             queued.await;
@@ -248,7 +249,7 @@ impl Inference {
         }
     }
 
-    /// As [`Inference::run`], as a task: each answer takes `latency`.
+    /// As [`Inference::run`], but as a task: each answer takes `latency`.
     #[cfg(test)]
     pub(crate) async fn run_simulated(mut self, mut latency: impl FnMut() -> std::time::Duration) {
         while let Some(job) = self.jobs.recv().await {
@@ -263,8 +264,8 @@ impl Inference {
     }
 
     fn answer(&mut self, job: &Job, request: &Request) {
-        let answer = self.model.answer(request, &mut AskerSink(job));
-        // An asker who lost interest does not stop the thread, and there is room for every answer.
+        let answer = self.model.answer(request, &mut CallerSink(job));
+        // There is room for every answer, so this fails only when the caller gave up.
         let _ = job.replies.try_send(answer);
     }
 }
@@ -277,13 +278,13 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Says, for any request with candidates, the first of them with a fixed probability.
+    /// Answers every request with the text and probability that a function returns.
     pub(crate) struct Scripted {
         identity: Identity,
-        script: Script,
+        script: ScriptFn,
     }
 
-    /// Which model a script stands for.
+    /// Identity of the scripted model.
     pub(crate) fn identity() -> Identity {
         Identity {
             name: "scripted".into(),
@@ -295,7 +296,7 @@ pub(crate) mod tests {
         }
     }
 
-    type Script = Box<dyn FnMut(&Request) -> (String, f64) + Send>;
+    type ScriptFn = Box<dyn FnMut(&Request) -> (String, f64) + Send>;
 
     impl Scripted {
         pub(crate) fn new(script: impl FnMut(&Request) -> (String, f64) + Send + 'static) -> Self {
@@ -384,7 +385,7 @@ pub(crate) mod tests {
         thread.join().expect("ends");
     }
 
-    /// Says the same word as often as it may.
+    /// Sends the same word as a piece until `max_new_tokens`.
     struct Talker(Scripted);
 
     impl Answerer for Talker {
@@ -412,7 +413,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn an_asker_who_does_not_read_stops_nobody() {
+    async fn a_caller_that_does_not_read_blocks_no_other() {
         let (handle, inference) = channel(Talker(Scripted::new(|_| ("end".into(), 0.5))));
         let thread = std::thread::spawn(move || inference.run());
         let long = Request {
@@ -424,7 +425,7 @@ pub(crate) mod tests {
             handle
                 .ask_streaming(long, pieces)
                 .await
-                .expect("answered, with no piece read")
+                .expect("an answer although no piece is read")
                 .text,
             "end"
         );
@@ -432,7 +433,7 @@ pub(crate) mod tests {
             handle
                 .ask(Request::default())
                 .await
-                .expect("the next one too")
+                .expect("an answer to the next request")
                 .text,
             "end"
         );
@@ -440,7 +441,7 @@ pub(crate) mod tests {
         while unread.recv().await.is_some() {
             read += 1;
         }
-        assert_eq!(read, 10_000, "and nothing is lost to whoever reads late");
+        assert_eq!(read, 10_000, "a late reader receives every piece");
         drop(handle);
         thread.join().expect("ends");
     }
@@ -454,7 +455,7 @@ pub(crate) mod tests {
         for answers in &mut waiting {
             assert!(
                 answers.next().now_or_never().is_none(),
-                "it is queued, and not answered"
+                "the request is queued, and not answered yet"
             );
         }
         assert!(matches!(

@@ -31,6 +31,10 @@
 //! and router to OpenAI clients and to other boxes; [`commands::demo`] is [`pipeline`] on bundled
 //! cameras.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests set the time themselves")
+)]
 
 pub mod capture;
 pub mod commands;
@@ -38,6 +42,7 @@ pub mod decide;
 pub mod deliver;
 pub mod environment;
 pub mod infer;
+mod json;
 pub mod metrics;
 pub mod observe;
 pub mod pipeline;

@@ -12,7 +12,8 @@ use crate::capture::gate::Decision;
 use crate::capture::status::CameraState;
 use crate::decide::call::Called;
 use crate::decide::router::Route;
-use crate::deliver::event::{By, Draft, Settled};
+use crate::decide::settled::{By, Settled};
+use crate::deliver::event::Draft;
 
 /// Is shown everything that happens, in order for each camera. Called from the agent's tasks and
 /// threads: it must not block.

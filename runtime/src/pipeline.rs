@@ -154,7 +154,7 @@ pub async fn run_in(
     let mut agent = Agent::start(environment, model, config, observer).await?;
     let ended = tokio::select! {
         ended = agent.ended() => ended,
-        () = &mut shutdown => Ended::Interrupted,
+        () = &mut shutdown => StopCause::Interrupted,
     };
     agent.drain(ended, shutdown).await
 }
@@ -198,7 +198,7 @@ struct CameraAtWork {
 }
 
 /// Why the agent stops.
-enum Ended {
+enum StopCause {
     /// Every source has ended.
     Sources,
     Interrupted,
@@ -286,20 +286,20 @@ impl Agent {
     }
 
     /// Resolves when there is nothing more to do, or a part that the others need is gone.
-    async fn ended(&mut self) -> Ended {
+    async fn ended(&mut self) -> StopCause {
         let has_gateway = self.gateway.is_some();
         let gateway = self.gateway.as_mut().map(Stoppable::task);
         let sources = async {
             while let Some(ended) = self.scenes.join_next().await {
                 let Ok(index) = ended else {
-                    return Ended::Fault {
+                    return StopCause::Fault {
                         part: "a camera's scene".into(),
                     };
                 };
                 let camera = &mut self.cameras[index];
                 // The scene ended because the capture let go of its end of the hand-off.
                 if camera.join.take().is_some_and(|join| join().is_err()) {
-                    return Ended::Fault {
+                    return StopCause::Fault {
                         part: format!("camera {}", camera.id),
                     };
                 }
@@ -308,9 +308,9 @@ impl Agent {
             if has_gateway {
                 std::future::pending::<()>().await;
             }
-            Ended::Sources
+            StopCause::Sources
         };
-        let fault = |part: &str| Ended::Fault { part: part.into() };
+        let fault = |part: &str| StopCause::Fault { part: part.into() };
         tokio::select! {
             // A part that panicked may have ended the sources: it comes first.
             biased;
@@ -329,14 +329,14 @@ impl Agent {
     /// publisher, link.
     async fn drain(
         mut self,
-        ended: Ended,
+        ended: StopCause,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Totals, RunError> {
-        let hurry = !matches!(ended, Ended::Sources);
+        let hurry = !matches!(ended, StopCause::Sources);
         match &ended {
-            Ended::Sources => info!("every source has ended"),
-            Ended::Interrupted => info!("stopping"),
-            Ended::Fault { part } => error!("{part} ended by a fault; stopping"),
+            StopCause::Sources => info!("every source has ended"),
+            StopCause::Interrupted => info!("stopping"),
+            StopCause::Fault { part } => error!("{part} ended by a fault; stopping"),
         }
 
         // Cameras and clients.
@@ -391,8 +391,8 @@ impl Agent {
             let _ = timeout(LINK_GRACE, joined(link.stop())).await;
         }
         match ended {
-            Ended::Sources | Ended::Interrupted => Ok(self.metrics.totals()),
-            Ended::Fault { part } => Err(RunError::Fault { part }),
+            StopCause::Sources | StopCause::Interrupted => Ok(self.metrics.totals()),
+            StopCause::Fault { part } => Err(RunError::Fault { part }),
         }
     }
 }

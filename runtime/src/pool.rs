@@ -21,7 +21,7 @@ use bytes::Bytes;
 use firmware_config::agent::{self, Pool, PoolTransport};
 
 use crate::decide::router::Reason;
-use crate::deliver::event::Settled;
+use crate::decide::settled::Settled;
 use crate::deliver::mqtt::{Link, Publication};
 use crate::environment::Environment;
 use crate::environment::backoff::Backoff;
@@ -31,7 +31,7 @@ use crate::serve::openai::Completion;
 use crate::serve::openai::error::ErrorBody;
 use breaker::{Breaker, Thresholds};
 pub use error::EscalationError;
-use retry::{Class, Failure};
+use retry::{AttemptFailure, Class};
 use transport::{Attempt, Transport};
 
 /// Correlation Data and idempotency key: a UUIDv7.
@@ -262,7 +262,7 @@ impl Pools {
         let started = self.clock.now();
         let remaining = || deadline.saturating_sub(self.clock.now() - started);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let mut last: Option<Failure> = None;
+        let mut last: Option<AttemptFailure> = None;
         loop {
             if let Err(retry_in) = member.breaker().admit(self.clock.now()) {
                 return Err(match last {
@@ -301,7 +301,7 @@ impl Pools {
                 Class::Refused if failure.reached => member.breaker().succeeded(),
                 // It never saw the request, which says nothing about it.
                 Class::Refused => {}
-                Class::Unwell { .. } => member.breaker().failed(self.clock.now()),
+                Class::Unhealthy { .. } => member.breaker().failed(self.clock.now()),
             }
             let backoff = backoff.next_wait(self.random.unit());
             let made = spent.attempts;
@@ -334,7 +334,7 @@ fn not_configured(pool: &str) -> EscalationError {
     EscalationError::of_pool(pool, Reason::NoCapableModel, "is not configured")
 }
 
-fn gave_up(pool: &str, last: &Failure, spent: &Spent) -> EscalationError {
+fn gave_up(pool: &str, last: &AttemptFailure, spent: &Spent) -> EscalationError {
     let detail = format!("{} (attempts made: {})", last.detail, spent.attempts);
     EscalationError::of_pool(pool, Reason::Fallback, detail)
 }

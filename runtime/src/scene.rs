@@ -23,7 +23,7 @@ use crate::capture::handoff;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::{Called, Escalations};
 use crate::decide::router::Reason;
-use crate::deliver::event::Settled;
+use crate::decide::settled::Settled;
 use crate::deliver::post::Post;
 use crate::deliver::publisher::Posted;
 use crate::environment::random::Random;

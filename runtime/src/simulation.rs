@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use self::broker::{BrokerDouble, Seen};
 use self::cameras::CameraDoubles;
 use self::chance::Chance;
-use self::laws::Ledger;
+use self::laws::Witness;
 use self::mutants::Mutant;
 use self::pools::PoolDoubles;
 use crate::environment::Environment;
@@ -90,7 +90,7 @@ in-flight = 3
 
 /// What one run showed.
 struct Run {
-    ledger: Arc<Ledger>,
+    ledger: Arc<Witness>,
     seen: Seen,
     totals: Totals,
 }
@@ -128,7 +128,7 @@ async fn simulate(seed: u64, length: Duration) -> Run {
     let (model, inference) = infer::channel(model);
     tokio::spawn(inference.run_simulated(move || takes.between(0.05, 0.9)));
 
-    let ledger = Arc::new(Ledger::default());
+    let ledger = Arc::new(Witness::default());
     let shutdown = async {
         sleep(length).await;
         ledger.stopped();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use runtime::decide::router::Reason;
-use runtime::deliver::event::Settled;
+use runtime::decide::settled::Settled;
 use runtime::environment::Environment;
 use runtime::pool::{EscalationError, PoolQuestion, Pools, Spent};
 use tests::pool_server::{Act, PoolServer};

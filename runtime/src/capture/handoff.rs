@@ -1,7 +1,7 @@
-//! From a camera's thread to its scene: the latest frame, or every frame.
+//! Hands frames from a camera's thread to its scene: the latest frame, or every frame.
 //!
-//! A live camera never waits: a frame nobody had time for is replaced by the next admitted one, so
-//! what is answered is always the newest. A folder or a file loses nothing: its thread waits.
+//! A live camera never waits: a frame that was not received yet is replaced by the next admitted
+//! one, so the scene always receives the newest. A folder or a file loses no frame: its thread waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ pub struct Sender<T>(Side<T>);
 
 #[derive(Debug)]
 enum Side<T> {
-    Latest(Arc<Slot<T>>),
+    Latest(Arc<LatestSlot<T>>),
     Every(mpsc::Sender<T>),
 }
 
@@ -24,32 +24,32 @@ pub struct Receiver<T>(ReceiverSide<T>);
 
 #[derive(Debug)]
 enum ReceiverSide<T> {
-    Latest(Arc<Slot<T>>),
+    Latest(Arc<LatestSlot<T>>),
     Every(mpsc::Receiver<T>),
 }
 
 #[derive(Debug)]
-struct Slot<T> {
+struct LatestSlot<T> {
     item: Mutex<Option<T>>,
     changed: Notify,
-    /// Either side is gone.
+    /// Whether either side was dropped.
     closed: AtomicBool,
 }
 
-/// What became of an item handed over.
+/// What happened to an item that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handed {
     /// It will be received.
     Over,
-    /// It took the place of one that never will be.
+    /// It will be received, and replaced one that was not.
     Superseding,
-    /// Nobody receives any more.
+    /// The receiver is gone.
     Nowhere,
 }
 
-/// Holds one item, the latest.
+/// A channel that holds one item: a new one replaces it.
 pub fn latest<T>() -> (Sender<T>, Receiver<T>) {
-    let slot = Arc::new(Slot {
+    let slot = Arc::new(LatestSlot {
         item: Mutex::new(None),
         changed: Notify::new(),
         closed: AtomicBool::new(false),
@@ -60,7 +60,7 @@ pub fn latest<T>() -> (Sender<T>, Receiver<T>) {
     )
 }
 
-/// Holds one item; the next one waits.
+/// A channel that holds one item: the sender waits for room.
 pub fn every<T>() -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = mpsc::channel(1);
     (
@@ -69,7 +69,7 @@ pub fn every<T>() -> (Sender<T>, Receiver<T>) {
     )
 }
 
-impl<T> Slot<T> {
+impl<T> LatestSlot<T> {
     fn put(&self, item: T) -> Option<T> {
         self.item
             .lock()
@@ -91,7 +91,7 @@ impl<T> Slot<T> {
 }
 
 impl<T> Sender<T> {
-    /// Hands one item over; blocks until there is room where every item counts.
+    /// Hands one item over. Blocks until there is room in a channel of [`every`] item.
     pub fn hand_over(&self, item: T) -> Handed {
         match &self.0 {
             Side::Latest(slot) if slot.closed.load(Ordering::Acquire) => Handed::Nowhere,
@@ -119,12 +119,12 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    /// The next item; `None` when the sender is gone and nothing is left.
+    /// The next item; `None` when the sender is gone and the channel is empty.
     pub async fn recv(&mut self) -> Option<T> {
         match &mut self.0 {
             ReceiverSide::Every(receiver) => receiver.recv().await,
             ReceiverSide::Latest(slot) => loop {
-                // Read before the slot: what was put before the close is then seen.
+                // Read before the slot, so that an item put before the close is still received.
                 let closed = slot.closed.load(Ordering::Acquire);
                 if let Some(item) = slot.take() {
                     return Some(item);
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_latest_wins() {
+    async fn a_newer_item_replaces_the_one_before() {
         let (sender, mut receiver) = latest();
         assert_eq!(sender.hand_over(1), Handed::Over);
         assert_eq!(sender.hand_over(2), Handed::Superseding);
@@ -174,11 +174,11 @@ mod tests {
             received.push(item);
         }
         assert_eq!(received, [0, 1, 2, 3, 4]);
-        assert!(thread.join().expect("ends"));
+        assert!(thread.join().expect("the sender does not panic"));
     }
 
     #[tokio::test]
-    async fn nobody_receives() {
+    async fn handing_over_without_a_receiver_is_reported() {
         let (sender, receiver) = latest();
         drop(receiver);
         assert_eq!(sender.hand_over(1), Handed::Nowhere);

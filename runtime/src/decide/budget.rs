@@ -1,7 +1,7 @@
-//! What escalations may cost: hard caps over rolling windows. Pure; time is an argument.
+//! Budgets of escalations: hard limits over rolling windows. Pure; time is an argument.
 //!
-//! A call reserves its worst case before it is sent and gives back what it did not use, so no cap
-//! is ever overrun.
+//! A call reserves its worst case before it is sent and returns what it did not use, so no limit is
+//! ever exceeded.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,22 +10,21 @@ use firmware_config::agent::Policy;
 
 use crate::decide::router::Reason;
 
-/// Buckets of one window. An amount counts for the whole window and up to one bucket longer, never
-/// shorter.
+/// Buckets per window. An amount counts for the length of the window and up to one bucket longer.
 const BUCKETS: u64 = 60;
 
-/// What one call takes from the budgets.
+/// What one call uses of the budgets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     /// Request bytes, retries included.
     pub bytes: u64,
-    /// Millionths of a US dollar.
+    /// Price in millionths of a US dollar.
     pub micro_usd: u64,
 }
 
 /// A granted reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "settle it with what the call really took"]
+#[must_use = "settle it with what the call used"]
 pub struct Reservation {
     at: Duration,
     cost: Cost,
@@ -40,7 +39,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Unspent budgets.
+    /// The budgets of `policy`, unused.
     pub fn new(policy: &Policy) -> Self {
         let minute = Duration::from_secs(60);
         let day = Duration::from_secs(24 * 3600);
@@ -57,9 +56,9 @@ impl Ledger {
         }
     }
 
-    /// Takes one call of at most `cost` from the budgets, or none of them.
+    /// Takes one call of at most `cost` from every budget, or from none.
     ///
-    /// `now` is a time since any fixed moment that never runs backwards.
+    /// `now` is monotonic time since any fixed moment.
     ///
     /// # Errors
     /// The budget that is used up.
@@ -85,7 +84,7 @@ impl Ledger {
         Ok(Reservation { at: now, cost })
     }
 
-    /// Gives back what a call did not use.
+    /// Returns to the budgets what a call did not use.
     pub fn settle(&mut self, reservation: Reservation, used: Cost) {
         let Reservation { at, cost } = reservation;
         if let Some(bytes) = &mut self.bytes {
@@ -96,7 +95,7 @@ impl Ledger {
         }
     }
 
-    /// Gives back a call that was not made.
+    /// Returns to the budgets a call that was not made.
     pub fn cancel(&mut self, reservation: Reservation) {
         if let Some(calls) = &mut self.calls {
             calls.give_back(reservation.at, 1);
@@ -113,7 +112,7 @@ impl Ledger {
 
 /// Millionths of a dollar, rounded to the nearest.
 pub fn micro_usd(usd: f64) -> u64 {
-    // The cast saturates, and NaN becomes 0: a limit that is no number allows nothing.
+    // The cast saturates and turns NaN into 0: a limit of NaN allows nothing.
     (usd * 1e6).round() as u64
 }
 
@@ -135,12 +134,12 @@ impl Rolling {
         }
     }
 
-    fn number(&self, at: Duration) -> u64 {
+    fn bucket_number(&self, at: Duration) -> u64 {
         (at.as_nanos() / self.bucket.as_nanos()) as u64
     }
 
     fn fits(&self, now: Duration, amount: u64) -> bool {
-        let oldest = self.number(now).saturating_sub(BUCKETS);
+        let oldest = self.bucket_number(now).saturating_sub(BUCKETS);
         let used: u64 = self
             .buckets
             .iter()
@@ -151,7 +150,7 @@ impl Rolling {
     }
 
     fn take(&mut self, now: Duration, amount: u64) {
-        let number = self.number(now);
+        let number = self.bucket_number(now);
         while self
             .buckets
             .front()
@@ -166,7 +165,7 @@ impl Rolling {
     }
 
     fn give_back(&mut self, at: Duration, amount: u64) {
-        let number = self.number(at);
+        let number = self.bucket_number(at);
         if let Some((_, sum)) = self
             .buckets
             .iter_mut()
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_used_up_budget_is_named() {
+    fn reserving_reports_the_first_exhausted_budget() {
         let at = Duration::from_secs;
         let mut ledger = Ledger::new(&policy());
         assert_eq!(
@@ -221,11 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_comes_back() {
+    fn settling_returns_what_was_not_used() {
         let mut ledger = Ledger::new(&policy());
         let reservation = ledger
             .reserve(Duration::ZERO, cost(1000, 0))
-            .expect("nothing is spent");
+            .expect("the budget is unused");
         assert_eq!(
             ledger.reserve(Duration::ZERO, cost(1, 0)),
             Err(Reason::BudgetBytes)
@@ -235,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn no_limits_never_refuse() {
-        let free = Policy {
+    fn a_policy_without_limits_never_refuses() {
+        let unlimited = Policy {
             calls_per_minute: None,
             bytes_per_minute: None,
             usd_per_day: None,
             ..policy()
         };
-        let mut ledger = Ledger::new(&free);
+        let mut ledger = Ledger::new(&unlimited);
         assert!((0..1000).all(|_| {
             ledger
                 .reserve(Duration::ZERO, cost(u64::MAX, u64::MAX))
@@ -251,10 +250,10 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that remembers every call to the nanosecond: no window of the configured
-        /// length is ever overrun.
+        /// Against a model that remembers the exact time of every call: no window of the configured
+        /// length ever exceeds its limit.
         #[test]
-        fn never_overrun(steps in prop::collection::vec((0_u64..20_000, 0_u64..700, 0_u64..=100), 1..120)) {
+        fn limits_are_never_exceeded(steps in prop::collection::vec((0_u64..20_000, 0_u64..700, 0_u64..=100), 1..120)) {
             let mut ledger = Ledger::new(&policy());
             let mut now = Duration::ZERO;
             let mut spent: Vec<(Duration, u64)> = Vec::new();

@@ -17,7 +17,7 @@ use firmware_config::agent::{Policy, Pool};
 use crate::decide::budget::{Cost, micro_usd};
 use crate::decide::policy::{Permit, PolicyState};
 use crate::decide::router::Reason;
-use crate::deliver::event::Settled;
+use crate::decide::settled::Settled;
 use crate::deliver::mqtt::Link;
 use crate::environment::Environment;
 use crate::environment::clock::Clock;

@@ -64,11 +64,11 @@ impl PolicyState {
     ///
     /// # Errors
     /// When all are taken.
-    pub fn slot(&self) -> Result<Slot, Reason> {
+    pub fn slot(&self) -> Result<InFlightSlot, Reason> {
         let slot = Arc::clone(&self.in_flight)
             .try_acquire_owned()
             .map_err(|_| Reason::Busy)?;
-        Ok(Slot {
+        Ok(InFlightSlot {
             policy: self.clone(),
             slot,
         })
@@ -97,18 +97,18 @@ impl Switch {
 
 /// An in-flight slot, given back when dropped.
 #[derive(Debug)]
-pub struct Slot {
+pub struct InFlightSlot {
     policy: PolicyState,
     slot: OwnedSemaphorePermit,
 }
 
-impl Slot {
+impl InFlightSlot {
     /// Takes one call of at most `cost` from the budgets.
     ///
     /// # Errors
     /// The budget that is used up.
     pub fn permit(self, cost: Cost) -> Result<Permit, Reason> {
-        let Slot { policy, slot } = self;
+        let InFlightSlot { policy, slot } = self;
         let reservation = policy.ledger().reserve(policy.clock.now(), cost)?;
         Ok(Permit {
             policy,

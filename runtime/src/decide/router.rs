@@ -1,23 +1,23 @@
-//! Where an answer is settled: on the box, or by a pool. Pure.
+//! Where an answer is settled: locally, or by a pool. Pure.
 //!
 //! ```text
-//! kill switch ─▶ pin ─▶ must-escalate ─▶ confidence against threshold ─▶ the wish
-//!                              wish to escalate + something in the way ─▶ local, and why
+//! kill switch ─▶ pin ─▶ must-escalate ─▶ confidence against threshold ─▶ local or escalate
+//!                                       escalate, but an obstacle (link, budget, …) ─▶ local
 //! ```
 
 use firmware_config::agent::{KillSwitch, RouteMode};
 use serde::Serialize;
 
-/// Why an answer is settled where it is. The names are a published, closed list.
+/// Why an answer is settled where it is. The codes are published, and a closed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Reason {
     /// The kill switch is on.
     KillSwitch,
-    /// The rule or the request names who answers.
+    /// The rule or the request pins the answer to the local model or to a pool.
     Pin,
-    /// The rule is settled by a pool only.
+    /// The rule accepts the answer of a pool only.
     MustEscalate,
     /// The local answer is below the threshold.
     LowConfidence,
@@ -25,19 +25,19 @@ pub enum Reason {
     Confident,
     /// No broker session, or no route to the pool.
     LinkDown,
-    /// No pool, or none that takes pictures.
+    /// No pool, or none that accepts images.
     NoCapableModel,
-    /// The pool failed too often; it is tried again after a while.
+    /// The pool's circuit breaker is open after repeated failures.
     BreakerOpen,
     /// Too many pool calls in flight.
     Busy,
-    /// Pool calls of the last minute are used up.
+    /// The budget of pool calls per minute is exhausted.
     BudgetCalls,
-    /// Bytes of the last minute are used up.
+    /// The budget of bytes per minute is exhausted.
     BudgetBytes,
-    /// Money of the last day is used up.
+    /// The budget of US dollars per day is exhausted.
     BudgetUsd,
-    /// The pool did not answer in time.
+    /// The pool did not answer before the deadline.
     Deadline,
     /// The pool's reply is none of the answers.
     InvalidFormat,
@@ -46,7 +46,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The code, as published.
+    /// The published code.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::KillSwitch => "KILL_SWITCH",
@@ -68,26 +68,26 @@ impl Reason {
     }
 }
 
-/// Who settles an answer.
+/// Where an answer is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The local answer stands.
+    /// The local answer is kept.
     Local,
     /// A pool is asked.
     Escalate,
 }
 
-/// A decision, with the reasons in order: the first one decided.
+/// A routing decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// Who settles it.
+    /// Where the answer is settled.
     pub target: Target,
-    /// Never empty.
+    /// The reasons, never empty; the first one decided.
     pub reasons: Vec<Reason>,
 }
 
 impl Route {
-    /// The same wish, kept local by what is in its way (or by what came of the attempt).
+    /// The same decision, kept local by an obstacle or by a failed pool call.
     pub fn kept_local(mut self, because: Reason) -> Route {
         self.reasons.insert(0, because);
         Route {
@@ -103,27 +103,26 @@ impl Route {
     }
 }
 
-/// What a rule asks of the router.
+/// A rule's settings for the router.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Terms {
-    /// Who may answer.
+    /// Where the answer may be settled.
     pub mode: RouteMode,
     /// The local answer is kept at or above this confidence, 0..=1.
     pub threshold: f64,
 }
 
-/// Decides about a local answer of `confidence` (0..=1) before looking at what is in the way of an
-/// escalation.
+/// Routes a local answer of `confidence` (0..=1), before any obstacle to an escalation is considered.
 pub fn route(confidence: f64, terms: Terms, kill_switch: KillSwitch) -> Route {
-    let wish = wish(confidence, terms);
+    let route = by_terms(confidence, terms);
     match kill_switch {
-        KillSwitch::Off => wish,
+        KillSwitch::Off => route,
         KillSwitch::PoolOnly => Route {
             target: Target::Escalate,
             reasons: vec![Reason::KillSwitch],
         },
-        KillSwitch::LocalOnly if wish.target == Target::Escalate => {
-            wish.kept_local(Reason::KillSwitch)
+        KillSwitch::LocalOnly if route.target == Target::Escalate => {
+            route.kept_local(Reason::KillSwitch)
         }
         KillSwitch::LocalOnly => Route {
             target: Target::Local,
@@ -132,12 +131,13 @@ pub fn route(confidence: f64, terms: Terms, kill_switch: KillSwitch) -> Route {
     }
 }
 
-fn wish(confidence: f64, terms: Terms) -> Route {
+/// The decision without the kill switch.
+fn by_terms(confidence: f64, terms: Terms) -> Route {
     let (target, reason) = match terms.mode {
         RouteMode::Local => (Target::Local, Reason::Pin),
         RouteMode::Pool => (Target::Escalate, Reason::Pin),
         RouteMode::MustEscalate => (Target::Escalate, Reason::MustEscalate),
-        // A confidence that is no number is no confidence.
+        // NaN compares as below the threshold.
         RouteMode::Auto if confidence >= terms.threshold => (Target::Local, Reason::Confident),
         RouteMode::Auto => (Target::Escalate, Reason::LowConfidence),
     };
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn precedence() {
+    fn kill_switch_comes_before_mode_and_mode_before_confidence() {
         struct Case(KillSwitch, RouteMode, f64, Target, &'static [&'static str]);
         let cases = [
             Case(
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_obstacle_comes_first_and_the_wish_behind_it() {
+    fn an_obstacle_is_the_first_reason() {
         let route = route(
             0.2,
             Terms {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_their_json_names() {
+    fn codes_equal_the_json_names() {
         for reason in [
             Reason::KillSwitch,
             Reason::NoCapableModel,
@@ -286,7 +286,7 @@ mod tests {
             Reason::Fallback,
         ] {
             assert_eq!(
-                serde_json::to_value(reason).expect("a string"),
+                serde_json::to_value(reason).expect("a reason serializes"),
                 reason.as_str()
             );
         }
@@ -298,7 +298,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn more_confidence_never_escalates(low in 0.0_f64..=1.0, more in 0.0_f64..=1.0, threshold in 0.0_f64..=1.0, mode in 0..4, switch in 0..3) {
+        fn higher_confidence_never_escalates(low in 0.0_f64..=1.0, more in 0.0_f64..=1.0, threshold in 0.0_f64..=1.0, mode in 0..4, switch in 0..3) {
             let mode = [RouteMode::Auto, RouteMode::Local, RouteMode::Pool, RouteMode::MustEscalate][mode as usize];
             let switch = [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly][switch as usize];
             let terms = Terms { mode, threshold };
@@ -308,7 +308,7 @@ mod tests {
         }
 
         #[test]
-        fn local_only_lets_nothing_out(confidence in any::<f64>(), mode in 0..4) {
+        fn local_only_never_escalates(confidence in any::<f64>(), mode in 0..4) {
             let mode = [RouteMode::Auto, RouteMode::Local, RouteMode::Pool, RouteMode::MustEscalate][mode as usize];
             let route = route(confidence, Terms { mode, threshold: 0.9 }, KillSwitch::LocalOnly);
             prop_assert_eq!((route.target, route.decided_by()), (Target::Local, Reason::KillSwitch));

@@ -6,14 +6,17 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::decide::router::Reason;
+use crate::decide::settled::{By, Settled};
 #[cfg(test)]
 use crate::deliver::reference::{
     ByteCount, EpochHex, Millis, Pixels, Probability, Sha256, Time, Usd,
 };
 use crate::deliver::topics::Topics;
+use crate::environment::clock::Moment;
+use crate::json::{millis, rfc3339, rfc3339_ref, some_millis};
 
 /// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
 const VERSION: u32 = 1;
@@ -35,7 +38,7 @@ pub enum Step {
 /// A rule's answer in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub enum State {
+pub enum RuleState {
     /// The answer is one of the rule's `alert` answers.
     #[serde(rename = "ON")]
     On,
@@ -48,100 +51,31 @@ pub enum State {
     Unknown,
 }
 
-impl State {
+impl RuleState {
     /// What `answer` means under a rule's `alert` answers.
-    pub fn of(answer: &str, alert: &[String]) -> State {
+    pub fn of(answer: &str, alert: &[String]) -> RuleState {
         match alert {
-            [] => State::Unknown,
-            _ if alert.iter().any(|on| on == answer) => State::On,
-            _ => State::Off,
+            [] => RuleState::Unknown,
+            _ if alert.iter().any(|on| on == answer) => RuleState::On,
+            _ => RuleState::Off,
         }
     }
 
     /// `ON`, `OFF` or `unknown`.
     pub fn as_str(self) -> &'static str {
         match self {
-            State::On => "ON",
-            State::Off => "OFF",
-            State::Unknown => "unknown",
+            RuleState::On => "ON",
+            RuleState::Off => "OFF",
+            RuleState::Unknown => "unknown",
         }
     }
-}
-
-/// The model that gave an answer, and the time it took.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct By {
-    /// Where the model runs.
-    #[serde(rename = "where")]
-    pub place: Place,
-    /// Id of the pool; absent for the local model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
-    /// Name of the bundle, or the `model` of the pool's reply.
-    pub model: String,
-    /// Identity of the bundle; absent for a pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model_sha256: Option<String>,
-    /// `ort` (ONNX Runtime) or `tract`; absent for a pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub backend: Option<String>,
-    /// The execution provider that ran, or `remote` for a pool.
-    pub ep: String,
-    /// From the question to the answer; for a pool, all attempts together.
-    #[serde(rename = "total_ms", serialize_with = "millis")]
-    #[cfg_attr(test, schemars(with = "Millis"))]
-    pub total: Duration,
-    /// Prefill; absent for a pool.
-    #[serde(
-        rename = "prefill_ms",
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "some_millis"
-    )]
-    #[cfg_attr(test, schemars(with = "Option<Millis>"))]
-    pub prefill: Option<Duration>,
-    /// All decode steps; absent for a pool.
-    #[serde(
-        rename = "decode_ms",
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "some_millis"
-    )]
-    #[cfg_attr(test, schemars(with = "Option<Millis>"))]
-    pub decode: Option<Duration>,
-    /// Length of the answer in tokens; absent where the pool does not report it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokens_out: Option<u64>,
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Place {
-    /// On the node.
-    Local,
-    /// In a pool.
-    Pool,
-}
-
-/// One answer, its confidence, and the model that gave it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settled {
-    /// The answer.
-    pub text: String,
-    /// Probability that it is right, 0..=1, if the model gave one.
-    pub confidence: Option<f64>,
-    /// What the confidence is computed from: `candidates`, `tokens`, `pool` or `none`.
-    pub confidence_kind: &'static str,
-    /// The model that gave it.
-    pub by: By,
 }
 
 /// What became of an escalation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum EscalationOutcome {
     /// The router kept the local answer.
     None,
     /// A pool has been asked and has not answered yet; an `update` follows.
@@ -159,7 +93,7 @@ pub enum Outcome {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Escalation {
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: EscalationOutcome,
     /// Reason codes, the deciding one first.
     pub reasons: Vec<Reason>,
     /// The rule's deferral threshold: a local answer is kept at or above it.
@@ -224,7 +158,7 @@ pub struct Draft {
     /// The frame that the answer in force is about.
     pub frame: FrameInfo,
     /// The answer in one word.
-    pub state: State,
+    pub state: RuleState,
     /// The answer in force.
     pub settled: Settled,
     /// The local answer about the same frame, once a pool's is in force.
@@ -235,19 +169,6 @@ pub struct Draft {
     pub provisional: bool,
     /// An update published after the event's `end`.
     pub late: bool,
-}
-
-/// When an event was made, by the wall clock and the monotonic clock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moment {
-    /// Wall clock.
-    pub time: Timestamp,
-    /// Since the node was booted; never jumps.
-    pub mono: Duration,
-    /// Names the boot that `mono` counts from.
-    pub boot_id: String,
-    /// Whether the wall clock can be trusted: `synced`, `unsynced` or `jumped`.
-    pub clock: &'static str,
 }
 
 /// The node and the camera that an event comes from.
@@ -302,7 +223,7 @@ pub(super) struct EventPayload<'a> {
     /// The answer in force: one of the rule's `answers`, or free text where it has none.
     answer: &'a str,
     /// The answer in one word.
-    state: State,
+    state: RuleState,
     /// `true` while a local answer stands in for a pool's under `route = "must-escalate"`; else
     /// absent.
     #[serde(skip_serializing_if = "is_false")]
@@ -386,7 +307,7 @@ pub(super) struct AttributesPayload<'a> {
     /// Reason codes, the deciding one first.
     reasons: &'a [Reason],
     /// What became of the escalation.
-    outcome: Outcome,
+    outcome: EscalationOutcome,
 }
 
 impl Draft {
@@ -462,29 +383,6 @@ pub(super) fn to_vec(payload: &impl Serialize) -> Vec<u8> {
 
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-}
-
-fn some_millis<S: Serializer>(
-    duration: &Option<Duration>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => millis(duration, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
-pub(super) fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    // Always three decimals, so that texts sort as times do.
-    serializer.collect_str(&format_args!("{time:.3}"))
-}
-
-fn rfc3339_ref<S: Serializer>(time: &&Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    rfc3339(time, serializer)
 }
 
 #[cfg(test)]

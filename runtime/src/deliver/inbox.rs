@@ -1,4 +1,4 @@
-//! What arrives from the broker: replies of pools, and commands.
+//! What arrives from the broker: replies from pools, and commands.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use super::topics::Topics;
 use crate::metrics::Metrics;
 use crate::scene::SceneContext;
 
-/// Hands deliveries to the parts that wait for them.
+/// Routes deliveries to the parts that wait for them.
 pub struct Inbox {
-    /// The topics of this box.
+    /// The topics of this node.
     pub topics: Topics,
-    /// Pools, kill switch, and the way to the publisher.
+    /// The pools, the kill switch, and the publisher.
     pub context: SceneContext,
-    /// What is counted.
+    /// Where drops and refusals are counted.
     pub metrics: Arc<Metrics>,
 }
 
 impl Inbox {
-    /// Reads deliveries until the connection is closed for good.
+    /// Publishes the kill switch's state, then reads deliveries until the connection's task ends.
     pub async fn run(self, mut deliveries: Deliveries) {
         self.publish_kill_switch().await;
         let pools = &self.context.escalations.pools;
@@ -31,8 +31,8 @@ impl Inbox {
             if publication.topic == self.topics.kill_switch_set() {
                 self.command(&publication).await;
             } else if !pools.on_reply(publication) {
-                // A reply after its deadline, or one sent twice.
-                debug!("a delivery that no call waits for");
+                // A reply after its deadline, or a duplicate.
+                debug!("ignored a delivery that no pool call waits for");
             }
             self.metrics
                 .deliveries_dropped
@@ -46,13 +46,13 @@ impl Inbox {
     async fn command(&self, publication: &Publication) {
         match kill_switch_command(publication) {
             Ok(switch) => {
-                info!("kill switch: {}", switch.as_str());
+                info!("kill switch set to {}", switch.as_str());
                 self.context.escalations.policy.set_kill_switch(switch);
                 self.publish_kill_switch().await;
             }
             Err(why) => {
                 self.metrics.commands_refused.count();
-                warn!("command on {} refused: {why}", publication.topic);
+                warn!("refused a command on {}: {why}", publication.topic);
             }
         }
     }
@@ -68,14 +68,14 @@ impl Inbox {
     }
 }
 
-/// Reads a command. A retained one is refused: it would be obeyed again on every connection, long
-/// after it was meant.
+/// Parses a command. A retained one is refused: it would be repeated on every connection, long after
+/// it was sent.
 ///
 /// # Errors
-/// In words, what is wrong with it.
+/// A message, when the command is retained or is not a kill switch position.
 pub fn kill_switch_command(publication: &Publication) -> Result<KillSwitch, String> {
     if publication.retain {
-        return Err("it is retained; send it without the retain flag".into());
+        return Err("the command is retained; send it without the retain flag".into());
     }
     let text = std::str::from_utf8(&publication.payload).unwrap_or_default();
     text.trim()
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands() {
+    fn kill_switch_commands_are_parsed_and_retained_ones_refused() {
         let command = |payload: &'static [u8], retain| {
             kill_switch_command(&Publication {
                 payload: payload.into(),
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(command(b"local-only\n", false), Ok(KillSwitch::LocalOnly));
         assert_eq!(
             command(b"off", true),
-            Err("it is retained; send it without the retain flag".into())
+            Err("the command is retained; send it without the retain flag".into())
         );
         for payload in [
             &b""[..],

@@ -1,9 +1,9 @@
 //! One MQTT v5 connection kept alive: connects, subscribes, sends, receives, reconnects with
 //! backoff.
 //!
-//! The only folder that names `rumqttc`. A [`Link`] makes one promise: [`Link::publish`] resolves
-//! with our own matched PUBACK, or with [`LinkError::Down`] when the connection ended before it. It
-//! stores nothing: whoever must not lose a publication keeps it until then (see `outbox`).
+//! Only this folder uses `rumqttc`. A [`Link`] guarantees one thing: [`Link::publish`] resolves with
+//! the publication's own PUBACK, or with [`LinkError::Down`] when the connection ended before it. It
+//! stores nothing: a caller that must not lose a publication keeps it until then (see `outbox`).
 
 mod task;
 mod wire;
@@ -26,27 +26,28 @@ pub use task::LinkTask;
 /// [`Link::publish`].
 pub(crate) const WINDOW: usize = 64;
 
-/// Deliveries that may wait to be taken, at least.
+/// Smallest queue of deliveries that wait to be read.
 const DELIVERIES_MIN: usize = 64;
 
 /// How one connection is made and kept.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
-    /// The broker; user, password and CA files are read at every connect, so they may be rotated.
+    /// The broker. User, password and CA files are read at every connect, so they may be rotated.
     pub mqtt: Mqtt,
-    /// Names the session at the broker; two connections with one id end each other.
+    /// Client identifier of the session at the broker; two connections with the same id disconnect
+    /// each other.
     pub client_id: String,
-    /// How long the broker keeps session and subscriptions while we are away.
+    /// How long the broker keeps the session and its subscriptions while we are disconnected.
     pub session_expiry: Duration,
     /// Topic filters to receive.
     pub subscriptions: Vec<(String, Qos)>,
-    /// What the broker publishes for us when we vanish.
+    /// Published by the broker when the connection is lost.
     pub last_will: Option<LastWill>,
-    /// QoS 1 deliveries that may wait for our acknowledgement.
+    /// Receive Maximum: QoS 1 deliveries that may wait for our acknowledgement.
     pub receive_max: u16,
-    /// Largest packet taken from the broker, in bytes.
+    /// Largest packet accepted from the broker, in bytes.
     pub packet_bytes_max: u32,
-    /// Deliveries are acknowledged by [`Ack::send`] instead of on arrival.
+    /// Whether deliveries are acknowledged by [`Ack::send`] instead of on arrival.
     pub manual_acks: bool,
 }
 
@@ -67,21 +68,21 @@ impl LinkOptions {
     }
 }
 
-/// What the broker publishes for a client that vanished.
+/// What the broker publishes when a client's connection is lost.
 #[derive(Debug, Clone)]
 pub struct LastWill {
-    /// Sent in our name.
+    /// The publication.
     pub publication: Publication,
-    /// How long the broker waits for us to come back first, so that a short outage does not flap.
+    /// How long the broker waits for a reconnect first, so that a short outage is not published.
     pub delay: Duration,
 }
 
-/// One message, in or out.
+/// One message, sent or received.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Publication {
     /// Topic name, without wildcards.
     pub topic: String,
-    /// Content.
+    /// Payload.
     pub payload: Bytes,
     /// At least once (QoS 1) or at most once (QoS 0).
     pub qos: Qos,
@@ -112,7 +113,7 @@ pub enum Qos {
 /// Whether a broker session is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
-    /// Not connected; why, in words.
+    /// Not connected, with the reason.
     Down(String),
     /// Connected and subscribed.
     Up,
@@ -124,36 +125,40 @@ pub enum LinkError {
     /// No connection, or it ended before the PUBACK.
     #[error("the broker connection went down before the publication was acknowledged: {0}")]
     Down(String),
-    /// The broker answered, and did not take it.
-    #[error("the broker refused a publication to {topic}: {reason}; check its access rules")]
+    /// The broker's PUBACK was an error.
+    #[error(
+        "the broker refused a publication to {topic}: {reason}; check the broker's access rules"
+    )]
     Refused {
         /// Its topic.
         topic: String,
         /// The PUBACK's reason code.
         reason: String,
     },
-    /// A topic nobody can publish to: empty, with wildcards, or too long.
-    #[error("{topic:?} is no topic to publish to: expected 1 to 65535 bytes without + or #")]
+    /// An invalid topic name: empty, with wildcards, or too long.
+    #[error("invalid topic name {topic:?}: expected 1 to 65535 bytes without + or #")]
     Topic {
-        /// As given.
+        /// The invalid topic name.
         topic: String,
     },
-    /// Larger than the broker takes.
-    #[error("publication of {bytes} bytes to {topic} is over the broker's limit of {limit} bytes")]
+    /// Larger than the broker accepts.
+    #[error(
+        "a publication of {bytes} bytes to {topic} is over the broker's limit of {limit} bytes"
+    )]
     TooLarge {
         /// Its topic.
         topic: String,
-        /// Its size.
+        /// Size of its packet, in bytes.
         bytes: usize,
-        /// The broker's maximum packet size.
+        /// The broker's maximum packet size, in bytes.
         limit: usize,
     },
 }
 
-/// Why a connection cannot even be tried.
+/// Why no connection attempt could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// A file named by the configuration.
+    /// A file named by the configuration cannot be used.
     #[error("{}: {message}", path.display())]
     File {
         /// The file.
@@ -163,43 +168,43 @@ pub enum ConnectError {
     },
 }
 
-/// What a watcher of the link sees.
+/// State of the link, as its watchers receive it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkStatus {
-    /// Now.
+    /// The current state.
     pub state: LinkState,
-    /// How often it came up since the start. A change tells of a reconnect even to a watcher that
-    /// missed the time between.
+    /// How often the connection came up since the start: a change shows a reconnect even to a watcher
+    /// that missed the states between.
     pub connections: u64,
 }
 
 /// A handle on one connection; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Link {
-    commands: mpsc::Sender<Command>,
+    requests: mpsc::Sender<PublishRequest>,
     status: watch::Receiver<LinkStatus>,
 }
 
-/// A publication on its way to the connection.
+/// A publication handed to the connection, and where its outcome is sent.
 #[derive(Debug)]
-pub(crate) struct Command {
+pub(crate) struct PublishRequest {
     pub(crate) publication: Publication,
     pub(crate) reply: oneshot::Sender<Result<(), LinkError>>,
 }
 
 /// Connects to brokers.
 pub trait Brokers: Send + Sync {
-    /// Makes a connection that is not dialled yet.
-    fn connect(&self, options: LinkOptions, environment: &Environment) -> Connection;
+    /// Makes a connection that does not connect yet.
+    fn connect(&self, options: LinkOptions, environment: &Environment) -> BrokerConnection;
 }
 
-/// A connection that is made when [`Connection::run`] is called.
-pub struct Connection {
+/// A connection that connects when [`BrokerConnection::run`] is called.
+pub struct BrokerConnection {
     /// Sends publications.
     pub link: Link,
     /// What arrives.
     pub deliveries: Deliveries,
-    /// Keeps the connection, until the future it is given resolves.
+    /// Keeps the connection until the future it is given resolves.
     pub run: Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>,
 }
 
@@ -208,9 +213,9 @@ pub struct Connection {
 pub struct MqttBrokers;
 
 impl Brokers for MqttBrokers {
-    fn connect(&self, options: LinkOptions, environment: &Environment) -> Connection {
+    fn connect(&self, options: LinkOptions, environment: &Environment) -> BrokerConnection {
         let (link, task, deliveries) = Link::open(options, environment);
-        Connection {
+        BrokerConnection {
             link,
             deliveries,
             run: Box::new(|shutdown| task.run(shutdown).boxed()),
@@ -218,10 +223,10 @@ impl Brokers for MqttBrokers {
     }
 }
 
-/// The far side of a [`Link`]: whatever stands for the broker.
+/// The other end of a [`Link`], held by its task or, in a test, by a simulated broker.
 #[derive(Debug)]
 pub(crate) struct FarSide {
-    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) requests: mpsc::Receiver<PublishRequest>,
     pub(crate) status: watch::Sender<LinkStatus>,
     pub(crate) deliveries: mpsc::Sender<Delivery>,
     acks_sender: mpsc::Sender<(u64, u16)>,
@@ -230,7 +235,7 @@ pub(crate) struct FarSide {
 }
 
 impl Link {
-    /// Makes a connection's three ends: the handle, the task that must be run, and what arrives.
+    /// Makes a connection: the handle, the task that must be run, and what arrives.
     pub fn open(options: LinkOptions, environment: &Environment) -> (Link, LinkTask, Deliveries) {
         let (link, far_side, deliveries) = Link::ends(options.receive_max);
         let (clock, random) = (environment.clock.clone(), environment.random.clone());
@@ -239,24 +244,24 @@ impl Link {
     }
 
     pub(crate) fn ends(receive_max: u16) -> (Link, FarSide, Deliveries) {
-        let (commands_sender, commands) = mpsc::channel(WINDOW);
+        let (requests_sender, requests) = mpsc::channel(WINDOW);
         let (status, status_seen) = watch::channel(LinkStatus {
             state: LinkState::Down("not connected yet".into()),
             connections: 0,
         });
-        // As many as the broker may send without an acknowledgement, and more, because not every
-        // broker keeps to Receive Maximum: with manual acks a delivery dropped here would be
-        // acknowledged out of order by those behind it.
+        // Room for every delivery that the broker may send without an acknowledgement, and more,
+        // because not every broker respects Receive Maximum: with manual acknowledgements, dropping
+        // a delivery here would put the acknowledgements of those behind it out of order.
         let room = usize::from(receive_max).max(DELIVERIES_MIN);
         let (deliveries, queue) = mpsc::channel(room);
         let (acks_sender, acks) = mpsc::channel(room);
         let dropped = Arc::new(AtomicU64::new(0));
         let link = Link {
-            commands: commands_sender,
+            requests: requests_sender,
             status: status_seen,
         };
         let far_side = FarSide {
-            commands,
+            requests,
             status,
             deliveries,
             acks_sender,
@@ -269,16 +274,16 @@ impl Link {
     /// Sends one publication; resolves with its PUBACK (QoS 1) or when it is written (QoS 0).
     ///
     /// # Errors
-    /// When there is no connection or it ends first, or when the broker does not take the
+    /// When there is no connection or it ends first, or when the broker does not accept the
     /// publication.
     pub async fn publish(&self, publication: Publication) -> Result<(), LinkError> {
         self.send(publication).await?.await
     }
 
-    /// Hands one publication to the connection, waiting for room; what it gives resolves as
+    /// Hands one publication to the connection, waiting for room. The returned future resolves as
     /// [`Link::publish`] does.
     ///
-    /// Publications leave in the order in which this returns.
+    /// Publications are sent in the order in which these calls return.
     ///
     /// # Errors
     /// When there is no connection.
@@ -293,19 +298,19 @@ impl Link {
             LinkError::Down("the connection was closed".into())
         }
         let (reply, outcome) = oneshot::channel();
-        self.commands
-            .send(Command { publication, reply })
+        self.requests
+            .send(PublishRequest { publication, reply })
             .await
             .map_err(gone)?;
         Ok(async move { outcome.await.map_err(gone)? })
     }
 
-    /// Whether there is a broker session now.
+    /// The current state of the broker session.
     pub fn state(&self) -> LinkState {
         self.status.borrow().state.clone()
     }
 
-    /// Follows the state.
+    /// A receiver of every change of the state.
     pub fn status(&self) -> watch::Receiver<LinkStatus> {
         self.status.clone()
     }
@@ -324,7 +329,7 @@ impl Deliveries {
         self.queue.recv().await
     }
 
-    /// Deliveries dropped because nobody took them in time.
+    /// Deliveries dropped because they were not read in time.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -333,25 +338,27 @@ impl Deliveries {
 /// One message received.
 #[derive(Debug)]
 pub struct Delivery {
-    /// What came. `retain` is set when the sender set it, and on what the broker had kept.
+    /// The message. `retain` is set when the sender set it, and on a retained message that the broker
+    /// had stored.
     pub publication: Publication,
-    /// Acknowledges it; `None` where nothing waits for that.
+    /// Acknowledges the delivery; `None` where it needs no acknowledgement.
     pub ack: Option<Ack>,
 }
 
-/// Acknowledges one delivery. Dropped unsent, the broker delivers again on the next connection.
+/// Acknowledges one delivery. If it is dropped unsent, the broker delivers again on the next
+/// connection.
 #[derive(Debug)]
 pub struct Ack {
     pkid: u16,
-    /// Number of the connection it came on: packet ids mean nothing on another.
+    /// Number of the connection it came on: packet ids are not valid on another.
     connection: u64,
     queue: mpsc::Sender<(u64, u16)>,
 }
 
 impl Ack {
-    /// Tells the broker that the delivery is done with.
+    /// Acknowledges the delivery to the broker.
     pub fn send(self) {
-        // As many slots as deliveries can be outstanding; without a task there is nobody to tell.
+        // There is a slot for every outstanding delivery; after the task ended, it has no effect.
         let _ = self.queue.try_send((self.connection, self.pkid));
     }
 }

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use vlm::Identity;
 
-use crate::deliver::event::{epoch_hex, rfc3339, to_vec};
+use crate::deliver::event::{epoch_hex, to_vec};
 #[cfg(test)]
 use crate::deliver::reference::{ByteCount, EpochHex, Millis, Time};
+use crate::json::rfc3339;
 use crate::metrics::Totals;
 
 /// Whether the agent runs.

@@ -52,12 +52,12 @@ pub struct Publisher {
     in_flight: FuturesUnordered<BoxFuture<'static, (Sent, Result<(), LinkError>)>>,
     /// The connection that `in_flight` is on; 0 for none.
     connection: u64,
-    phase: Phase,
+    phase: PublisherPhase,
 }
 
 /// How far a publisher is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum PublisherPhase {
     /// Posts may come.
     Publishing,
     /// No more posts will come; what is left is waited for until then.
@@ -91,7 +91,7 @@ impl Publisher {
             link,
             in_flight: FuturesUnordered::new(),
             connection: 0,
-            phase: Phase::Publishing,
+            phase: PublisherPhase::Publishing,
         }
     }
 
@@ -110,9 +110,9 @@ impl Publisher {
             self.follow(&mut status);
             self.send_ready().await;
             let give_up_at = match self.phase {
-                Phase::Publishing => None,
-                Phase::Draining { .. } if self.is_drained() => break,
-                Phase::Draining { give_up_at } => Some(give_up_at),
+                PublisherPhase::Publishing => None,
+                PublisherPhase::Draining { .. } if self.is_drained() => break,
+                PublisherPhase::Draining { give_up_at } => Some(give_up_at),
             };
             tokio::select! {
                 biased;
@@ -122,7 +122,7 @@ impl Publisher {
                 changed = status.changed() => if changed.is_err() { break },
                 Some((sent, outcome)) = self.in_flight.next() => self.done(sent, outcome),
                 _ = health.tick() => self.set_health(),
-                post = posts.recv(), if self.phase == Phase::Publishing => match post {
+                post = posts.recv(), if self.phase == PublisherPhase::Publishing => match post {
                     Some(posted) => self.take(posted),
                     None => self.drain(*grace.borrow()),
                 },
@@ -135,7 +135,7 @@ impl Publisher {
     }
 
     fn drain(&mut self, grace: Duration) {
-        self.phase = Phase::Draining {
+        self.phase = PublisherPhase::Draining {
             give_up_at: self.clock.now() + grace,
         };
         self.set_status(NodeState::Stopped);
@@ -189,9 +189,9 @@ impl Publisher {
     fn next(&mut self) -> Option<(Sent, Publication)> {
         match self.phase {
             // States come before events, so that a long queue does not hold them up.
-            Phase::Publishing => self.next_retained().or_else(|| self.next_event()),
+            PublisherPhase::Publishing => self.next_retained().or_else(|| self.next_event()),
             // `stopped` comes after the last event.
-            Phase::Draining { .. } => self.next_event().or_else(|| self.next_retained()),
+            PublisherPhase::Draining { .. } => self.next_event().or_else(|| self.next_retained()),
         }
     }
 

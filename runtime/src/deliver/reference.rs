@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::decide::router::Reason;
 use crate::deliver::event::tests::{draft, moment, shown};
-use crate::deliver::event::{AttributesPayload, EventPayload, Origin, State};
+use crate::deliver::event::{AttributesPayload, EventPayload, Origin, RuleState};
 use crate::deliver::mqtt::Qos;
 use crate::deliver::payload::{
     CameraStatusPayload, GapPayload, HealthPayload, InfoPayload, StatusPayload,
@@ -26,7 +26,7 @@ use crate::serve::openai::Completion;
 /// Types of JSON values that a Rust type alone does not name.
 macro_rules! json_types {
     ($($name:ident: $json:literal, $format:literal;)*) => {$(
-        pub(super) enum $name {}
+        pub(crate) enum $name {}
 
         impl JsonSchema for $name {
             fn schema_name() -> Cow<'static, str> {
@@ -179,7 +179,7 @@ fn blocks() -> Vec<(&'static str, String)> {
         ("event", fields::<EventPayload>(Contract::Serialize)),
         ("event example", example(&event())),
         ("reasons", values::<Reason>()),
-        ("state", values::<State>()),
+        ("state", values::<RuleState>()),
         (
             "attributes",
             fields::<AttributesPayload>(Contract::Serialize),

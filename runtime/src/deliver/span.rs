@@ -1,20 +1,21 @@
-//! The life of events: when a rule's answers make a `new`, an `update`, an `end`. Pure; ids and
-//! answers are arguments.
+//! The life cycle of events: which answers of a rule make a `new`, an `update`, an `end`. Pure; ids
+//! and answers are arguments.
 //!
 //! A span opens with a local answer and lasts while the local answers equal the one that opened it.
-//! What a pool says changes what the span's event *settles on*, never when it ends: a pool that
-//! corrects every frame would otherwise end the event on every frame.
+//! A pool's answer changes the *settled* answer of the span's event, never when it ends: otherwise a
+//! pool that corrects every frame would end the event on every frame.
 
 use crate::decide::call::Called;
 use crate::decide::router::Reason;
-use crate::deliver::event::{Draft, Escalation, FrameInfo, Outcome, Settled, State, Step};
+use crate::decide::settled::Settled;
+use crate::deliver::event::{Draft, Escalation, EscalationOutcome, FrameInfo, RuleState, Step};
 use crate::pool::EscalationError;
 
-/// Ended events that still wait for a pool's outcome; the oldest is forgotten past it. As many as
-/// `in-flight` allows.
+/// Most ended events that still wait for a pool's outcome, as many as `in-flight` allows; beyond it
+/// the oldest is forgotten.
 const ENDED_MAX: usize = 256;
 
-/// What stays the same over all events of one rule.
+/// What all events of one rule have in common.
 #[derive(Debug, Clone)]
 pub struct Subject {
     /// The rule's id.
@@ -23,7 +24,7 @@ pub struct Subject {
     pub question: String,
     /// Answers that mean ON.
     pub alert: Vec<String>,
-    /// Only a pool settles it.
+    /// Whether only a pool's answer settles it.
     pub must_escalate: bool,
 }
 
@@ -32,23 +33,23 @@ pub struct Subject {
 pub struct Spans {
     subject: Subject,
     open: Option<Event>,
-    /// Ended, with outcomes still to come; oldest first.
+    /// Ended events with outcomes still to come, oldest first.
     ended: Vec<Event>,
 }
 
-/// One event as far as it has been published.
+/// One event, as it was last published.
 #[derive(Debug, Clone)]
 struct Event {
     draft: Draft,
     /// The local answer that opened it.
     opened_by: String,
-    /// Pool calls on its behalf without an outcome yet.
+    /// Pool calls for this event without an outcome yet.
     waiting: u32,
-    /// Number of the frame that was published last.
+    /// Number of the frame published last.
     published_frame: u64,
 }
 
-/// A local answer on its way into a span.
+/// A local answer about one frame.
 #[derive(Debug, Clone)]
 pub struct Observation {
     /// The frame's number within its camera; a later frame has a higher one.
@@ -57,7 +58,7 @@ pub struct Observation {
     pub answer: Settled,
     /// The frame it is about.
     pub frame: FrameInfo,
-    /// How its escalation stands: pending, denied, or none.
+    /// State of its escalation: pending, denied, or none.
     pub escalation: Escalation,
 }
 
@@ -71,7 +72,7 @@ pub struct PoolOutcome {
 }
 
 impl Spans {
-    /// No event yet.
+    /// A rule without events yet.
     pub fn new(subject: Subject) -> Self {
         Spans {
             subject,
@@ -80,24 +81,23 @@ impl Spans {
         }
     }
 
-    /// Takes a local answer. Returns what is to be published, in order, and the id of the event it
-    /// belongs to.
+    /// Takes a local answer. Returns the drafts to publish, in order, and the id of the event that the
+    /// answer belongs to.
     ///
-    /// `fresh_id` names the event if it is a new one.
+    /// `fresh_id` returns the id of a new event.
     pub fn observe(
         &mut self,
         observation: Observation,
         fresh_id: impl FnOnce() -> String,
     ) -> (Vec<Draft>, String) {
-        let waits = u32::from(observation.escalation.outcome == Outcome::Pending);
+        let waits = u32::from(observation.escalation.outcome == EscalationOutcome::Pending);
         if let Some(event) = &mut self.open
             && event.opened_by == observation.answer.text
         {
             event.waiting += waits;
             let id = event.draft.id.clone();
-            // An equal answer publishes nothing by itself, but an escalation that was denied is an
-            // outcome.
-            let denied = observation.escalation.outcome == Outcome::Denied;
+            // An equal answer publishes nothing by itself, but a denied escalation is an outcome.
+            let denied = observation.escalation.outcome == EscalationOutcome::Denied;
             let update = denied.then(|| event.not_answered(observation)).flatten();
             return (update.into_iter().collect(), id);
         }
@@ -109,19 +109,18 @@ impl Spans {
         (drafts, id)
     }
 
-    /// Takes the outcome of a pool call for event `id`. Returns the `update`, unless it changes
-    /// nothing.
+    /// Takes the outcome of a pool call for event `id`. Returns the `update`, unless nothing changed.
     ///
-    /// Outcomes come in any order; what settles an event is the one about its newest frame.
+    /// Outcomes come in any order; the one about the newest frame settles the event.
     pub fn pool_outcome(&mut self, id: &str, outcome: PoolOutcome) -> Option<Draft> {
         if let Some(event) = self.open.as_mut().filter(|event| event.draft.id == id) {
             event.waiting = event.waiting.saturating_sub(1);
-            return event.learn(&self.subject, outcome);
+            return event.apply(&self.subject, outcome);
         }
         let index = self.ended.iter().position(|event| event.draft.id == id)?;
         let event = &mut self.ended[index];
         event.waiting = event.waiting.saturating_sub(1);
-        let update = event.learn(&self.subject, outcome);
+        let update = event.apply(&self.subject, outcome);
         if event.waiting == 0 {
             self.ended.remove(index);
         }
@@ -131,7 +130,7 @@ impl Spans {
         })
     }
 
-    /// Ends the open event, if any: its camera stalled, or the box stops.
+    /// Ends the open event, if any: its camera stalled, or the agent stops.
     pub fn end(&mut self) -> Option<Draft> {
         let event = self.open.take()?;
         let end = Draft {
@@ -156,9 +155,9 @@ impl Spans {
         } = observation;
         let provisional = self.subject.must_escalate;
         let state = if provisional {
-            State::Unknown
+            RuleState::Unknown
         } else {
-            State::of(&answer.text, &self.subject.alert)
+            RuleState::of(&answer.text, &self.subject.alert)
         };
         let opened_by = answer.text.clone();
         let draft = Draft {
@@ -185,7 +184,7 @@ impl Spans {
 }
 
 impl Event {
-    fn learn(&mut self, subject: &Subject, outcome: PoolOutcome) -> Option<Draft> {
+    fn apply(&mut self, subject: &Subject, outcome: PoolOutcome) -> Option<Draft> {
         let PoolOutcome { mut asked, called } = outcome;
         let escalation = &mut asked.escalation;
         escalation.attempts = called.spent.attempts;
@@ -193,14 +192,14 @@ impl Event {
         escalation.cost_usd = called.cost_usd;
         match called.result {
             Ok(answer) => {
-                escalation.outcome = Outcome::Answered;
+                escalation.outcome = EscalationOutcome::Answered;
                 self.answered(subject, answer, asked)
             }
             Err(EscalationError { reason, .. }) => {
                 escalation.outcome = if reason == Reason::Deadline {
-                    Outcome::Expired
+                    EscalationOutcome::Expired
                 } else {
-                    Outcome::Denied
+                    EscalationOutcome::Denied
                 };
                 escalation.reasons.insert(0, reason);
                 self.not_answered(asked)
@@ -215,8 +214,8 @@ impl Event {
         asked: Observation,
     ) -> Option<Draft> {
         let draft = &mut self.draft;
-        let answered = draft.escalation.outcome == Outcome::Answered;
-        // An older answer still counts against a newer frame that was published without one.
+        let answered = draft.escalation.outcome == EscalationOutcome::Answered;
+        // Only a newer answer outranks this one; a newer frame published without an answer does not.
         if answered && asked.number < self.published_frame {
             return None;
         }
@@ -226,18 +225,18 @@ impl Event {
         }
         draft.escalation = asked.escalation;
         draft.frame = asked.frame;
-        draft.state = State::of(&answer.text, &subject.alert);
+        draft.state = RuleState::of(&answer.text, &subject.alert);
         draft.provisional = false;
         draft.settled = answer;
         draft.first = Some(asked.answer);
         Some(self.update())
     }
 
-    /// An escalation without an answer: published when that is news, and never against an answer
-    /// that is already there.
+    /// An escalation without an answer: published when its outcome is new, and never over a pool's
+    /// answer.
     fn not_answered(&mut self, asked: Observation) -> Option<Draft> {
         let now = self.draft.escalation.outcome;
-        if now == Outcome::Answered
+        if now == EscalationOutcome::Answered
             || now == asked.escalation.outcome
             || asked.number < self.published_frame
         {

@@ -1,5 +1,4 @@
-//! How long to wait before the next attempt: exponential, capped, with jitter so that a fleet does
-//! not come back at once. Pure.
+//! Exponential backoff with a cap, and with jitter so that a fleet does not reconnect at once. Pure.
 
 use std::time::Duration;
 
@@ -21,8 +20,8 @@ impl Backoff {
         }
     }
 
-    /// The wait after one more failure: between half and all of the doubled wait, by `jitter` in
-    /// 0..1.
+    /// The wait after one more failure: between half and all of the doubled wait, as `jitter` (0..1)
+    /// says.
     pub fn next_wait(&mut self, jitter: f64) -> Duration {
         let doubled = self
             .first
@@ -32,7 +31,7 @@ impl Backoff {
         ceiling.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 
-    /// After a success the next failure waits `first` again.
+    /// After a success: the next failure waits `first` again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

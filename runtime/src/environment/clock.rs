@@ -1,4 +1,8 @@
 //! What time it is, and whether to believe it. The only reader of clocks.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is where everything else gets its time"
+)]
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,8 +10,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-
-use crate::deliver::event::Moment;
 
 /// Earlier than this program: a box without a battery clock that has not heard from a time server
 /// yet.
@@ -108,6 +110,19 @@ impl Clock {
     pub async fn sleep_until(&self, at: Duration) {
         tokio::time::sleep_until(self.0.started + at).await;
     }
+}
+
+/// When an event was made, by the wall clock and the monotonic clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// Wall clock.
+    pub time: Timestamp,
+    /// Since the node was booted; never jumps.
+    pub mono: Duration,
+    /// Names the boot that `mono` counts from.
+    pub boot_id: String,
+    /// Whether the wall clock can be trusted: `synced`, `unsynced` or `jumped`.
+    pub clock: &'static str,
 }
 
 /// Whether the wall clock can be believed. Pure.

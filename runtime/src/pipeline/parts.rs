@@ -19,7 +19,7 @@ use super::{CameraAtWork, RunError};
 use crate::capture::status::CameraStatus;
 use crate::capture::{self, Capture, handoff};
 use crate::deliver::inbox::Inbox;
-use crate::deliver::mqtt::{Connection, LastWill, LinkOptions, Publication, Qos};
+use crate::deliver::mqtt::{BrokerConnection, LastWill, LinkOptions, Publication, Qos};
 use crate::deliver::outbox::Outbox;
 use crate::deliver::outbox::store::MemoryStore;
 use crate::deliver::payload::{InfoPayload, NodeState};
@@ -53,8 +53,8 @@ pub fn spawn_inference(
 }
 
 /// A connection to a broker that is not dialled yet, and the outbox that waits for it.
-pub(super) struct Broker {
-    pub(super) connection: Connection,
+pub(super) struct BrokerParts {
+    pub(super) connection: BrokerConnection,
     outbox: Outbox,
 }
 
@@ -63,11 +63,11 @@ pub(super) fn broker(
     config: &AgentConfig,
     epoch: u64,
     environment: &Environment,
-) -> Option<Broker> {
+) -> Option<BrokerParts> {
     let mqtt = config.mqtt.as_ref()?;
     let options = link_options(config, mqtt, epoch, &environment.clock);
     let store = Box::new(MemoryStore::default());
-    Some(Broker {
+    Some(BrokerParts {
         connection: environment.brokers.connect(options, environment),
         outbox: Outbox::new(epoch, mqtt.outbox_events_max, store),
     })
@@ -101,16 +101,16 @@ type BrokerSide = (JoinHandle<()>, Option<JoinHandle<()>>, Option<Stoppable>);
 
 /// Starts publisher, inbox and connection where there is a broker; else what only numbers events.
 pub(super) fn start_broker_side(
-    broker: Option<Broker>,
+    broker: Option<BrokerParts>,
     context: &SceneContext,
     metrics: &Arc<Metrics>,
     posted: mpsc::Receiver<Posted>,
     grace: watch::Receiver<Duration>,
 ) -> BrokerSide {
-    let Some(Broker { connection, outbox }) = broker else {
+    let Some(BrokerParts { connection, outbox }) = broker else {
         return (tokio::spawn(without_broker(posted)), None, None);
     };
-    let Connection {
+    let BrokerConnection {
         link,
         deliveries,
         run,

@@ -27,11 +27,11 @@ impl Default for Thresholds {
 #[derive(Debug, Clone)]
 pub struct Breaker {
     thresholds: Thresholds,
-    state: State,
+    state: BreakerState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum BreakerState {
     Closed { failures: u32 },
     Open { until: Duration },
     // A trial without a result (its caller went away) must not keep the breaker open for ever.
@@ -43,7 +43,7 @@ impl Breaker {
     pub fn new(thresholds: Thresholds) -> Self {
         Breaker {
             thresholds,
-            state: State::Closed { failures: 0 },
+            state: BreakerState::Closed { failures: 0 },
         }
     }
 
@@ -53,12 +53,14 @@ impl Breaker {
     /// The time until the next attempt is let through.
     pub fn admit(&mut self, now: Duration) -> Result<(), Duration> {
         match self.state {
-            State::Closed { .. } => Ok(()),
-            State::Open { until: at } | State::HalfOpen { next_trial: at } if now < at => {
+            BreakerState::Closed { .. } => Ok(()),
+            BreakerState::Open { until: at } | BreakerState::HalfOpen { next_trial: at }
+                if now < at =>
+            {
                 Err(at - now)
             }
-            State::Open { .. } | State::HalfOpen { .. } => {
-                self.state = State::HalfOpen {
+            BreakerState::Open { .. } | BreakerState::HalfOpen { .. } => {
+                self.state = BreakerState::HalfOpen {
                     next_trial: now + self.thresholds.cooldown,
                 };
                 Ok(())
@@ -69,30 +71,32 @@ impl Breaker {
     /// Whether an attempt would be refused at `now`.
     pub fn is_open(&self, now: Duration) -> bool {
         match self.state {
-            State::Closed { .. } => false,
-            State::Open { until: at } | State::HalfOpen { next_trial: at } => now < at,
+            BreakerState::Closed { .. } => false,
+            BreakerState::Open { until: at } | BreakerState::HalfOpen { next_trial: at } => {
+                now < at
+            }
         }
     }
 
     /// An attempt was answered: whatever the answer was, the pool is there.
     pub fn succeeded(&mut self) {
-        self.state = State::Closed { failures: 0 };
+        self.state = BreakerState::Closed { failures: 0 };
     }
 
     /// An attempt showed that the pool is not well: no connection, no answer in time, 5xx, 429.
     pub fn failed(&mut self, now: Duration) {
-        let open = State::Open {
+        let open = BreakerState::Open {
             until: now + self.thresholds.cooldown,
         };
         self.state = match self.state {
-            State::Closed { failures } if failures + 1 < self.thresholds.failures => {
-                State::Closed {
+            BreakerState::Closed { failures } if failures + 1 < self.thresholds.failures => {
+                BreakerState::Closed {
                     failures: failures + 1,
                 }
             }
-            State::Closed { .. } | State::HalfOpen { .. } => open,
+            BreakerState::Closed { .. } | BreakerState::HalfOpen { .. } => open,
             // An attempt let through before it opened: it does not make the outage longer.
-            State::Open { until } => State::Open { until },
+            BreakerState::Open { until } => BreakerState::Open { until },
         };
     }
 }

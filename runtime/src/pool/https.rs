@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use uuid::Uuid;
 
 use super::question::start_of;
-use super::retry::{Class, Failure};
+use super::retry::{AttemptFailure, Class};
 use super::transport::{Attempt, Connector, Transport};
 use super::{PoolsError, REPLY_BYTES_MAX};
 use crate::serve::openai::error::ErrorBody;
@@ -60,7 +60,7 @@ fn client() -> Result<reqwest::Client, PoolsError> {
 }
 
 impl Transport for Https {
-    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>> {
         self.post(Uuid::from_bytes(attempt.question), attempt.body.clone())
             .boxed()
     }
@@ -68,7 +68,7 @@ impl Transport for Https {
 
 impl Https {
     /// Posts `body` and returns the reply's body.
-    async fn post(&self, id: Uuid, body: Bytes) -> Result<Bytes, Failure> {
+    async fn post(&self, id: Uuid, body: Bytes) -> Result<Bytes, AttemptFailure> {
         let mut request = self
             .client
             .post(&self.url)
@@ -88,7 +88,7 @@ impl Https {
         let reply = collect(&mut response).await?;
         match status {
             200..=299 => Ok(reply),
-            _ => Err(Failure::status(
+            _ => Err(AttemptFailure::status(
                 status,
                 retry_after.as_deref(),
                 &message(&reply),
@@ -98,18 +98,18 @@ impl Https {
 }
 
 /// A request that got no reply.
-fn unsent(error: &reqwest::Error) -> Failure {
+fn unsent(error: &reqwest::Error) -> AttemptFailure {
     match error.is_connect() || error.is_builder() {
-        true => Failure::unreachable(Class::Unwell { wait: None }, causes(error)),
-        false => Failure::unwell(causes(error)),
+        true => AttemptFailure::unreachable(Class::Unhealthy { wait: None }, causes(error)),
+        false => AttemptFailure::interrupted(causes(error)),
     }
 }
 
 /// The `Authorization` header. Read for every attempt, so that a key can be rotated under a running
 /// agent.
-async fn bearer(file: &Path) -> Result<HeaderValue, Failure> {
+async fn bearer(file: &Path) -> Result<HeaderValue, AttemptFailure> {
     let unusable = |what: String| {
-        Failure::unreachable(
+        AttemptFailure::unreachable(
             Class::Refused,
             format!("api-key-file {}: {what}", file.display()),
         )
@@ -123,15 +123,13 @@ async fn bearer(file: &Path) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
-async fn collect(response: &mut reqwest::Response) -> Result<Bytes, Failure> {
+async fn collect(response: &mut reqwest::Response) -> Result<Bytes, AttemptFailure> {
     let mut body = BytesMut::new();
-    while let Some(piece) = response
-        .chunk()
-        .await
-        .map_err(|error| Failure::unwell(format!("reply cut short: {}", causes(&error))))?
-    {
+    while let Some(piece) = response.chunk().await.map_err(|error| {
+        AttemptFailure::interrupted(format!("reply cut short: {}", causes(&error)))
+    })? {
         if body.len() + piece.len() > REPLY_BYTES_MAX {
-            return Err(Failure::useless(format!(
+            return Err(AttemptFailure::unusable(format!(
                 "the reply is over {REPLY_BYTES_MAX} bytes"
             )));
         }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::https::message;
-use super::retry::{Class, Failure};
+use super::retry::{AttemptFailure, Class};
 use super::transport::{Attempt, Transport};
 use super::{QuestionId, REPLY_BYTES_MAX};
 use crate::deliver::mqtt::{Link, LinkError, LinkState, Publication, Qos};
@@ -50,7 +50,7 @@ impl Transport for Mqtt {
         self.link.state() == LinkState::Up
     }
 
-    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>> {
         self.request(attempt).boxed()
     }
 }
@@ -70,7 +70,7 @@ impl Mqtt {
     /// Where a second copy may be sent, a request without a reply by half of the remaining time is
     /// published once more: a worker may have died over it, and not every broker gives its
     /// unacknowledged requests to another. The first reply to either counts.
-    async fn request(&self, attempt: Attempt<'_>) -> Result<Bytes, Failure> {
+    async fn request(&self, attempt: Attempt<'_>) -> Result<Bytes, AttemptFailure> {
         let Attempt {
             question: id,
             body,
@@ -97,16 +97,17 @@ impl Mqtt {
                 }
             },
         };
-        let reply = reply
-            .ok_or_else(|| Failure::useless("another request with the same id took its place"))?;
+        let reply = reply.ok_or_else(|| {
+            AttemptFailure::unusable("another request with the same id took its place")
+        })?;
         if reply.payload.len() > REPLY_BYTES_MAX {
-            return Err(Failure::useless(format!(
+            return Err(AttemptFailure::unusable(format!(
                 "the reply is over {REPLY_BYTES_MAX} bytes"
             )));
         }
         match status(&reply) {
             None | Some(200..=299) => Ok(reply.payload),
-            Some(status) => Err(Failure::status(
+            Some(status) => Err(AttemptFailure::status(
                 status,
                 property(&reply, "retry-after"),
                 &message(&reply.payload),
@@ -114,7 +115,12 @@ impl Mqtt {
         }
     }
 
-    async fn publish(&self, id: QuestionId, body: Bytes, expiry: Duration) -> Result<(), Failure> {
+    async fn publish(
+        &self,
+        id: QuestionId,
+        body: Bytes,
+        expiry: Duration,
+    ) -> Result<(), AttemptFailure> {
         let request = Publication {
             topic: request_topic(&self.pool),
             payload: body,
@@ -129,8 +135,10 @@ impl Mqtt {
             .publish(request)
             .await
             .map_err(|error| match error {
-                LinkError::Down(_) => Failure::unreachable(Class::LinkDown, error.to_string()),
-                _ => Failure::unreachable(Class::Refused, error.to_string()),
+                LinkError::Down(_) => {
+                    AttemptFailure::unreachable(Class::LinkDown, error.to_string())
+                }
+                _ => AttemptFailure::unreachable(Class::Refused, error.to_string()),
             })
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{EscalationError, PoolQuestion, reading};
 use crate::decide::router::Reason;
-use crate::deliver::event::{By, Place, Settled};
+use crate::decide::settled::{AnswerSource, By, Settled};
 use crate::serve::openai::Completion;
 
 /// The chat-completion request that puts `question` to `pool`: picture first, then text.
@@ -87,7 +87,7 @@ pub fn settle(
         confidence,
         confidence_kind: if confidence.is_some() { "pool" } else { "none" },
         by: By {
-            place: Place::Pool,
+            place: AnswerSource::Pool,
             pool: Some(pool.to_owned()),
             model: model.to_owned(),
             model_sha256: None,

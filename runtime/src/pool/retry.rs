@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// One attempt that brought no reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct AttemptFailure {
     /// What it says about the pool.
     pub class: Class,
     /// What happened, in words.
@@ -26,7 +26,7 @@ pub enum Class {
     LinkDown,
     /// The pool is not well, and may be later; `wait` is what it asked for. Counts towards the
     /// breaker.
-    Unwell {
+    Unhealthy {
         /// `Retry-After`.
         wait: Option<Duration>,
     },
@@ -34,10 +34,10 @@ pub enum Class {
     Refused,
 }
 
-impl Failure {
+impl AttemptFailure {
     /// No connection: the pool never saw the request.
     pub fn unreachable(class: Class, detail: impl Into<String>) -> Self {
-        Failure {
+        AttemptFailure {
             class,
             detail: detail.into(),
             charged: false,
@@ -46,9 +46,9 @@ impl Failure {
     }
 
     /// The connection broke, or the reply was cut short.
-    pub fn unwell(detail: impl Into<String>) -> Self {
-        Failure {
-            class: Class::Unwell { wait: None },
+    pub fn interrupted(detail: impl Into<String>) -> Self {
+        AttemptFailure {
+            class: Class::Unhealthy { wait: None },
             detail: detail.into(),
             charged: true,
             reached: true,
@@ -56,8 +56,8 @@ impl Failure {
     }
 
     /// A reply of no use, to a request that must not be sent again.
-    pub fn useless(detail: impl Into<String>) -> Self {
-        Failure {
+    pub fn unusable(detail: impl Into<String>) -> Self {
+        AttemptFailure {
             class: Class::Refused,
             detail: detail.into(),
             charged: true,
@@ -69,7 +69,7 @@ impl Failure {
     /// not. A server that takes no schemas says so with 400 or 422, and there is a cure.
     pub fn status(status: u16, retry_after: Option<&str>, message: &str) -> Self {
         let class = match status {
-            408 | 429 | 500..=599 => Class::Unwell {
+            408 | 429 | 500..=599 => Class::Unhealthy {
                 wait: retry_after.and_then(seconds),
             },
             _ => Class::Refused,
@@ -86,7 +86,7 @@ impl Failure {
         {
             detail.push_str("; set closed = \"text\" on this pool");
         }
-        Failure {
+        AttemptFailure {
             class,
             detail,
             charged: false,
@@ -112,7 +112,7 @@ pub fn next_wait(
     remaining: Duration,
     backoff: Duration,
 ) -> Option<Duration> {
-    let Class::Unwell { wait } = class else {
+    let Class::Unhealthy { wait } = class else {
         return None;
     };
     let wait = wait.unwrap_or(backoff);
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn statuses_fall_into_classes() {
-        let again = Class::Unwell { wait: None };
+        let again = Class::Unhealthy { wait: None };
         for (status, retry_after, class) in [
             (400, None, Class::Refused),
             (401, None, Class::Refused),
@@ -140,7 +140,7 @@ mod tests {
             (
                 429,
                 Some("7"),
-                Class::Unwell {
+                Class::Unhealthy {
                     wait: Some(Duration::from_secs(7)),
                 },
             ),
@@ -150,7 +150,7 @@ mod tests {
             (
                 503,
                 Some("0"),
-                Class::Unwell {
+                Class::Unhealthy {
                     wait: Some(Duration::ZERO),
                 },
             ),
@@ -158,7 +158,7 @@ mod tests {
             (307, None, Class::Refused),
         ] {
             assert_eq!(
-                Failure::status(status, retry_after, "").class,
+                AttemptFailure::status(status, retry_after, "").class,
                 class,
                 "{status} {retry_after:?}"
             );
@@ -191,7 +191,7 @@ mod tests {
                 "status 500: the schema broke us",
             ),
         ] {
-            assert_eq!(Failure::status(status, None, message).detail, detail);
+            assert_eq!(AttemptFailure::status(status, None, message).detail, detail);
         }
     }
 
@@ -201,7 +201,7 @@ mod tests {
             wait in proptest::option::of(0_u64..100), made in 1_u32..6, allowed in 1_u32..6, remaining in 0_u64..100, backoff in 0_u64..100,
         ) {
             let seconds = Duration::from_secs;
-            let class = Class::Unwell { wait: wait.map(seconds) };
+            let class = Class::Unhealthy { wait: wait.map(seconds) };
             if let Some(wait) = next_wait(class, made, allowed, seconds(remaining), seconds(backoff)) {
                 prop_assert!(wait < seconds(remaining) && made < allowed);
             }

@@ -12,7 +12,7 @@ use super::*;
 
 /// What comes of each attempt, in order; the same for every pool.
 #[derive(Debug, Clone, Default)]
-struct Script(Arc<Mutex<VecDeque<Result<Bytes, Failure>>>>);
+struct Script(Arc<Mutex<VecDeque<Result<Bytes, AttemptFailure>>>>);
 
 impl Connector for Script {
     fn connect(&self, _: &str, _: Option<&Path>) -> Result<Box<dyn Transport>, PoolsError> {
@@ -21,7 +21,7 @@ impl Connector for Script {
 }
 
 impl Transport for Script {
-    fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+    fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>> {
         let next = self.0.lock().expect("not poisoned").pop_front();
         match next {
             Some(outcome) => std::future::ready(outcome).boxed(),
@@ -46,7 +46,10 @@ fn pool(id: &str, images: bool) -> Pool {
     }
 }
 
-fn pools(configs: &[Pool], script: impl IntoIterator<Item = Result<Bytes, Failure>>) -> Pools {
+fn pools(
+    configs: &[Pool],
+    script: impl IntoIterator<Item = Result<Bytes, AttemptFailure>>,
+) -> Pools {
     let script = Script(Arc::new(Mutex::new(script.into_iter().collect())));
     let environment = Environment {
         pools: Arc::new(script),
@@ -56,7 +59,7 @@ fn pools(configs: &[Pool], script: impl IntoIterator<Item = Result<Bytes, Failur
     Pools::new(configs, None, "gate-01", &environment).expect("pools")
 }
 
-fn says(content: &str) -> Result<Bytes, Failure> {
+fn says(content: &str) -> Result<Bytes, AttemptFailure> {
     let reply = serde_json::json!({"model": "m", "choices": [{"message": {"content": content}}]});
     Ok(reply.to_string().into())
 }
@@ -73,7 +76,7 @@ fn question() -> PoolQuestion {
 
 #[tokio::test(start_paused = true)]
 async fn failures_that_may_pass_are_tried_again_until_one_answers() {
-    let busy = || Err(Failure::status(503, None, "busy"));
+    let busy = || Err(AttemptFailure::status(503, None, "busy"));
     let pools = pools(&[pool("big", true)], [busy(), busy(), says("yes")]);
     let mut spent = Spent::default();
     let settled = pools
@@ -88,9 +91,9 @@ async fn failures_that_may_pass_are_tried_again_until_one_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn every_failure_carries_its_code() {
-    let refused = || Err(Failure::status(404, None, "no such model"));
-    let down = || Err(Failure::unreachable(Class::LinkDown, "no session"));
-    let unwell = || Err(Failure::unwell("connection broke"));
+    let refused = || Err(AttemptFailure::status(404, None, "no such model"));
+    let down = || Err(AttemptFailure::unreachable(Class::LinkDown, "no session"));
+    let interrupted = || Err(AttemptFailure::interrupted("connection broke"));
     for (script, code, text) in [
         (
             vec![refused()],
@@ -99,7 +102,7 @@ async fn every_failure_carries_its_code() {
         ),
         (vec![down()], "LINK_DOWN", "pool big: link down: no session"),
         (
-            vec![unwell(), unwell(), unwell()],
+            vec![interrupted(), interrupted(), interrupted()],
             "FALLBACK",
             "pool big: connection broke (attempts made: 3)",
         ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::retry::Failure;
+use super::retry::AttemptFailure;
 use super::{PoolsError, QuestionId, Spent};
 
 /// A way to one pool.
@@ -20,7 +20,7 @@ pub trait Transport: Debug + Send + Sync {
 
     /// Sends a request once and returns the body of its reply. Dropping the future takes the
     /// request back.
-    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>>;
+    fn attempt<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>>;
 }
 
 /// One attempt.

@@ -22,7 +22,8 @@ use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::Called;
 use crate::decide::router::{Route, Target, Terms, route};
-use crate::deliver::event::{Draft, Escalation, Outcome, Settled, State, Step};
+use crate::decide::settled::Settled;
+use crate::deliver::event::{Draft, Escalation, EscalationOutcome, RuleState, Step};
 use crate::deliver::post::{Kind, Post};
 use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
 use crate::deliver::topics::Topics;
@@ -109,12 +110,12 @@ pub struct SceneCore {
     calls_asked_for: u64,
     /// Events posted and not yet stored, oldest first.
     unstored: VecDeque<Box<Draft>>,
-    phase: Phase,
+    phase: ScenePhase,
 }
 
 /// How far a scene is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum ScenePhase {
     /// Frames may come.
     Watching,
     /// The agent stops; frames and answers may come until then.
@@ -145,7 +146,7 @@ struct Asking {
 #[derive(Debug)]
 enum PendingCall {
     /// Asked for; neither made nor denied.
-    Requested(Decision),
+    Requested(Routed),
     /// Under way, for the event with this id.
     Made {
         rule: usize,
@@ -156,7 +157,7 @@ enum PendingCall {
 
 /// A local answer and the route it takes.
 #[derive(Debug)]
-struct Decision {
+struct Routed {
     rule: usize,
     frame: AdmittedFrame,
     answer: Settled,
@@ -196,7 +197,7 @@ impl SceneCore {
             calls: BTreeMap::new(),
             calls_asked_for: 0,
             unstored: VecDeque::new(),
-            phase: Phase::Watching,
+            phase: ScenePhase::Watching,
         }
     }
 
@@ -228,7 +229,7 @@ impl SceneCore {
         }
         if self.has_nothing_left() {
             self.end_events(&mut effects);
-            self.phase = Phase::Finished;
+            self.phase = ScenePhase::Finished;
         }
         effects
     }
@@ -236,15 +237,15 @@ impl SceneCore {
     /// When [`Input::Tick`] is due; `None` as long as nothing has to happen by itself.
     pub fn next_wake(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Stopping { deadline } => Some(deadline),
-            Phase::Finishing { deadline } => deadline,
-            Phase::Watching | Phase::TimedOut | Phase::Finished => None,
+            ScenePhase::Stopping { deadline } => Some(deadline),
+            ScenePhase::Finishing { deadline } => deadline,
+            ScenePhase::Watching | ScenePhase::TimedOut | ScenePhase::Finished => None,
         }
     }
 
     /// Whether every event has ended: no input but [`Input::Stored`] has an effect any more.
     pub fn is_finished(&self) -> bool {
-        self.phase == Phase::Finished
+        self.phase == ScenePhase::Finished
     }
 
     /// Whether the local model still owes answers about a frame.
@@ -253,7 +254,10 @@ impl SceneCore {
     }
 
     fn frame(&mut self, frame: AdmittedFrame, effects: &mut Vec<Effect>) {
-        if !matches!(self.phase, Phase::Watching | Phase::Stopping { .. }) {
+        if !matches!(
+            self.phase,
+            ScenePhase::Watching | ScenePhase::Stopping { .. }
+        ) {
             return;
         }
         effects.push(Effect::Record(Record::Asked {
@@ -323,7 +327,7 @@ impl SceneCore {
             threshold: config.threshold,
         };
         let route = route(answer.confidence.unwrap_or(0.0), terms, kill_switch);
-        let decision = Decision {
+        let decision = Routed {
             rule,
             frame,
             answer,
@@ -363,7 +367,7 @@ impl SceneCore {
             observation,
         };
         self.calls.insert(call, made);
-        if self.phase == Phase::TimedOut {
+        if self.phase == ScenePhase::TimedOut {
             effects.push(Effect::Recall(call));
         }
     }
@@ -377,8 +381,8 @@ impl SceneCore {
 
     /// Gives a routed answer to its rule's span and posts what comes of it. Returns the event's id
     /// and the observation that a pool may be asked about.
-    fn publish(&mut self, decision: Decision, effects: &mut Vec<Effect>) -> (String, Observation) {
-        let Decision {
+    fn publish(&mut self, decision: Routed, effects: &mut Vec<Effect>) -> (String, Observation) {
+        let Routed {
             rule,
             frame,
             answer,
@@ -418,10 +422,10 @@ impl SceneCore {
     fn escalation(&self, rule: usize, route: &Route) -> Escalation {
         let Rule { config, pool, .. } = &self.rules[rule];
         let outcome = match route.target {
-            Target::Escalate => Outcome::Pending,
+            Target::Escalate => EscalationOutcome::Pending,
             // Behind the deciding reason stands a wish that was not granted.
-            Target::Local if route.reasons.len() > 1 => Outcome::Denied,
-            Target::Local => Outcome::None,
+            Target::Local if route.reasons.len() > 1 => EscalationOutcome::Denied,
+            Target::Local => EscalationOutcome::None,
         };
         Escalation {
             outcome,
@@ -488,7 +492,7 @@ impl SceneCore {
         if self.end_events(effects) {
             let states = self.rules.iter().map(|rule| {
                 let topic = self.topics.rule_state(&self.cam, &rule.config.id);
-                retained(topic, State::Unknown.as_str().into(), Kind::Word)
+                retained(topic, RuleState::Unknown.as_str().into(), Kind::Word)
             });
             effects.extend(states);
         }
@@ -533,27 +537,28 @@ impl SceneCore {
 
     fn frames_ended(&mut self) {
         self.phase = match self.phase {
-            Phase::Watching => Phase::Finishing { deadline: None },
-            Phase::Stopping { deadline } => Phase::Finishing {
+            ScenePhase::Watching => ScenePhase::Finishing { deadline: None },
+            ScenePhase::Stopping { deadline } => ScenePhase::Finishing {
                 deadline: Some(deadline),
             },
-            phase @ (Phase::Finishing { .. } | Phase::TimedOut | Phase::Finished) => phase,
+            phase
+            @ (ScenePhase::Finishing { .. } | ScenePhase::TimedOut | ScenePhase::Finished) => phase,
         };
     }
 
     fn stop(&mut self, deadline: Duration) {
         self.phase = match self.phase {
-            Phase::Watching | Phase::Stopping { .. } => Phase::Stopping { deadline },
-            Phase::Finishing { .. } => Phase::Finishing {
+            ScenePhase::Watching | ScenePhase::Stopping { .. } => ScenePhase::Stopping { deadline },
+            ScenePhase::Finishing { .. } => ScenePhase::Finishing {
                 deadline: Some(deadline),
             },
-            phase @ (Phase::TimedOut | Phase::Finished) => phase,
+            phase @ (ScenePhase::TimedOut | ScenePhase::Finished) => phase,
         };
     }
 
     /// Gives up what is still under way. Recalled calls end, each with its outcome.
     fn time_out(&mut self, effects: &mut Vec<Effect>) {
-        self.phase = Phase::TimedOut;
+        self.phase = ScenePhase::TimedOut;
         if self.asking.take().is_some() {
             effects.push(Effect::StopAsking);
         }
@@ -566,7 +571,10 @@ impl SceneCore {
     }
 
     fn has_nothing_left(&self) -> bool {
-        let no_frames = matches!(self.phase, Phase::Finishing { .. } | Phase::TimedOut);
+        let no_frames = matches!(
+            self.phase,
+            ScenePhase::Finishing { .. } | ScenePhase::TimedOut
+        );
         no_frames && self.asking.is_none() && self.calls.is_empty()
     }
 }

@@ -6,7 +6,8 @@ use vlm::{Answer, Content, Identity, Picture, Request, Role, Split, Turn};
 
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
-use crate::deliver::event::{By, FrameInfo, Place, Settled};
+use crate::decide::settled::{AnswerSource, By, Settled};
+use crate::deliver::event::FrameInfo;
 use crate::deliver::payload::CameraStatusPayload;
 
 /// What the local model is asked about `picture` on behalf of `rule`.
@@ -35,7 +36,7 @@ pub(super) fn settled(answer: &Answer, model: &Identity) -> Settled {
         confidence: Some(answer.confidence.p),
         confidence_kind: answer.confidence.source.as_str(),
         by: By {
-            place: Place::Local,
+            place: AnswerSource::Local,
             pool: None,
             model: model.name.clone(),
             model_sha256: Some(model.sha256.clone()),

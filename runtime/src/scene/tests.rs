@@ -13,7 +13,7 @@ use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::{CameraState, CameraStatus};
 use crate::decide::call::Called;
 use crate::decide::router::Reason;
-use crate::deliver::event::{By, Place, Settled};
+use crate::decide::settled::{AnswerSource, By, Settled};
 use crate::deliver::post::{Kind, Post};
 use crate::environment::random::Random;
 use crate::observe::Record;
@@ -123,7 +123,7 @@ fn called(result: Result<&str, Reason>) -> Called<Settled> {
         confidence: None,
         confidence_kind: "none",
         by: By {
-            place: Place::Pool,
+            place: AnswerSource::Pool,
             pool: Some("big".into()),
             model: "m".into(),
             model_sha256: None,

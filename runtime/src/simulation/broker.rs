@@ -15,8 +15,8 @@ use tokio::time::sleep;
 use super::chance::Chance;
 use super::pools::reply;
 use crate::deliver::mqtt::{
-    Brokers, Command, Connection, Delivery, FarSide, Link, LinkError, LinkOptions, LinkState,
-    Publication,
+    BrokerConnection, Brokers, Delivery, FarSide, Link, LinkError, LinkOptions, LinkState,
+    Publication, PublishRequest,
 };
 use crate::environment::Environment;
 
@@ -29,7 +29,7 @@ const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a subscriber of a broker that forgets nothing it saved would have.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
-    /// Places of events.
+    /// EventKeys of events.
     pub(super) events: BTreeSet<(String, u64)>,
     /// Declared gaps: epoch, first, last.
     pub(super) gaps: Vec<(String, u64, u64)>,
@@ -37,7 +37,7 @@ pub(super) struct Seen {
 
 /// What every event and gap has.
 #[derive(Debug, Deserialize)]
-struct Place {
+struct EventKey {
     epoch: String,
     seq: Option<u64>,
     from_seq: Option<u64>,
@@ -65,7 +65,7 @@ impl BrokerDouble {
 }
 
 impl Brokers for BrokerDouble {
-    fn connect(&self, options: LinkOptions, environment: &Environment) -> Connection {
+    fn connect(&self, options: LinkOptions, environment: &Environment) -> BrokerConnection {
         let (link, far_side, deliveries) = Link::ends(options.receive_max);
         let session = Session {
             broker: self.clone(),
@@ -74,7 +74,7 @@ impl Brokers for BrokerDouble {
             unsaved: VecDeque::new(),
             replies: FuturesUnordered::new(),
         };
-        Connection {
+        BrokerConnection {
             link,
             deliveries,
             run: Box::new(|shutdown| session.run(shutdown).boxed()),
@@ -142,7 +142,7 @@ impl Session {
                     let _ = acked.send(Ok(()));
                 }
                 Some(reply) = self.replies.next() => self.deliver(reply),
-                Some(Command { publication, reply }) = self.far_side.commands.recv() => {
+                Some(PublishRequest { publication, reply }) = self.far_side.requests.recv() => {
                     let wait = chance.between(0.001, 0.2);
                     acks.push(async move { sleep(wait).await; (publication, reply) }.boxed());
                 }
@@ -166,8 +166,8 @@ impl Session {
             tokio::select! {
                 biased;
                 () = &mut end => return,
-                Some(command) = self.far_side.commands.recv() => {
-                    let _ = command.reply.send(Err(LinkError::Down("killed".into())));
+                Some(request) = self.far_side.requests.recv() => {
+                    let _ = request.reply.send(Err(LinkError::Down("killed".into())));
                 }
             }
         }
@@ -243,12 +243,12 @@ impl Session {
             let Some((_, publication)) = self.unsaved.pop_front() else {
                 return;
             };
-            let place = || serde_json::from_slice::<Place>(&publication.payload).expect("JSON");
+            let place = || serde_json::from_slice::<EventKey>(&publication.payload).expect("JSON");
             if publication.topic.ends_with("/event") {
-                let Place { epoch, seq, .. } = place();
+                let EventKey { epoch, seq, .. } = place();
                 saved.events.insert((epoch, seq.expect("a seq")));
             } else if publication.topic.ends_with("/gap") {
-                let Place {
+                let EventKey {
                     epoch,
                     from_seq,
                     to_seq,

@@ -27,7 +27,7 @@ type Question = (String, u64, String);
 
 /// What the agent showed, judged while it comes where that needs the order.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(Mutex<Books>);
+pub(super) struct Witness(Mutex<Books>);
 
 #[derive(Debug, Default)]
 struct Books {
@@ -48,7 +48,7 @@ struct Books {
     seqs: Vec<u64>,
 }
 
-impl Ledger {
+impl Witness {
     /// The agent is asked to stop.
     pub(super) fn stopped(&self) {
         self.books().stopped = true;
@@ -64,7 +64,7 @@ impl Ledger {
     }
 }
 
-impl Observer for Ledger {
+impl Observer for Witness {
     fn observe(&self, record: &Record) {
         self.books().take(record);
     }
@@ -154,7 +154,7 @@ impl Books {
 }
 
 /// Every law that was broken.
-pub(super) fn violations(ledger: &Ledger, seen: &Seen, totals: &Totals) -> Vec<String> {
+pub(super) fn violations(ledger: &Witness, seen: &Seen, totals: &Totals) -> Vec<String> {
     let books = ledger.books();
     let mut found = books.violations.clone();
 

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::chance::Chance;
 use crate::pool::PoolsError;
-use crate::pool::retry::{Class, Failure};
+use crate::pool::retry::{AttemptFailure, Class};
 use crate::pool::transport::{Attempt, Connector, Transport};
 
 /// Makes pools of one temper.
@@ -34,22 +34,22 @@ impl Connector for PoolDoubles {
 }
 
 impl Transport for PoolDouble {
-    fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+    fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>> {
         async {
             let chance = &self.0;
             sleep(chance.between(0.1, 2.0)).await;
             if chance.outage(7_200.0, 300.0) {
-                let class = Class::Unwell { wait: None };
-                return Err(Failure::unreachable(class, "connection refused"));
+                let class = Class::Unhealthy { wait: None };
+                return Err(AttemptFailure::unreachable(class, "connection refused"));
             }
             if chance.fails(0.02) {
                 std::future::pending::<()>().await;
             }
             if chance.fails(0.05) {
-                return Err(Failure::status(503, Some("1"), "overloaded"));
+                return Err(AttemptFailure::status(503, Some("1"), "overloaded"));
             }
             if chance.fails(0.02) {
-                return Err(Failure::status(400, None, "no"));
+                return Err(AttemptFailure::status(400, None, "no"));
             }
             Ok(reply(chance))
         }

@@ -3,7 +3,7 @@
 
 use super::Out;
 use crate::decide::router::Target;
-use crate::deliver::event::Settled;
+use crate::decide::settled::Settled;
 use crate::observe::LocalAnswer;
 use crate::pool::EscalationError;
 

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::*;
-use crate::pool::retry::{Class, Failure};
+use crate::pool::retry::{AttemptFailure, Class};
 use crate::pool::transport::{Attempt, Connector, Transport};
 
 /// What the pool does with each attempt.
@@ -34,7 +34,7 @@ impl Connector for Pool {
 }
 
 impl Transport for Pool {
-    fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, Failure>> {
+    fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         match self.act {
             Act::Say(content) => {
@@ -42,8 +42,8 @@ impl Transport for Pool {
                 std::future::ready(Ok(reply.to_string().into())).boxed()
             }
             Act::Refuse => {
-                let class = Class::Unwell { wait: None };
-                std::future::ready(Err(Failure::unreachable(class, "refused"))).boxed()
+                let class = Class::Unhealthy { wait: None };
+                std::future::ready(Err(AttemptFailure::unreachable(class, "refused"))).boxed()
             }
             Act::BeSilent => std::future::pending().boxed(),
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::decide::settled::AnswerSource;
 
 pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
     Settled {
@@ -6,7 +7,7 @@ pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
         confidence: Some(confidence),
         confidence_kind: "candidates",
         by: By {
-            place: Place::Local,
+            place: AnswerSource::Local,
             pool: None,
             model: "nano-edge".into(),
             model_sha256: Some("ab12".into()),
@@ -47,11 +48,11 @@ pub(crate) fn draft() -> Draft {
         question: "Is there a person?".into(),
         opened_on: frame(),
         frame: frame(),
-        state: State::On,
+        state: RuleState::On,
         settled: local("yes", 0.62),
         first: None,
         escalation: Escalation {
-            outcome: Outcome::Pending,
+            outcome: EscalationOutcome::Pending,
             reasons: vec![Reason::LowConfidence],
             threshold: 0.9,
             attempts: 0,
@@ -143,7 +144,7 @@ fn new_while_a_pool_is_asked() {
 fn update_with_the_pools_answer_after_the_end() {
     let mut draft = Draft {
         step: Step::Update,
-        state: State::Off,
+        state: RuleState::Off,
         late: true,
         first: Some(local("yes", 0.62)),
         ..draft()
@@ -153,7 +154,7 @@ fn update_with_the_pools_answer_after_the_end() {
         confidence: None,
         confidence_kind: "none",
         by: By {
-            place: Place::Pool,
+            place: AnswerSource::Pool,
             pool: Some("vlm-large".into()),
             model: "example-72b".into(),
             model_sha256: None,
@@ -166,7 +167,7 @@ fn update_with_the_pools_answer_after_the_end() {
         },
     };
     draft.escalation = Escalation {
-        outcome: Outcome::Answered,
+        outcome: EscalationOutcome::Answered,
         attempts: 1,
         bytes_up: 41_300,
         ..draft.escalation
@@ -278,11 +279,11 @@ fn states() {
     let alert = ["yes".to_owned()];
     assert_eq!(
         [
-            State::of("yes", &alert),
-            State::of("no", &alert),
-            State::of("yes", &[])
+            RuleState::of("yes", &alert),
+            RuleState::of("no", &alert),
+            RuleState::of("yes", &[])
         ]
-        .map(State::as_str),
+        .map(RuleState::as_str),
         ["ON", "OFF", "unknown"]
     );
 }

@@ -1,10 +1,10 @@
 //! The task behind a [`Link`](super::Link): one connection after another, each with a fresh client.
 //!
 //! The library would keep unacknowledged publications over a reconnect and send them again, or
-//! forget them when the broker lost the session, and tell nobody which. So its state lives for one
-//! connection only: when that ends, every publication it still held fails with [`LinkError::Down`],
-//! and whoever must not lose one sends it again. The *session* is the broker's and is kept: what is
-//! sent to our subscriptions while we are away waits there.
+//! forget them when the broker lost the session, without reporting which. So its state lives for
+//! one connection only: when that ends, every publication it still held fails with
+//! [`LinkError::Down`], and a caller that must not lose one sends it again. The broker keeps the
+//! *session*: what is published to our subscriptions while we are away waits there.
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
@@ -23,27 +23,29 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::wire::{self, CONNECT_TIMEOUT, KEEP_ALIVE};
-use super::{Ack, Command, Delivery, FarSide, LinkError, LinkOptions, LinkState, Qos, WINDOW};
+use super::{
+    Ack, Delivery, FarSide, LinkError, LinkOptions, LinkState, PublishRequest, Qos, WINDOW,
+};
 use crate::environment::backoff::Backoff;
 use crate::environment::clock::Clock;
 use crate::environment::random::Random;
 
 /// First and longest wait before a reconnect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
-/// Wait after another client took our session over: two boxes with one id must not chase each other
-/// off the broker.
+/// Wait after another client took our session over: two boxes with the same client id must not keep
+/// disconnecting each other.
 const TAKEN_OVER_WAIT: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a success: the next failure starts with a short wait
 /// again.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
-/// From so many connections in a row that did not last, the reason is likely our own id.
+/// After this many short-lived connections in a row, a client with the same id is the likely cause.
 const SHORT_LIVED_MAX: u32 = 2;
-/// MQTT's reason for a packet above a limit that the broker did not announce: mosquitto's
-/// `message_size_limit`, for one.
+/// MQTT's reason code for a packet above a limit that the broker did not announce, such as
+/// mosquitto's `message_size_limit`.
 const PACKET_TOO_LARGE: u8 = 0x95;
-/// Longest time from dialling to subscriptions that the broker confirmed.
+/// Longest time from connecting to the broker's confirmation of our subscriptions.
 const OPENING_MAX: Duration = Duration::from_secs(2 * CONNECT_TIMEOUT.as_secs());
-/// Longest wait for the last bytes at a clean stop.
+/// Longest wait for the last packets to be sent at a clean stop.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 type Reply = oneshot::Sender<Result<(), LinkError>>;
@@ -57,56 +59,56 @@ pub struct LinkTask {
     random: Random,
     /// Whether the broker's session is known to hold our subscriptions.
     subscribed: bool,
-    /// Connections tried so far; numbers the current one in acknowledgements.
-    tried: u64,
+    /// Connection attempts so far; identifies the current one in acknowledgements.
+    attempts: u64,
 }
 
 /// How one connection ended.
-enum Ended {
+enum ConnectionEnd {
     Stopped,
     TakenOver,
-    /// A publication was refused in a way that ends the connection; it will not be sent again.
+    /// The broker refused a publication in a way that ends the connection; it is not sent again.
     Refused(String),
     Failed(String),
 }
 
-/// How far one connection is.
+/// State of one connection.
 #[derive(Debug, Clone, Copy)]
-enum Phase {
+enum ConnectionPhase {
     /// Until the broker's CONNACK.
     Connecting,
     /// Until the broker confirmed our subscriptions.
     Subscribing { silence_max: Duration },
-    /// Publications flow. Pings make an event every keep-alive at the latest: more silence than
-    /// that is a stuck connection.
+    /// Publications flow. Pings cause an event at least every keep-alive interval: a longer silence
+    /// is a stuck connection.
     Up { silence_max: Duration },
-    /// The agent stops: our last bytes have to be out by then.
+    /// The agent stops: the last packets have to be sent until then.
     Leaving { until: Duration },
 }
 
-impl Phase {
-    /// The broker accepted us.
+impl ConnectionPhase {
+    /// Whether the broker accepted the connection.
     fn is_accepted(self) -> bool {
-        !matches!(self, Phase::Connecting)
+        !matches!(self, Self::Connecting)
     }
 
-    /// Publications can be sent.
+    /// Whether publications can be sent.
     fn is_up(self) -> bool {
-        matches!(self, Phase::Up { .. } | Phase::Leaving { .. })
+        matches!(self, Self::Up { .. } | Self::Leaving { .. })
     }
 
     fn leaving_until(self) -> Option<Duration> {
         match self {
-            Phase::Leaving { until } => Some(until),
-            Phase::Connecting | Phase::Subscribing { .. } | Phase::Up { .. } => None,
+            Self::Leaving { until } => Some(until),
+            Self::Connecting | Self::Subscribing { .. } | Self::Up { .. } => None,
         }
     }
 
-    /// How long the connection may be without any event.
+    /// The longest time without any event before the connection counts as stuck.
     fn silence_max(self) -> Duration {
         match self {
-            Phase::Subscribing { silence_max } | Phase::Up { silence_max } => silence_max,
-            Phase::Connecting | Phase::Leaving { .. } => OPENING_MAX,
+            Self::Subscribing { silence_max } | Self::Up { silence_max } => silence_max,
+            Self::Connecting | Self::Leaving { .. } => OPENING_MAX,
         }
     }
 }
@@ -124,12 +126,12 @@ impl LinkTask {
             clock,
             random,
             subscribed: false,
-            tried: 0,
+            attempts: 0,
         }
     }
 
-    /// Connects, and connects again, until `shutdown`; then says goodbye, so that the last will is
-    /// not sent.
+    /// Connects, and reconnects, until `shutdown`; then disconnects cleanly, so that the broker does
+    /// not publish the last will.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
@@ -137,28 +139,28 @@ impl LinkTask {
             "{}:{}",
             self.options.mqtt.url.host, self.options.mqtt.url.port
         );
-        // Connections in a row that came up and soon went down.
+        // Consecutive connections that came up and soon went down.
         let mut short_lived = 0;
         loop {
             let connections = self.far_side.status.borrow().connections;
             let started = self.clock.now();
             let (why, wait) = match self.run_once(shutdown.as_mut()).await {
-                Ended::Stopped => return self.set_state(LinkState::Down("stopped".into())),
-                Ended::TakenOver => {
+                ConnectionEnd::Stopped => return self.set_state(LinkState::Down("stopped".into())),
+                ConnectionEnd::TakenOver => {
                     error!(
                         client_id = self.options.client_id,
-                        "another client connected to {url} with our id: give each box its own [node] id"
+                        "another client connected to {url} with our client id; give each box its own [node] id"
                     );
                     (
-                        "another client connected with our id".into(),
+                        "another client connected with our client id".into(),
                         TAKEN_OVER_WAIT,
                     )
                 }
-                Ended::Refused(why) => {
-                    warn!("broker {url}: {why}; connecting again");
+                ConnectionEnd::Refused(why) => {
+                    warn!("broker {url}: {why}; reconnecting");
                     (why, RECONNECT.0)
                 }
-                Ended::Failed(mut why) => {
+                ConnectionEnd::Failed(mut why) => {
                     if self.far_side.status.borrow().connections > connections {
                         let steady = self.clock.now() - started >= STEADY_AFTER;
                         short_lived = if steady { 0 } else { short_lived + 1 };
@@ -166,15 +168,15 @@ impl LinkTask {
                             backoff.reset();
                         }
                     }
-                    // Not every broker tells a client that another one took its place.
+                    // Not every broker reports that another client took over the session.
                     if short_lived >= SHORT_LIVED_MAX {
                         why = format!(
-                            "{why}, {short_lived} times in a row; does another client connect as {}?",
+                            "{why}, {short_lived} times in a row; check whether another client connects as {}",
                             self.options.client_id
                         );
                     }
                     let wait = backoff.next_wait(self.random.unit());
-                    warn!("broker {url}: {why}; next try in {wait:.1?}");
+                    warn!("broker {url}: {why}; next attempt in {wait:.1?}");
                     (why, wait)
                 }
             };
@@ -184,19 +186,22 @@ impl LinkTask {
                 tokio::select! {
                     () = &mut wait => break,
                     () = shutdown.as_mut() => return,
-                    Some(command) = self.far_side.commands.recv() => refuse(command, &why),
+                    Some(request) = self.far_side.requests.recv() => refuse(request, &why),
                 }
             }
         }
     }
 
-    /// One connection, from dialling to its end.
-    async fn run_once(&mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Ended {
+    /// Runs one connection, from the connection attempt to its end.
+    async fn run_once(
+        &mut self,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> ConnectionEnd {
         let options = match wire::connect_options(&self.options) {
             Ok(options) => options,
-            Err(error) => return Ended::Failed(error.to_string()),
+            Err(error) => return ConnectionEnd::Failed(error.to_string()),
         };
-        self.tried += 1;
+        self.attempts += 1;
         let room = WINDOW + usize::from(self.options.receive_max) + 8;
         let (client, mut events) = AsyncClient::new(options, room);
         let mut connection = Connection::new(client);
@@ -204,34 +209,38 @@ impl LinkTask {
         let opened = clock.now();
         loop {
             let silence_max = connection.phase.silence_max();
-            // The library's poll must not be dropped half-way: a packet on its way out would be
-            // lost. So it stays pinned while commands come in, and time is the only thing that
-            // ends it early, and the connection with it.
+            // Dropping the library's poll half-way would lose a packet that is being written. So
+            // it stays pinned while requests come in; only the timeout ends it early, and the
+            // connection with it.
             let mut poll = pin!(timeout(silence_max, events.poll()));
             let event = loop {
                 let leaving = connection.phase.leaving_until();
                 tokio::select! {
                     event = &mut poll => break event,
-                    Some(command) = self.far_side.commands.recv(), if connection.has_room() => {
-                        connection.send(command);
+                    Some(request) = self.far_side.requests.recv(), if connection.has_room() => {
+                        connection.send(request);
                     }
-                    Some((came_on, pkid)) = self.far_side.acks.recv() => {
-                        if came_on == self.tried { connection.ack(pkid) }
+                    Some((attempt, pkid)) = self.far_side.acks.recv() => {
+                        if attempt == self.attempts { connection.ack(pkid) }
                     }
                     () = shutdown.as_mut(), if leaving.is_none() => {
-                        if !connection.phase.is_up() { return Ended::Stopped; }
+                        if !connection.phase.is_up() { return ConnectionEnd::Stopped; }
                         connection.leave(clock.now() + DISCONNECT_TIMEOUT);
                     }
                     () = clock.sleep_until(leaving.unwrap_or_default()), if leaving.is_some() => {
-                        return Ended::Stopped;
+                        return ConnectionEnd::Stopped;
                     }
                 }
             };
             let leaving = connection.phase.leaving_until().is_some();
             match event {
-                // When we leave, it makes no difference how the connection ends.
-                Err(_) | Ok(Err(_)) if leaving => return Ended::Stopped,
-                Err(_) => return Ended::Failed(format!("silent for {silence_max:.0?}")),
+                // While leaving, it makes no difference how the connection ends.
+                Err(_) | Ok(Err(_)) if leaving => return ConnectionEnd::Stopped,
+                Err(_) => {
+                    return ConnectionEnd::Failed(format!(
+                        "no packet from the broker for {silence_max:.0?}"
+                    ));
+                }
                 Ok(Err(error)) => return connection.failed(&error),
                 Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => {
                     self.connected(&mut connection, &connack);
@@ -244,24 +253,28 @@ impl LinkTask {
                     connection.acknowledged(&puback);
                 }
                 Ok(Ok(Event::Outgoing(Outgoing::Publish(pkid)))) => connection.sent(pkid),
-                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if leaving => return Ended::Stopped,
+                Ok(Ok(Event::Outgoing(Outgoing::Disconnect))) if leaving => {
+                    return ConnectionEnd::Stopped;
+                }
                 Ok(Ok(event)) => debug!("{event:?}"),
             }
             if !connection.phase.is_up() && clock.now() - opened > OPENING_MAX {
-                return Ended::Failed("the broker did not confirm our subscriptions".into());
+                return ConnectionEnd::Failed(format!(
+                    "the broker did not confirm our subscriptions within {OPENING_MAX:.0?}"
+                ));
             }
         }
     }
 
     fn connected(&mut self, connection: &mut Connection, connack: &ConnAck) {
-        // A broker that wants no keep-alive at all says 0.
+        // 0 from the broker turns keep-alive off; we keep ours.
         let keep_alive = connack
             .properties
             .as_ref()
             .and_then(|properties| properties.server_keep_alive)
             .filter(|secs| *secs > 0)
             .map_or(KEEP_ALIVE, |secs| Duration::from_secs(secs.into()));
-        connection.phase = Phase::Subscribing {
+        connection.phase = ConnectionPhase::Subscribing {
             silence_max: keep_alive * 2,
         };
         if let Some(limit) = connack.properties.as_ref().and_then(|p| p.max_packet_size) {
@@ -277,10 +290,9 @@ impl LinkTask {
             .iter()
             .map(|(path, qos)| wire::filter(path, *qos));
         if connection.client.try_subscribe_many(filters).is_err() {
-            // Caught when opening would be nicer; a filter the library refuses is a bug of ours, so
-            // say it loudly.
+            // The filters are our own, so one that the library refuses is a bug of ours.
             error!(
-                "subscriptions {:?} hold an invalid topic filter",
+                "subscriptions not made: {:?} contain an invalid topic filter",
                 self.options.subscriptions
             );
             self.up(connection);
@@ -297,17 +309,17 @@ impl LinkTask {
             .filter(|(_, code)| refused(code))
         {
             error!(
-                "the broker refused our subscription to {path}: {code:?}; check its access rules"
+                "the broker refused our subscription to {path}: {code:?}; check the broker's access rules"
             );
         }
-        // What was refused is asked for again on the next connection: the rules may have been
-        // mended by then.
+        // A refused subscription is requested again on the next connection: the access rules may
+        // have been corrected by then.
         self.subscribed = !suback.return_codes.iter().any(refused);
         self.up(connection);
     }
 
     fn up(&mut self, connection: &mut Connection) {
-        connection.phase = Phase::Up {
+        connection.phase = ConnectionPhase::Up {
             silence_max: connection.phase.silence_max(),
         };
         info!(
@@ -324,16 +336,16 @@ impl LinkTask {
         let waits_for_ack = self.options.manual_acks && publish.qos != QoS::AtMostOnce;
         let ack = waits_for_ack.then(|| Ack {
             pkid: publish.pkid,
-            connection: self.tried,
+            connection: self.attempts,
             queue: self.far_side.acks_sender.clone(),
         });
-        // Never wait here: a slow reader would stop the pings, and with them the connection.
+        // Never wait here: a slow reader would stop the pings, and the broker would disconnect us.
         if let Err(error) = self.far_side.deliveries.try_send(Delivery {
             publication: wire::received(publish),
             ack,
         }) {
             self.far_side.dropped.fetch_add(1, Ordering::Relaxed);
-            warn!("dropped a delivery: {error}");
+            warn!("dropped a delivery, which the reader did not take in time: {error}");
         }
     }
 
@@ -344,39 +356,39 @@ impl LinkTask {
     }
 }
 
-/// What ended a connection, with the cure where it is known.
+/// What ended a connection, with help where the cause is known.
 fn why(error: &ConnectionError, accepted: bool) -> String {
-    let cure = match error {
+    let help = match error {
         ConnectionError::ConnectionRefused(
             ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
-        ) => "; see username-file and password-file, and the broker's own accounts",
+        ) => "; check username-file and password-file against the broker's accounts",
         ConnectionError::ConnectionRefused(
             ConnectReturnCode::UnsupportedProtocolVersion
             | ConnectReturnCode::RefusedProtocolVersion,
-        ) => "; the broker has to speak MQTT 5",
-        // So do brokers that know older versions alone, and whatever else listens on a wrong port.
+        ) => "; configure a broker that supports MQTT 5",
+        // Brokers without MQTT 5 do this, and so does another kind of server on a wrong port.
         ConnectionError::MqttState(_) if !accepted => {
-            " before it accepted us; is it a broker that speaks MQTT 5?"
+            " before the connection was accepted; check that it is a broker that supports MQTT 5"
         }
         _ => "",
     };
-    format!("{error}{cure}")
+    format!("{error}{help}")
 }
 
-fn refuse(command: Command, why: &str) {
-    // A caller that gave up is not waiting for its reply.
-    let _ = command.reply.send(Err(LinkError::Down(why.to_owned())));
+fn refuse(request: PublishRequest, why: &str) {
+    // The receiver is gone where the caller gave up.
+    let _ = request.reply.send(Err(LinkError::Down(why.to_owned())));
 }
 
-/// What one connection holds; dropped with it, so that every reply still waiting fails.
+/// State of one connection. Dropping it fails every publication that still waits for its outcome.
 struct Connection {
     client: AsyncClient,
     packet_bytes_max: usize,
-    /// Handed to the client, in order; it writes them in the same order.
+    /// Handed to the client, which writes them in the same order.
     unsent: VecDeque<(Qos, String, Reply)>,
-    /// Written with QoS 1, in order, by packet id. A broker acknowledges in the same order.
+    /// Written with QoS 1, with their packet ids. A broker acknowledges them in the same order.
     unacked: VecDeque<(u16, String, Reply)>,
-    phase: Phase,
+    phase: ConnectionPhase,
 }
 
 impl Connection {
@@ -386,34 +398,34 @@ impl Connection {
             packet_bytes_max: usize::MAX,
             unsent: VecDeque::new(),
             unacked: VecDeque::new(),
-            phase: Phase::Connecting,
+            phase: ConnectionPhase::Connecting,
         }
     }
 
-    /// Says goodbye behind every publication already handed over, so that the last will is not
-    /// sent.
+    /// Disconnects after every publication already handed over, so that the broker does not publish
+    /// the last will.
     fn leave(&mut self, until: Duration) {
-        self.phase = Phase::Leaving { until };
-        // Without room for it the time limit ends the connection.
+        self.phase = ConnectionPhase::Leaving { until };
+        // If the client's queue is full, the time limit ends the connection.
         let _ = self.client.try_disconnect();
     }
 
-    /// The library ended the connection.
-    fn failed(&mut self, error: &ConnectionError) -> Ended {
+    /// Why the library ended the connection.
+    fn failed(&mut self, error: &ConnectionError) -> ConnectionEnd {
         match error {
             ConnectionError::MqttState(StateError::ServerDisconnect {
                 reason_code: DisconnectReasonCode::SessionTakenOver,
                 ..
-            }) => Ended::TakenOver,
+            }) => ConnectionEnd::TakenOver,
             ConnectionError::MqttState(StateError::Deserialization(
                 MqttError::InvalidConnectReturnCode(reason),
             )) if self.phase.is_up() => {
                 self.refused(*reason);
-                Ended::Refused(format!(
-                    "it refused a publication with reason {reason:#04x}"
+                ConnectionEnd::Refused(format!(
+                    "the broker refused a publication with reason code {reason:#04x}"
                 ))
             }
-            error => Ended::Failed(why(error, self.phase.is_accepted())),
+            error => ConnectionEnd::Failed(why(error, self.phase.is_accepted())),
         }
     }
 
@@ -421,9 +433,9 @@ impl Connection {
         !self.phase.is_up() || self.unsent.len() + self.unacked.len() < WINDOW
     }
 
-    fn send(&mut self, Command { publication, reply }: Command) {
+    fn send(&mut self, PublishRequest { publication, reply }: PublishRequest) {
         if !self.phase.is_up() {
-            return refuse(Command { publication, reply }, "not connected yet");
+            return refuse(PublishRequest { publication, reply }, "not connected yet");
         }
         let bytes = wire::packet_bytes(&publication);
         if bytes > self.packet_bytes_max {
@@ -451,7 +463,7 @@ impl Connection {
         if queued {
             self.unsent.push_back((publication.qos, topic, reply));
         } else {
-            // The window leaves the client room for each, so a refusal is about the topic.
+            // The client has room for a whole window, so it refused the topic.
             let _ = reply.send(Err(LinkError::Topic { topic }));
         }
     }
@@ -460,17 +472,17 @@ impl Connection {
         match self.unsent.pop_front() {
             Some((Qos::AtMostOnce, _, reply)) => _ = reply.send(Ok(())),
             Some((Qos::AtLeastOnce, topic, reply)) => self.unacked.push_back((pkid, topic, reply)),
-            None => warn!("the client wrote a publication {pkid} that was not handed to it"),
+            None => warn!("the MQTT client wrote publication {pkid}, which was not handed to it"),
         }
     }
 
     fn acknowledged(&mut self, puback: &PubAck) {
-        let place = self
+        let index = self
             .unacked
             .iter()
             .position(|(pkid, ..)| *pkid == puback.pkid);
-        let Some((_, topic, reply)) = place.and_then(|place| self.unacked.remove(place)) else {
-            return warn!("PUBACK {} matches no publication", puback.pkid);
+        let Some((_, topic, reply)) = index.and_then(|index| self.unacked.remove(index)) else {
+            return warn!("PUBACK {} matches no publication in flight", puback.pkid);
         };
         let outcome = match puback.reason {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
@@ -482,15 +494,15 @@ impl Connection {
         let _ = reply.send(outcome);
     }
 
-    /// A PUBACK whose reason the library does not know, for which it ends the connection. It is
-    /// about the oldest publication: sent again, that one would end the next connection too, and
-    /// nothing behind it would ever arrive.
+    /// Handles a PUBACK with a reason code that the library does not know, and for which it ends
+    /// the connection. The PUBACK is for the oldest publication: sent again, that one would end the
+    /// next connection too, and block everything behind it.
     fn refused(&mut self, reason: u8) {
         if let Some((_, topic, reply)) = self.unacked.pop_front() {
             let reason = if reason == PACKET_TOO_LARGE {
                 "PacketTooLarge".into()
             } else {
-                format!("reason {reason:#04x}")
+                format!("reason code {reason:#04x}")
             };
             let _ = reply.send(Err(LinkError::Refused { topic, reason }));
         }
@@ -503,7 +515,9 @@ impl Connection {
             ..Publish::default()
         };
         if self.client.try_ack(&publish).is_err() {
-            warn!("no room to acknowledge delivery {pkid}; the broker will deliver it again");
+            warn!(
+                "delivery {pkid} not acknowledged, the client's queue is full; the broker will deliver it again"
+            );
         }
     }
 }
@@ -513,7 +527,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_a_connection_comes_with_its_cure() {
+    fn connection_errors_come_with_help() {
         let refused = |code| why(&ConnectionError::ConnectionRefused(code), false);
         let closed = |accepted| {
             why(
@@ -521,16 +535,16 @@ mod tests {
                 accepted,
             )
         };
-        let told = [
+        let errors = [
             refused(ConnectReturnCode::NotAuthorized),
             refused(ConnectReturnCode::UnsupportedProtocolVersion),
             closed(false),
             closed(true),
         ];
-        insta::assert_snapshot!(told.join("\n"), @"
-        Connection refused, return code: `NotAuthorized`; see username-file and password-file, and the broker's own accounts
-        Connection refused, return code: `UnsupportedProtocolVersion`; the broker has to speak MQTT 5
-        Mqtt state: Connection closed by peer abruptly before it accepted us; is it a broker that speaks MQTT 5?
+        insta::assert_snapshot!(errors.join("\n"), @"
+        Connection refused, return code: `NotAuthorized`; check username-file and password-file against the broker's accounts
+        Connection refused, return code: `UnsupportedProtocolVersion`; configure a broker that supports MQTT 5
+        Mqtt state: Connection closed by peer abruptly before the connection was accepted; check that it is a broker that supports MQTT 5
         Mqtt state: Connection closed by peer abruptly
         ");
     }

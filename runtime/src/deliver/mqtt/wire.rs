@@ -1,4 +1,4 @@
-//! Ours to `rumqttc`'s and back: connect options, publications.
+//! Converts connect options and publications to the types of `rumqttc`, and back.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,16 @@ use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 
 use super::{ConnectError, LinkOptions, Publication, Qos, WINDOW};
 
-/// A broker that says nothing for twice this is gone.
+/// A broker that sends nothing for twice this time counts as gone.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// TCP, TLS and CONNACK together.
+/// Timeout of the TCP and TLS handshakes and the CONNACK together.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connect options, with every default that would hurt us set by hand: the library starts clean
-/// sessions, and closes the connection on packets above 10 KiB.
+/// The library's connect options. By default it would start clean sessions, and close the connection
+/// on packets above 10 KiB.
+///
+/// # Errors
+/// When a user, password or CA file cannot be used.
 pub(super) fn connect_options(options: &LinkOptions) -> Result<MqttOptions, ConnectError> {
     let url = &options.mqtt.url;
     let (host, transport) = match url.scheme {
@@ -29,7 +32,7 @@ pub(super) fn connect_options(options: &LinkOptions) -> Result<MqttOptions, Conn
             url.host.clone(),
             Transport::tls_with_config(tls(&options.mqtt)?),
         ),
-        // The library takes host, port and path of a websocket from here.
+        // The library takes the host, port and path of a WebSocket from this text.
         MqttScheme::Websocket => (
             format!("ws://{}:{}{}", url.host, url.port, url.path),
             Transport::ws(),
@@ -89,21 +92,21 @@ pub(super) fn connect_options(options: &LinkOptions) -> Result<MqttOptions, Conn
     Ok(connect)
 }
 
-/// How a certificate begins in a PEM file.
+/// First line of a certificate in a PEM file.
 const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 fn tls(mqtt: &Mqtt) -> Result<TlsConfiguration, ConnectError> {
-    // One provider for the process; a second installation is refused and changes nothing.
+    // One provider per process; installing a second one fails and changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match &mqtt.ca_file {
         Some(path) => {
             let ca = read(path)?;
-            // The library would say so too, without the file's name.
+            // The library checks this too, but its error does not name the file.
             if !ca
                 .windows(PEM_CERTIFICATE.len())
                 .any(|bytes| bytes == PEM_CERTIFICATE)
             {
-                let message = "holds no certificate in PEM; name the one of the broker's authority with ca-file".into();
+                let message = "found no certificate in PEM format; set ca-file to the certificate of the authority that signed the broker's".into();
                 return Err(ConnectError::File {
                     path: path.into(),
                     message,
@@ -119,11 +122,11 @@ fn tls(mqtt: &Mqtt) -> Result<TlsConfiguration, ConnectError> {
     }
 }
 
-/// A secret as operators write it, with the newline their editor leaves.
+/// The text of a file that holds a secret, without the newline that editors add.
 fn secret(path: &Path) -> Result<String, ConnectError> {
     let text = String::from_utf8(read(path)?).map_err(|_| ConnectError::File {
         path: path.into(),
-        message: "is not UTF-8 text".into(),
+        message: "expected UTF-8 text".into(),
     })?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
@@ -135,10 +138,10 @@ fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
     })
 }
 
-/// A subscription that shows the sender's retain flag, so that retained commands can be told from
-/// live ones.
-pub(super) fn filter(path: &str, at: Qos) -> Filter {
-    let mut filter = Filter::new(path, qos(at));
+/// A subscription that keeps the sender's retain flag, so that retained commands can be
+/// distinguished from live ones.
+pub(super) fn filter(path: &str, max_qos: Qos) -> Filter {
+    let mut filter = Filter::new(path, qos(max_qos));
     filter.preserve_retain = true;
     filter
 }
@@ -150,7 +153,7 @@ pub(super) fn qos(qos: Qos) -> QoS {
     }
 }
 
-/// Whole seconds, rounded up: an expiry of 0.4 s must not become "now".
+/// Whole seconds, rounded up: an expiry of 0.4 s must not become 0.
 fn whole_secs(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
@@ -166,7 +169,7 @@ pub(super) fn properties(publication: &Publication) -> PublishProperties {
     }
 }
 
-/// Size of the whole packet on the wire.
+/// Size of the whole packet on the wire, in bytes.
 pub(super) fn packet_bytes(publication: &Publication) -> usize {
     let publish = Publish::new(
         &publication.topic,
@@ -174,15 +177,14 @@ pub(super) fn packet_bytes(publication: &Publication) -> usize {
         publication.payload.clone(),
         Some(properties(publication)),
     );
-    // Without a packet id the library leaves its two bytes out of the sum.
+    // Without a packet id the library does not count its two bytes.
     publish.size() + 2
 }
 
 pub(super) fn received(publish: Publish) -> Publication {
     let properties = publish.properties.unwrap_or_default();
     Publication {
-        // Topic names are UTF-8 by the protocol; a broker that breaks it gets a topic that matches
-        // nothing.
+        // MQTT topic names are UTF-8; from a broker that violates this, the topic matches nothing.
         topic: String::from_utf8_lossy(&publish.topic).into_owned(),
         payload: publish.payload,
         qos: if publish.qos == QoS::AtMostOnce {

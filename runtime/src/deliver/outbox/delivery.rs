@@ -53,15 +53,15 @@ pub struct Delivery {
     capacity: usize,
     counts: Counts,
     /// Not acknowledged, oldest first.
-    queue: VecDeque<Slot<Queued>>,
+    queue: VecDeque<Tracked<Queued>>,
     /// Payloads of `queue`, together.
     queued_bytes: usize,
     /// Acknowledged and not known to be saved, oldest acknowledgement first.
     recent: VecDeque<(Duration, u64)>,
     /// Taken from `recent` to be sent again; oldest first, and older than all of `queue`.
-    again: VecDeque<Slot<u64>>,
+    again: VecDeque<Tracked<u64>>,
     /// Not acknowledged, oldest first.
-    gaps: VecDeque<Slot<(u64, Gap)>>,
+    gaps: VecDeque<Tracked<(u64, Gap)>>,
     recent_gaps: VecDeque<(Duration, (u64, Gap))>,
     gap_ids: u64,
 }
@@ -74,14 +74,14 @@ struct Queued {
 }
 
 #[derive(Debug)]
-struct Slot<T> {
+struct Tracked<T> {
     item: T,
     in_flight: bool,
 }
 
-impl<T> Slot<T> {
+impl<T> Tracked<T> {
     fn waiting(item: T) -> Self {
-        Slot {
+        Tracked {
             item,
             in_flight: false,
         }
@@ -158,7 +158,7 @@ impl Delivery {
         }
         self.counts.produced = seq;
         self.queued_bytes += bytes;
-        self.queue.push_back(Slot::waiting(Queued {
+        self.queue.push_back(Tracked::waiting(Queued {
             seq,
             bytes,
             since: now,
@@ -226,11 +226,11 @@ impl Delivery {
         self.counts.repeated += self.recent.len() as u64;
         // Acknowledgements come in the order of sending, but a repeat may have been acknowledged
         // after a younger event.
-        let recent = self.recent.drain(..).map(|(_, seq)| Slot::waiting(seq));
+        let recent = self.recent.drain(..).map(|(_, seq)| Tracked::waiting(seq));
         self.again.extend(recent);
         self.again.make_contiguous().sort_by_key(|slot| slot.item);
         for (_, gap) in self.recent_gaps.drain(..).rev() {
-            self.gaps.push_front(Slot::waiting(gap));
+            self.gaps.push_front(Tracked::waiting(gap));
         }
     }
 
@@ -248,7 +248,7 @@ impl Delivery {
         }
         self.counts.dropped += 1;
         let full = self.gaps.len() >= GAPS_MAX;
-        if let Some(Slot {
+        if let Some(Tracked {
             item: (_, gap),
             in_flight: false,
         }) = self.gaps.back_mut()
@@ -266,7 +266,7 @@ impl Delivery {
             count: 1,
             reason,
         };
-        self.gaps.push_back(Slot::waiting((self.gap_ids, gap)));
+        self.gaps.push_back(Tracked::waiting((self.gap_ids, gap)));
     }
 }
 

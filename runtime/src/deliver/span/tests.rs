@@ -3,8 +3,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::decide::settled::{AnswerSource, By};
 use crate::deliver::event::tests::{frame, local};
-use crate::deliver::event::{By, Place};
 use crate::pool::Spent;
 
 fn spans(must_escalate: bool) -> Spans {
@@ -17,10 +17,10 @@ fn spans(must_escalate: bool) -> Spans {
 }
 
 /// A local answer about frame `number`.
-fn seen_on(number: u64, answer: &str, outcome: Outcome) -> Observation {
+fn seen_on(number: u64, answer: &str, outcome: EscalationOutcome) -> Observation {
     let reasons = match outcome {
-        Outcome::None => vec![Reason::Confident],
-        Outcome::Denied => vec![Reason::LinkDown, Reason::LowConfidence],
+        EscalationOutcome::None => vec![Reason::Confident],
+        EscalationOutcome::Denied => vec![Reason::LinkDown, Reason::LowConfidence],
         _ => vec![Reason::LowConfidence],
     };
     let escalation = Escalation {
@@ -32,7 +32,11 @@ fn seen_on(number: u64, answer: &str, outcome: Outcome) -> Observation {
         cost_usd: None,
         deadline: None,
     };
-    let confidence = if outcome == Outcome::None { 0.95 } else { 0.5 };
+    let confidence = if outcome == EscalationOutcome::None {
+        0.95
+    } else {
+        0.5
+    };
     Observation {
         number,
         answer: local(answer, confidence),
@@ -44,14 +48,14 @@ fn seen_on(number: u64, answer: &str, outcome: Outcome) -> Observation {
     }
 }
 
-fn seen(answer: &str, outcome: Outcome) -> Observation {
+fn seen(answer: &str, outcome: EscalationOutcome) -> Observation {
     seen_on(1, answer, outcome)
 }
 
 /// `asked`, answered by a pool.
 fn says(asked: Observation, answer: &str) -> PoolOutcome {
     let by = By {
-        place: Place::Pool,
+        place: AnswerSource::Pool,
         pool: Some("big".into()),
         ..local(answer, 0.9).by
     };
@@ -89,11 +93,11 @@ fn outcome(
 }
 
 fn pool(answer: &str) -> PoolOutcome {
-    says(seen("yes", Outcome::Pending), answer)
+    says(seen("yes", EscalationOutcome::Pending), answer)
 }
 
 fn failed(reason: Reason) -> PoolOutcome {
-    fails(seen("yes", Outcome::Pending), reason)
+    fails(seen("yes", EscalationOutcome::Pending), reason)
 }
 
 /// One line per draft: step, id, answer in force, state, outcome, first reason, marks.
@@ -138,12 +142,15 @@ fn observe(spans: &mut Spans, id: &str, observation: Observation) -> String {
 fn equal_answers_are_one_event_and_another_ends_it() {
     let mut spans = spans(false);
     assert_eq!(
-        observe(&mut spans, "a", seen("yes", Outcome::None)),
+        observe(&mut spans, "a", seen("yes", EscalationOutcome::None)),
         "New a yes ON None CONFIDENT"
     );
-    assert_eq!(observe(&mut spans, "b", seen("yes", Outcome::None)), "");
     assert_eq!(
-        observe(&mut spans, "b", seen("no", Outcome::None)),
+        observe(&mut spans, "b", seen("yes", EscalationOutcome::None)),
+        ""
+    );
+    assert_eq!(
+        observe(&mut spans, "b", seen("no", EscalationOutcome::None)),
         "End a yes ON None CONFIDENT\nNew b no OFF None CONFIDENT"
     );
     assert_eq!(told(spans.end()), "End b no OFF None CONFIDENT");
@@ -154,7 +161,7 @@ fn equal_answers_are_one_event_and_another_ends_it() {
 fn a_correction_updates_and_does_not_end() {
     let mut spans = spans(false);
     assert_eq!(
-        observe(&mut spans, "a", seen("yes", Outcome::Pending)),
+        observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending)),
         "New a yes ON Pending LOW_CONFIDENCE"
     );
     assert_eq!(
@@ -163,7 +170,10 @@ fn a_correction_updates_and_does_not_end() {
     );
     // The local model still says what opened the event: nothing new, and the pool's repeated answer
     // is no news either.
-    assert_eq!(observe(&mut spans, "b", seen("yes", Outcome::Pending)), "");
+    assert_eq!(
+        observe(&mut spans, "b", seen("yes", EscalationOutcome::Pending)),
+        ""
+    );
     assert_eq!(told(spans.pool_outcome("a", pool("no"))), "");
     assert_eq!(told(spans.pool_outcome("a", failed(Reason::Deadline))), "");
     // The pool changes its mind: the settled answer changed.
@@ -176,18 +186,21 @@ fn a_correction_updates_and_does_not_end() {
 #[test]
 fn failures_are_told_once() {
     let mut spans = spans(false);
-    observe(&mut spans, "a", seen("yes", Outcome::Pending));
+    observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending));
     assert_eq!(
         told(spans.pool_outcome("a", failed(Reason::Deadline))),
         "Update a yes ON Expired DEADLINE+LOW_CONFIDENCE"
     );
-    observe(&mut spans, "b", seen("yes", Outcome::Pending));
+    observe(&mut spans, "b", seen("yes", EscalationOutcome::Pending));
     assert_eq!(told(spans.pool_outcome("a", failed(Reason::Deadline))), "");
     assert_eq!(
-        observe(&mut spans, "b", seen("yes", Outcome::Denied)),
+        observe(&mut spans, "b", seen("yes", EscalationOutcome::Denied)),
         "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE"
     );
-    assert_eq!(observe(&mut spans, "b", seen("yes", Outcome::Denied)), "");
+    assert_eq!(
+        observe(&mut spans, "b", seen("yes", EscalationOutcome::Denied)),
+        ""
+    );
     assert_eq!(
         told(spans.pool_outcome("a", pool("yes"))),
         "Update a yes ON Answered LOW_CONFIDENCE"
@@ -197,8 +210,8 @@ fn failures_are_told_once() {
 #[test]
 fn an_answer_after_the_end_is_late() {
     let mut spans = spans(false);
-    observe(&mut spans, "a", seen("yes", Outcome::Pending));
-    observe(&mut spans, "b", seen("no", Outcome::None));
+    observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending));
+    observe(&mut spans, "b", seen("no", EscalationOutcome::None));
     assert_eq!(
         told(spans.pool_outcome("a", pool("no"))),
         "Update a no OFF Answered LOW_CONFIDENCE late"
@@ -211,7 +224,7 @@ fn an_answer_after_the_end_is_late() {
 fn must_escalate_is_unknown_until_a_pool_answers() {
     let mut spans = spans(true);
     assert_eq!(
-        observe(&mut spans, "a", seen("yes", Outcome::Pending)),
+        observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending)),
         "New a yes unknown Pending LOW_CONFIDENCE provisional"
     );
     let expired = "Update a yes unknown Expired DEADLINE+LOW_CONFIDENCE provisional";
@@ -228,8 +241,8 @@ fn must_escalate_is_unknown_until_a_pool_answers() {
 #[test]
 fn an_update_tells_of_the_frame_that_the_pool_judged() {
     let mut spans = spans(false);
-    observe(&mut spans, "a", seen_on(1, "yes", Outcome::None));
-    let unsure = seen_on(2, "yes", Outcome::Pending);
+    observe(&mut spans, "a", seen_on(1, "yes", EscalationOutcome::None));
+    let unsure = seen_on(2, "yes", EscalationOutcome::Pending);
     assert_eq!(observe(&mut spans, "b", unsure.clone()), "");
     let update = spans.pool_outcome("a", says(unsure, "no")).expect("news");
     assert_eq!(
@@ -251,8 +264,8 @@ fn an_update_tells_of_the_frame_that_the_pool_judged() {
 #[test]
 fn a_failure_tells_of_the_wish_behind_it() {
     let mut spans = spans(false);
-    observe(&mut spans, "a", seen_on(1, "yes", Outcome::None));
-    let unsure = seen_on(2, "yes", Outcome::Pending);
+    observe(&mut spans, "a", seen_on(1, "yes", EscalationOutcome::None));
+    let unsure = seen_on(2, "yes", EscalationOutcome::Pending);
     observe(&mut spans, "b", unsure.clone());
     assert_eq!(
         told(spans.pool_outcome("a", fails(unsure, Reason::Deadline))),
@@ -264,7 +277,7 @@ fn a_failure_tells_of_the_wish_behind_it() {
 fn the_newest_frame_settles_whatever_comes_last() {
     let mut spans = spans(false);
     let asked: Vec<_> = (1..=3)
-        .map(|number| seen_on(number, "yes", Outcome::Pending))
+        .map(|number| seen_on(number, "yes", EscalationOutcome::Pending))
         .collect();
     for observation in &asked {
         observe(&mut spans, "a", observation.clone());
@@ -287,10 +300,14 @@ fn the_newest_frame_settles_whatever_comes_last() {
 #[test]
 fn an_older_failure_is_no_news() {
     let mut spans = spans(false);
-    let asked = seen_on(1, "yes", Outcome::Pending);
+    let asked = seen_on(1, "yes", EscalationOutcome::Pending);
     observe(&mut spans, "a", asked.clone());
     assert_eq!(
-        observe(&mut spans, "b", seen_on(2, "yes", Outcome::Denied)),
+        observe(
+            &mut spans,
+            "b",
+            seen_on(2, "yes", EscalationOutcome::Denied)
+        ),
         "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE"
     );
     assert_eq!(
@@ -345,7 +362,7 @@ proptest! {
         for act in acts {
             match act {
                 Act::See { answer, outcome } => {
-                    let outcome = [Outcome::None, Outcome::Pending, Outcome::Denied][outcome as usize];
+                    let outcome = [EscalationOutcome::None, EscalationOutcome::Pending, EscalationOutcome::Denied][outcome as usize];
                     let answer = answer.to_string();
                     let observation = seen_on(frames, &answer, outcome);
                     frames += 1;
@@ -355,7 +372,7 @@ proptest! {
                     let is_new = drafts.iter().any(|draft| draft.step == Step::New);
                     prop_assert_eq!(is_new, opened_by.as_ref() != Some(&answer));
                     opened_by = Some(answer);
-                    if outcome == Outcome::Pending { waiting.push((id, observation)); }
+                    if outcome == EscalationOutcome::Pending { waiting.push((id, observation)); }
                     log.extend(drafts);
                 }
                 Act::Reply { which, answer } if !waiting.is_empty() => {
@@ -382,9 +399,9 @@ proptest! {
                 Step::Update => {
                     prop_assert_eq!(draft.late, open.as_ref() != Some(&draft.id));
                     let before = &last[&draft.id];
-                    if draft.escalation.outcome == Outcome::Answered {
+                    if draft.escalation.outcome == EscalationOutcome::Answered {
                         prop_assert_eq!(&draft.escalation.reasons, &[Reason::LowConfidence]);
-                        if before.escalation.outcome == Outcome::Answered {
+                        if before.escalation.outcome == EscalationOutcome::Answered {
                             prop_assert!(number(&before.frame) <= number(&draft.frame), "an older frame settled it");
                         }
                     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::decide::router::Reason;
+use crate::decide::settled::AnswerSource;
 
 /// Where an answer was settled, and why.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,34 +28,14 @@ pub(super) struct Routing {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) threshold: Option<f64>,
     /// The models that were asked, in order.
-    pub(super) attempts: Vec<Attempt>,
+    pub(super) attempts: Vec<ModelAttempt>,
     /// Request bytes sent to pools.
     pub(super) bytes_up: u64,
 }
 
-/// Where an answer was settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum AnswerSource {
-    /// On this box.
-    Local,
-    /// By a pool.
-    Pool,
-}
-
-impl AnswerSource {
-    /// As in the `routing` object.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            AnswerSource::Local => "local",
-            AnswerSource::Pool => "pool",
-        }
-    }
-}
-
 /// One model that was asked.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Attempt {
+pub(super) struct ModelAttempt {
     /// The bundle's name or the pool's id.
     pub(super) model: String,
     /// `ok` or `failed`.
@@ -111,7 +92,7 @@ mod tests {
             pool: None,
             confidence: Some(json!({"p": 0.512, "source": "candidates", "state": "uncertified"})),
             threshold: Some(0.9),
-            attempts: vec![Attempt {
+            attempts: vec![ModelAttempt {
                 model: "big".into(),
                 status: "failed",
                 error: Some("late".into()),

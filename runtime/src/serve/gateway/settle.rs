@@ -12,10 +12,11 @@ use vlm::answer::Piece;
 use vlm::{Answer, VlmError};
 
 use super::model_choice::ModelChoice;
-use super::routing::{AnswerSource, Attempt, Routing};
+use super::routing::{ModelAttempt, Routing};
 use super::{Parts, relay};
 use crate::decide::call::Called;
 use crate::decide::router::{self, Reason, Route, Terms};
+use crate::decide::settled::AnswerSource;
 use crate::infer::{self, AskError};
 use crate::pool::EscalationError;
 use crate::serve::chat::ChatQuestion;
@@ -103,7 +104,7 @@ struct PendingAnswer<'a> {
     question: &'a ChatQuestion,
     body: &'a Bytes,
     id: Uuid,
-    attempts: Vec<Attempt>,
+    attempts: Vec<ModelAttempt>,
 }
 
 impl PendingAnswer<'_> {
@@ -238,7 +239,7 @@ impl PendingAnswer<'_> {
         let error = replied.as_ref().err().map(|failed| failed.detail.clone());
         let status = if error.is_none() { "ok" } else { "failed" };
         let latency_ms = latency.as_millis() as u64;
-        self.attempts.push(Attempt {
+        self.attempts.push(ModelAttempt {
             model: pool,
             status,
             error,
@@ -285,9 +286,9 @@ impl PendingAnswer<'_> {
         }
     }
 
-    fn local_ok(&self, began: Duration) -> Attempt {
+    fn local_ok(&self, began: Duration) -> ModelAttempt {
         let model = self.parts.name.clone();
-        Attempt {
+        ModelAttempt {
             model,
             status: "ok",
             error: None,
@@ -298,7 +299,7 @@ impl PendingAnswer<'_> {
     }
 
     fn local_failed(&mut self, began: Duration, error: &AskError) -> ApiError {
-        self.attempts.push(Attempt {
+        self.attempts.push(ModelAttempt {
             status: "failed",
             error: Some(error.to_string()),
             ..self.local_ok(began)
