@@ -159,6 +159,17 @@ pub enum Source {
     Rtsp(String),
 }
 
+impl Source {
+    /// Whether the source comes to an end, and must not lose a frame before it.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Source::Folder(_) | Source::File(_) => true,
+            Source::Rtsp(_) => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Source {
     /// As in the configuration, without user and password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

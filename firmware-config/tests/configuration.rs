@@ -1,5 +1,5 @@
 //! `docs/configuration.md` is generated here, from what the parser reports and the texts of
-//! [`TABLES`]. Rewrite it with `UPDATE_DOCS=1 cargo test -p firmware-config --test configuration`.
+//! [`TABLES`]. Rewrite it with `EGRET_UPDATE_DOCS=1 cargo test -p firmware-config --test configuration`.
 
 use std::fmt::Write as _;
 
@@ -482,7 +482,7 @@ This file is generated from the parser by `firmware-config/tests/configuration.r
 #[test]
 fn the_document_is_up_to_date() {
     let document = document();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
+    if std::env::var_os("EGRET_UPDATE_DOCS").is_some() {
         std::fs::write(DOCUMENT, &document).expect("docs/configuration.md can be written");
     }
     let found = std::fs::read_to_string(DOCUMENT).expect("docs/configuration.md can be read");
@@ -493,7 +493,7 @@ fn the_document_is_up_to_date() {
     assert!(
         found == document,
         "docs/configuration.md is out of date, first at {differs:?}; run \
-         UPDATE_DOCS=1 cargo test -p firmware-config --test configuration"
+         EGRET_UPDATE_DOCS=1 cargo test -p firmware-config --test configuration"
     );
 }
 

@@ -208,7 +208,7 @@ impl Capture {
             self.backoff.reset();
         }
         self.seen_before = self.seen;
-        let reopen_in = if is_finite(&self.camera.source) {
+        let reopen_in = if self.camera.source.is_finite() {
             None
         } else {
             let jitter = self.environment.random.unit();
@@ -290,14 +290,6 @@ impl Capture {
         let now = self.environment.clock.wall();
         self.status
             .send_if_modified(|status| status.change(state, reason, now));
-    }
-}
-
-/// Whether a source comes to an end, and must not lose a frame before it.
-pub fn is_finite(source: &agent::Source) -> bool {
-    match source {
-        agent::Source::Folder(_) | agent::Source::File(_) => true,
-        agent::Source::Rtsp(_) => false,
     }
 }
 

@@ -7,29 +7,29 @@
 //!    capture ─▶ gate ─admit─▶ handoff ─────▶ scene ─▶  infer ─▶ router ─▶ keep ───────────┐
 //!                └ skip, and why    (latest,   ▲                └▶ escalate, and why      │
 //!                                   or every)  │                        ▼                 ▼
-//!                                              └── outcome ◀──── call ─▶ pool ─▶ …      span: new / update / end
+//!                                              └── called ◀───── call ─▶ pool ─▶ …      span: new / update / end
 //!                                                                 HTTPS │ MQTT             │ event
 //!                  broker ◀── mqtt::Link ◀── publisher ◀── outbox: (epoch, seq) ◀──────────┘
 //!                    └─▶ inbox: replies of pools, kill switch
 //! ```
 //!
-//! | step | module | pure |
-//! |---|---|---|
-//! | reads a source, opens it again when it fails | [`capture`] | |
-//! | decides that a frame is skipped | [`capture::gate`] | yes |
-//! | asks every rule about a frame, and pools beside it | [`scene`] | |
-//! | owns the model | [`infer`] | |
-//! | decides who settles an answer, and why | [`decide::router`] | yes |
-//! | makes one escalation: what is in its way, what it may cost | [`decide::call`] | |
-//! | holds escalations to budgets and the kill switch | [`decide::policy`], [`decide::budget`] | the ledger |
-//! | asks a bigger model | [`pool`] | breaker, retry, question, reading |
-//! | turns an answer, or a pool's later one, into events | [`deliver::span`], [`deliver::event`], [`deliver::topics`] | yes |
-//! | keeps events until they are acknowledged | [`deliver::outbox`] | yes |
-//! | sends, and sends again when the broker was gone | [`deliver::publisher`], [`deliver::mqtt`] | |
+//! Decisions are pure: inputs and the time in, effects out. The tasks and threads around them carry
+//! effects out and hand back what came of them.
 //!
-//! [`pipeline`] makes the threads, tasks and queues between them; [`serve`] offers the same model
-//! and router to OpenAI clients and to other boxes; [`commands::demo`] is [`pipeline`] on bundled
-//! cameras.
+//! | folder | what happens there | decided by (pure) | carried out by |
+//! |---|---|---|---|
+//! | [`capture`] | a source is read and opened again; frames are gated | [`gate`](capture::gate) | [`Capture`](capture::Capture), one thread per camera |
+//! | [`scene`] | every rule is asked about a frame; answers become events | [`SceneCore`](scene::core::SceneCore) | [`Scene`](scene::Scene), one task per camera |
+//! | [`infer`] | the local model answers | | one thread |
+//! | [`decide`] | who settles an answer, and what that may cost | [`router`](decide::router), [`budget`](decide::budget) | [`call`](decide::call), [`policy`](decide::policy) |
+//! | [`pool`] | a bigger model is asked | [`breaker`](pool::breaker), [`retry`](pool::retry), [`question`](pool::question), [`reading`](pool::reading) | [`Pools`](pool::Pools) |
+//! | [`deliver`] | an event is kept until the broker has it | [`span`](deliver::span), [`delivery`](deliver::outbox::delivery) | [`publisher`](deliver::publisher), [`mqtt`](deliver::mqtt) |
+//! | [`serve`] | the same model and router for OpenAI clients and other boxes | | [`gateway`](serve::gateway), [`worker`](serve::worker) |
+//! | [`commands`] | one file for each subcommand of `egret` | | |
+//!
+//! [`environment`] is the only way to time, chance and the outside; [`observe`] shows what happens
+//! to the log, the [`metrics`] and the demo. [`pipeline`] makes the threads, tasks and queues
+//! between the parts and ends them in order; the tests drive the same wiring through simulated days.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     test,

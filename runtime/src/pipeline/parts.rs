@@ -17,7 +17,7 @@ use tracing::error;
 use super::stoppable::Stoppable;
 use super::{CameraAtWork, RunError};
 use crate::capture::status::CameraStatus;
-use crate::capture::{self, Capture, handoff};
+use crate::capture::{Capture, handoff};
 use crate::deliver::inbox::Inbox;
 use crate::deliver::mqtt::{BrokerConnection, LastWill, LinkOptions, Publication, Qos};
 use crate::deliver::outbox::Outbox;
@@ -184,7 +184,7 @@ pub(super) fn start_camera(
     environment: &Environment,
     stop_scene: watch::Receiver<Option<Duration>>,
 ) -> io::Result<(impl Future<Output = ()> + Send + use<>, CameraAtWork)> {
-    let (sender, frames) = if capture::is_finite(&camera.source) {
+    let (sender, frames) = if camera.source.is_finite() {
         handoff::every()
     } else {
         handoff::latest()
