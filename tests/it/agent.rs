@@ -1,4 +1,4 @@
-//! `egret run` as its users meet it: checks, commands, cameras that fail, and the end.
+//! `egret run` as a user runs it: --check, commands, failing cameras, and shutdown.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -27,25 +27,25 @@ fn check(text: &str) -> Output {
 }
 
 #[test]
-fn check_tells_what_would_run() {
+fn check_lists_what_would_run() {
     let output = check(&config(
         Some("mqtt://127.0.0.1:1883"),
         &[folder_camera("yard", Path::new("/frames"))],
     ));
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
     for expected in [
         "node gate-01",
         "broker 127.0.0.1:1883",
         "camera yard: folder /frames",
         "rule person",
     ] {
-        assert!(said.contains(expected), "{expected:?} in {said}");
+        assert!(stdout.contains(expected), "{expected:?} in {stdout}");
     }
 }
 
 #[test]
-fn check_tells_every_error_at_once() {
+fn check_reports_every_error_at_once() {
     let text = config(
         Some("http://127.0.0.1"),
         &[folder_camera("YARD", Path::new("/frames"))],
@@ -53,9 +53,9 @@ fn check_tells_every_error_at_once() {
     .replace("rate = \"25/s\"", "rate = \"often\"");
     let output = check(&text);
     assert_eq!(output.status.code(), Some(64));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
     for expected in ["http://127.0.0.1", "YARD", "often"] {
-        assert!(said.contains(expected), "{expected:?} in {said}");
+        assert!(stderr.contains(expected), "{expected:?} in {stderr}");
     }
 }
 
@@ -78,19 +78,22 @@ fn a_missing_bundle_is_an_error_that_names_it() {
 }
 
 #[test]
-fn check_tells_what_is_named_and_not_there() {
+fn check_warns_about_configured_paths_that_do_not_exist() {
     let output = check(&config(
         None,
         &[folder_camera("yard", Path::new("/no/frames"))],
     ));
-    assert!(output.status.success(), "it may come later: {output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success(),
+        "a missing path is not an error of --check: {output:?}"
+    );
+    let stderr = String::from_utf8(output.stderr).unwrap();
     for expected in [
         "camera yard: /no/frames: No such file",
         "model: ",
         "/nowhere",
     ] {
-        assert!(said.contains(expected), "{expected:?} in {said}");
+        assert!(stderr.contains(expected), "{expected:?} in {stderr}");
     }
 }
 
@@ -98,26 +101,29 @@ fn check_tells_what_is_named_and_not_there() {
 fn nothing_to_run_is_an_error() {
     let output = check(&config(None, &[]));
     assert_eq!(output.status.code(), Some(64));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("nothing to run: add a [[camera]]"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("nothing to run: add a [[camera]]"),
+        "{stderr}"
+    );
 }
 
 #[test]
-fn a_source_that_cannot_be_read_is_not_done() {
+fn a_source_that_cannot_be_read_ends_with_an_error() {
     let output = run_on_the_demo_bundle(
         &config(None, &[folder_camera("yard", Path::new("/no/frames"))]),
         |_| {},
     );
     assert_eq!(output.status.code(), Some(74));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(
-        said.contains("/no/frames") && said.contains("1 of the cameras' folders or files"),
-        "{said}"
+        stderr.contains("/no/frames") && stderr.contains("1 of the cameras' folders or files"),
+        "{stderr}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
+async fn a_panic_in_the_model_ends_the_whole_agent() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 1000);
     let broker = Broker::start();
@@ -130,7 +136,7 @@ async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
     let mut left = 5;
     let model = Scripted::new(move |_| {
         left -= 1;
-        assert!(left > 0, "as planned");
+        assert!(left > 0, "the scripted panic");
         ("yes".into(), 0.95)
     });
     let error = pipeline::run_with(model, config, Arc::new(EventLog), std::future::pending())
@@ -150,17 +156,17 @@ async fn a_model_that_panics_ends_the_agent_instead_of_leaving_half_of_it() {
     assert_eq!(
         ledger.epochs(),
         [(2, 2)],
-        "what was known is told: new and end"
+        "the events before the panic are published: new and end"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_camera_that_fails_does_not_touch_the_others() {
+async fn a_camera_that_fails_does_not_affect_the_others() {
     let frames = tempfile::tempdir().unwrap();
     let garbage = tempfile::tempdir().unwrap();
     pictures(frames.path(), 20);
     pictures(garbage.path(), 2);
-    std::fs::write(garbage.path().join("00000.png"), b"not a picture").unwrap();
+    std::fs::write(garbage.path().join("00000.png"), b"not an image").unwrap();
     std::fs::write(garbage.path().join("00002.jpg"), b"\xff\xd8\xff").unwrap();
     let broker = Broker::start();
     let ledger = Ledger::keep(&broker.url()).await;
@@ -208,7 +214,7 @@ async fn a_camera_that_fails_does_not_touch_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
+async fn the_kill_switch_is_set_over_mqtt_but_not_by_a_retained_message() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 400);
     let broker = Broker::start();
@@ -276,7 +282,7 @@ async fn the_kill_switch_is_thrown_over_mqtt_and_never_by_a_retained_message() {
     assert_eq!(totals.events_queued(), 0);
 }
 
-/// Runs the program on `text` with the demo's model, and `meanwhile` beside it.
+/// Runs `egret run` on `text` with the demo's model, and `meanwhile` with its process id.
 fn run_on_the_demo_bundle(text: &str, meanwhile: impl FnOnce(u32)) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("egret.toml");
@@ -300,8 +306,8 @@ fn run_on_the_demo_bundle(text: &str, meanwhile: impl FnOnce(u32)) -> Output {
     agent.wait_with_output().unwrap()
 }
 
-/// The exit code of an agent that is sent `signal` once its first event has arrived, after it said
-/// goodbye.
+/// The exit code of an agent that receives `signal` after its first event, once its status is
+/// `stopped`.
 fn exit_code_after(signal: &str) -> Option<i32> {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 1000);
@@ -327,24 +333,24 @@ fn exit_code_after(signal: &str) -> Option<i32> {
     output.status.code()
 }
 
-/// A folder whose pictures show a person and an empty room in turn, so that every answer ends one
-/// event and begins another.
-fn comings_and_goings(folder: &Path, count: usize) {
-    let (person, nobody) = (
+/// Fills a folder with images of a person and of an empty room alternately, so that every answer
+/// ends one event and begins another.
+fn alternating_frames(folder: &Path, count: usize) {
+    let (person, empty) = (
         tests::demo("frames/lobby/068500.jpg"),
         tests::demo("frames/lobby/072000.jpg"),
     );
     for i in 0..count {
         std::os::unix::fs::symlink(
-            if i % 2 == 0 { &person } else { &nobody },
+            if i % 2 == 0 { &person } else { &empty },
             folder.join(format!("{i:05}.jpg")),
         )
         .unwrap();
     }
 }
 
-/// What the ledger tells about camera `yard`: its status, its rule's state, and the step and id of
-/// its last event.
+/// What the ledger has recorded of camera `yard`: its status, its rule's state, and the step and id
+/// of its last event.
 fn yard(ledger: &Ledger) -> (String, String, Option<(String, String)>) {
     let state = |topic| {
         ledger
@@ -364,8 +370,8 @@ fn yard(ledger: &Ledger) -> (String, String, Option<(String, String)>) {
     )
 }
 
-/// Waits until camera `yard` delivers, and returns the id of the event that is open.
-async fn watched(ledger: &Ledger) -> String {
+/// Waits until camera `yard` is online with an open event, and returns the id of the event.
+async fn wait_online(ledger: &Ledger) -> String {
     let open = |ledger: &Ledger| match yard(ledger) {
         (status, state, Some((step, id)))
             if status == "online" && ["ON", "OFF"].contains(&&*state) && step != "end" =>
@@ -378,9 +384,9 @@ async fn watched(ledger: &Ledger) -> String {
     open(ledger).unwrap_or_default()
 }
 
-/// Waits until camera `yard` is told to be `status`, with no event open and its rule's state
-/// unknown, and the other camera has gone on.
-async fn unwatched(ledger: &Ledger, status: &str) {
+/// Waits until camera `yard` has `status`, no open event and an unknown rule state, and the other
+/// camera has published four more events.
+async fn wait_interrupted(ledger: &Ledger, status: &str) {
     let others = |ledger: &Ledger| {
         ledger
             .events()
@@ -403,9 +409,9 @@ async fn unwatched(ledger: &Ledger, status: &str) {
 }
 
 #[test]
-fn a_camera_that_stalls_or_vanishes_is_told_and_comes_back_while_the_other_goes_on() {
+fn a_camera_that_stalls_or_disconnects_is_reported_and_recovers_while_the_other_continues() {
     let frames = tempfile::tempdir().unwrap();
-    comings_and_goings(frames.path(), 4000);
+    alternating_frames(frames.path(), 4000);
     let mut server = RtspServer::start();
     let broker = Broker::start();
     let yard = camera("yard", &server.url(""))
@@ -418,18 +424,18 @@ fn a_camera_that_stalls_or_vanishes_is_told_and_comes_back_while_the_other_goes_
     let output = run_on_the_demo_bundle(&text, |agent| {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let ledger = Ledger::keep(&broker.url()).await;
-            let first = watched(&ledger).await;
+            let first = wait_online(&ledger).await;
             server.stall();
-            unwatched(&ledger, "stalled").await;
+            wait_interrupted(&ledger, "stalled").await;
             server.go_on();
-            let second = watched(&ledger).await;
+            let second = wait_online(&ledger).await;
             server.vanish();
-            unwatched(&ledger, "offline").await;
+            wait_interrupted(&ledger, "offline").await;
             server.come_back();
-            let third = watched(&ledger).await;
+            let third = wait_online(&ledger).await;
             assert!(
                 first != second && second != third,
-                "each time a new event: {first} {second} {third}"
+                "every interruption begins a new event: {first} {second} {third}"
             );
             Command::new("kill")
                 .args(["-TERM", &agent.to_string()])
@@ -443,27 +449,27 @@ fn a_camera_that_stalls_or_vanishes_is_told_and_comes_back_while_the_other_goes_
                 })
                 .await;
             ledger.mark(&broker.url()).await;
-            let [(whole, all)] = ledger.epochs()[..] else {
-                panic!("one life: {:?}", ledger.epochs())
+            let [(contiguous, all)] = ledger.epochs()[..] else {
+                panic!("expected one epoch: {:?}", ledger.epochs())
             };
-            assert_eq!(whole, all, "nothing is missing");
+            assert_eq!(contiguous, all, "no event is missing");
         });
     });
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 #[test]
-fn ctrl_c_ends_it_with_its_own_code() {
+fn sigint_exits_with_130() {
     assert_eq!(exit_code_after("-INT"), Some(130));
 }
 
 #[test]
-fn a_service_manager_ends_it_with_success() {
+fn sigterm_exits_with_0() {
     assert_eq!(exit_code_after("-TERM"), Some(0));
 }
 
 #[test]
-fn the_gateway_serves_beside_the_cameras_and_after_they_ended() {
+fn the_gateway_serves_beside_the_cameras_and_after_they_end() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 2);
     let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -481,7 +487,7 @@ fn the_gateway_serves_beside_the_cameras_and_after_they_ended() {
             let body = serde_json::json!({"model": "auto", "messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 4});
             let client = reqwest::Client::new();
             let reply = loop {
-                // It listens once it has loaded its model.
+                // It listens only after it has loaded its model.
                 match client.post(&url).header("content-type", "application/json").body(body.to_string()).send().await {
                     Ok(reply) => break reply,
                     Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,

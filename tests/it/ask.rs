@@ -1,4 +1,4 @@
-//! `egret ask`, started as a person would.
+//! `egret ask`, run as a user runs it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -12,7 +12,7 @@ fn micro() -> PathBuf {
     bundle(&Synthetic::micro(), Precision::Fp32)
 }
 
-fn picture() -> PathBuf {
+fn entrance() -> PathBuf {
     tests::data("images/a_entrance.png")
 }
 
@@ -28,7 +28,7 @@ fn ask(bundle: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Exit code and what was said on stderr, with the bundle's folder left out.
+/// Exit code and stderr, with the bundle's folder left out.
 fn refused(bundle: &Path, args: &[&str]) -> (Option<i32>, String) {
     let output = ask(bundle, args);
     assert!(
@@ -36,16 +36,17 @@ fn refused(bundle: &Path, args: &[&str]) -> (Option<i32>, String) {
         "{}",
         String::from_utf8_lossy(&output.stdout)
     );
-    let said = String::from_utf8(output.stderr).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
     (
         output.status.code(),
-        said.replace(&bundle.display().to_string(), "BUNDLE")
+        stderr
+            .replace(&bundle.display().to_string(), "BUNDLE")
             .trim_end()
             .to_owned(),
     )
 }
 
-/// The one object that ends stdout.
+/// The JSON object that is the only line of stdout.
 fn json(output: &Output) -> Value {
     let stdout = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(
@@ -57,7 +58,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(&stdout).unwrap()
 }
 
-/// Replaces every number, so that only the form is left.
+/// Replaces every number with its kind.
 fn redact(value: &mut Value) {
     match value {
         Value::Number(number) => {
@@ -73,7 +74,7 @@ const TRACT: &[&str] = &["--backend", "tract"];
 
 #[test]
 fn json_has_the_fields_of_the_contract() {
-    let image = picture();
+    let image = entrance();
     let args = [
         &[
             "--image",
@@ -97,8 +98,8 @@ fn json_has_the_fields_of_the_contract() {
 }
 
 #[test]
-fn both_backends_say_the_same() {
-    let image = picture();
+fn both_backends_give_the_same_answer() {
+    let image = entrance();
     let question = [
         "--image",
         image.to_str().unwrap(),
@@ -130,7 +131,7 @@ fn both_backends_say_the_same() {
 }
 
 #[test]
-fn clips_and_words_alone_are_asked_too() {
+fn clips_and_text_without_images_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let clip = dir.path().join("clip.mp4");
     let made = Command::new("ffmpeg")
@@ -199,7 +200,7 @@ fn clips_and_words_alone_are_asked_too() {
     );
 }
 
-/// Cut without encoding again, a file keeps packets before and behind the cut that no decoder
+/// A file cut without encoding again keeps packets before and after the cut that no decoder
 /// shows.
 #[test]
 fn a_clip_is_sampled_over_the_frames_it_shows() {
@@ -252,8 +253,8 @@ fn a_clip_is_sampled_over_the_frames_it_shows() {
 }
 
 #[test]
-fn people_read_the_answer_and_how_sure_it_is() {
-    let image = picture();
+fn text_output_shows_the_answer_and_its_confidence() {
+    let image = entrance();
     let output = ask(
         &micro(),
         &[
@@ -279,7 +280,7 @@ fn people_read_the_answer_and_how_sure_it_is() {
 }
 
 #[test]
-fn wrong_usage_is_64() {
+fn wrong_usage_exits_with_64() {
     let nowhere = Path::new("/nowhere");
     for args in [
         &["--backend", "tvm", "q"][..],
@@ -292,60 +293,60 @@ fn wrong_usage_is_64() {
         assert_eq!(refused(nowhere, args).0, Some(64), "{args:?}");
     }
     let text = tests::data("reference.json");
-    let (code, said) = refused(nowhere, &["--image", text.to_str().unwrap(), "q"]);
-    assert_eq!(code, Some(64), "a file that is no picture: {said}");
-    let (code, said) = refused(
+    let (code, stderr) = refused(nowhere, &["--image", text.to_str().unwrap(), "q"]);
+    assert_eq!(code, Some(64), "a file that is not an image: {stderr}");
+    let (code, stderr) = refused(
         &micro(),
         &[TRACT, &["--candidates", "yes,yes", "q"]].concat(),
     );
     assert_eq!(code, Some(64));
-    insta::assert_snapshot!(said, @r#"egret: candidates "yes" and "yes" are the same to the model; keep one"#);
+    insta::assert_snapshot!(stderr, @r#"egret: candidates "yes" and "yes" are the same to the model; keep one"#);
     for too_few in ["", "yes", "yes,"] {
-        let (code, said) = refused(nowhere, &["--candidates", too_few, "q"]);
+        let (code, stderr) = refused(nowhere, &["--candidates", too_few, "q"]);
         assert_eq!(code, Some(64));
         assert!(
-            said.contains("expected two or more, as in yes,no"),
-            "{too_few:?}: {said}"
+            stderr.contains("expected two or more, as in yes,no"),
+            "{too_few:?}: {stderr}"
         );
     }
-    let (code, said) = refused(
+    let (code, stderr) = refused(
         &micro(),
         &[TRACT, &["--video", text.to_str().unwrap(), "q"]].concat(),
     );
-    assert_eq!(code, Some(64), "a file that is no video: {said}");
+    assert_eq!(code, Some(64), "a file that is not a video: {stderr}");
     assert!(
-        said.lines().count() == 1 && said.contains("convert it first"),
-        "{said}"
+        stderr.lines().count() == 1 && stderr.contains("convert it first"),
+        "{stderr}"
     );
-    let (code, said) = refused(
+    let (code, stderr) = refused(
         &micro(),
         &[TRACT, &["--require-execution-provider", "cuda", "q"]].concat(),
     );
     assert_eq!(code, Some(64));
-    insta::assert_snapshot!(said, @"egret: execution provider cuda is required, but tract runs; drop require-execution-provider, or install a library that offers cuda");
+    insta::assert_snapshot!(stderr, @"egret: execution provider cuda is required, but tract runs; drop require-execution-provider, or install a library that offers cuda");
 }
 
 #[test]
-fn what_cannot_be_read_is_74() {
-    let (code, said) = refused(Path::new("/nowhere"), &["q"]);
+fn unreadable_files_exit_with_74() {
+    let (code, stderr) = refused(Path::new("/nowhere"), &["q"]);
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
-    let (code, said) = refused(
+    insta::assert_snapshot!(stderr, @"egret: BUNDLE/manifest.json: no such file; a bundle is the folder that `egret-export` wrote");
+    let (code, stderr) = refused(
         Path::new("/nowhere"),
         &["--image", "/elsewhere/door.jpg", "q"],
     );
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2); name a picture file that can be read");
-    let (code, said) = refused(
+    insta::assert_snapshot!(stderr, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2); name a picture file that can be read");
+    let (code, stderr) = refused(
         &micro(),
         &[TRACT, &["--video", "/elsewhere/door.mp4", "q"]].concat(),
     );
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(said, @"egret: cannot show /elsewhere/door.mp4: No such file or directory (os error 2); name a video file that can be read");
+    insta::assert_snapshot!(stderr, @"egret: cannot show /elsewhere/door.mp4: No such file or directory (os error 2); name a video file that can be read");
 }
 
 #[test]
-fn a_library_that_is_not_there_is_told_or_replaced() {
+fn a_missing_onnx_runtime_is_an_error_or_replaced_by_tract() {
     let start = |backend: &str| {
         Command::new(tests::program("egret"))
             .args(["ask", "--bundle"])
@@ -358,7 +359,7 @@ fn a_library_that_is_not_there_is_told_or_replaced() {
     };
     let output = start("auto");
     assert_eq!(json(&output)["model"]["backend"], "tract");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("running on tract: ONNX Runtime: no library found at /nowhere/libonnxruntime.so, which ORT_DYLIB_PATH names"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("running on tract: ONNX Runtime: no library found at /nowhere/libonnxruntime.so, which ORT_DYLIB_PATH names"), "{stderr}");
     assert_eq!(start("ort").status.code(), Some(64));
 }

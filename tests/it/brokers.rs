@@ -1,5 +1,4 @@
-//! The link against real brokers as people set them up: TLS, websockets, passwords, two boxes with
-//! one name.
+//! The link against real brokers: TLS, websockets, passwords, duplicate client ids, size limits.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -16,9 +15,9 @@ use tests::broker::Broker;
 use tests::config::mqtt;
 
 /// Long enough for a handshake on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A server's key and certificate, and the authority that signed it.
+/// A server's key and certificate, and the CA that signed it.
 pub(crate) struct Certificates(TempDir);
 
 impl Certificates {
@@ -42,8 +41,8 @@ impl Certificates {
         self.0.path().join(name)
     }
 
-    /// The broker's side, in mosquitto's words. It drops root's rights before it reads its key,
-    /// unless it is told not to.
+    /// Lines of mosquitto's configuration. `user root`, since it drops root's privileges before it
+    /// reads the key.
     fn lines(&self) -> String {
         format!(
             "user root\ncertfile {}\nkeyfile {}\n",
@@ -53,7 +52,7 @@ impl Certificates {
     }
 }
 
-/// A listener beside the plain one: mosquitto 2.0.11 does not start with websockets alone.
+/// A listener besides the plain one: mosquitto 2.0.11 does not start with websockets alone.
 fn websocket_listener(port: u16) -> String {
     format!("listener {port} 127.0.0.1\nprotocol websockets\n")
 }
@@ -66,8 +65,8 @@ fn free_port() -> u16 {
         .port()
 }
 
-/// Sends a message to itself over the broker, through every layer.
-async fn talks_to_itself(mqtt: Mqtt) {
+/// Checks that a client receives its own publication from the broker.
+async fn assert_round_trip(mqtt: Mqtt) {
     let topic = "egret/test/echo".to_owned();
     let options = LinkOptions {
         subscriptions: vec![(topic.clone(), Qos::AtLeastOnce)],
@@ -75,7 +74,7 @@ async fn talks_to_itself(mqtt: Mqtt) {
     };
     let (link, task, mut deliveries) = Link::open(options, &Environment::system());
     tokio::spawn(task.run(std::future::pending()));
-    up(&link).await;
+    wait_up(&link).await;
     // More than one read of a socket or one frame of a websocket.
     let payload = bytes::Bytes::from(vec![7; 300_000]);
     link.publish(Publication {
@@ -85,37 +84,37 @@ async fn talks_to_itself(mqtt: Mqtt) {
     })
     .await
     .unwrap();
-    let delivery = tokio::time::timeout(PATIENCE, deliveries.recv())
+    let delivery = tokio::time::timeout(TIMEOUT, deliveries.recv())
         .await
         .unwrap()
         .unwrap();
     assert_eq!(delivery.publication.payload, payload);
 }
 
-async fn up(link: &Link) {
+async fn wait_up(link: &Link) {
     let mut status = link.status();
     let up = tokio::time::timeout(
-        PATIENCE,
+        TIMEOUT,
         status.wait_for(|status| status.state == LinkState::Up),
     )
     .await;
     assert!(up.is_ok(), "{:?}", link.state());
 }
 
-/// The reason why it is down, once that holds `expected`.
-async fn down(link: &Link, expected: &str) {
-    let told = |status: &runtime::deliver::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
+/// Waits until the link is down for a reason that contains `expected`.
+async fn wait_down(link: &Link, expected: &str) {
+    let is_down = |status: &runtime::deliver::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
     let mut status = link.status();
-    let down = tokio::time::timeout(PATIENCE, status.wait_for(told)).await;
+    let down = tokio::time::timeout(TIMEOUT, status.wait_for(is_down)).await;
     assert!(down.is_ok(), "expected {expected:?}: {:?}", link.state());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_with_an_authority_of_our_own() {
+async fn tls_with_a_private_ca() {
     let certificates = Certificates::new();
     let broker = Broker::with(&certificates.lines());
     let url = format!("mqtts://localhost:{}", broker.port());
-    talks_to_itself(Mqtt {
+    assert_round_trip(Mqtt {
         ca_file: Some(certificates.file("ca.pem")),
         ..mqtt(&url)
     })
@@ -123,7 +122,7 @@ async fn tls_with_an_authority_of_our_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_nobody_vouches_for_is_refused() {
+async fn a_certificate_of_an_unknown_ca_is_refused() {
     let (certificates, others) = (Certificates::new(), Certificates::new());
     let broker = Broker::with(&certificates.lines());
     let url = format!("mqtts://localhost:{}", broker.port());
@@ -134,14 +133,14 @@ async fn a_certificate_nobody_vouches_for_is_refused() {
     let (link, task, _deliveries) =
         Link::open(LinkOptions::new(mqtt, "box"), &Environment::system());
     tokio::spawn(task.run(std::future::pending()));
-    down(&link, "certificate").await;
+    wait_down(&link, "certificate").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn websockets() {
     let port = free_port();
     let _broker = Broker::with(&websocket_listener(port));
-    talks_to_itself(mqtt(&format!("ws://127.0.0.1:{port}/mqtt"))).await;
+    assert_round_trip(mqtt(&format!("ws://127.0.0.1:{port}/mqtt"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +153,7 @@ async fn websockets_over_tls() {
         certificates.lines()
     ));
     let url = format!("wss://localhost:{port}/mqtt");
-    talks_to_itself(Mqtt {
+    assert_round_trip(Mqtt {
         ca_file: Some(certificates.file("ca.pem")),
         ..mqtt(&url)
     })
@@ -186,19 +185,19 @@ async fn user_and_password_come_from_files() {
         password_file: Some(password.to_owned()),
         ..mqtt(&broker.url())
     };
-    talks_to_itself(with(&file("right", "s3cret\n"))).await;
+    assert_round_trip(with(&file("right", "s3cret\n"))).await;
     let (link, task, _deliveries) = Link::open(
         LinkOptions::new(with(&file("wrong", "guess\n")), "box"),
         &Environment::system(),
     );
     tokio::spawn(task.run(std::future::pending()));
-    down(&link, "NotAuthorized").await;
+    wait_down(&link, "NotAuthorized").await;
 }
 
-/// What a broker says to a client whose id another one came with: DISCONNECT, reason 0x8e.
-/// Mosquitto 2.0.11 just hangs up.
+/// A broker sends DISCONNECT with reason 0x8e (session taken over) to a client when another one
+/// connects with its id. Mosquitto 2.0.11 only closes the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
+async fn a_session_taken_over_is_not_taken_back_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("mqtt://{}", listener.local_addr().unwrap());
     let (connections, connected) = std::sync::mpsc::channel();
@@ -217,18 +216,18 @@ async fn a_second_box_of_the_same_name_does_not_start_a_fight() {
         &Environment::system(),
     );
     tokio::spawn(task.run(std::future::pending()));
-    down(&link, "another client connected with our id").await;
+    wait_down(&link, "another client connected with our id").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(
         connected.try_iter().count(),
         1,
-        "it stays away for a while instead of throwing the other one out"
+        "it waits before it reconnects, instead of taking the session back"
     );
 }
 
-/// The same, told by a broker that only hangs up: the log says what it may be.
+/// The same with a broker that only closes the connection: the reason names the likely cause.
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_end_again_and_again_are_explained() {
+async fn repeated_disconnects_are_reported_with_their_likely_cause() {
     let broker = Broker::start();
     let open = || {
         let (link, task, deliveries) = Link::open(
@@ -239,22 +238,22 @@ async fn connections_that_end_again_and_again_are_explained() {
         (link, deliveries)
     };
     let (first, _deliveries) = open();
-    up(&first).await;
+    wait_up(&first).await;
     let (_second, _more) = open();
-    down(&first, "does another client connect as egret-gate-01?").await;
+    wait_down(&first, "does another client connect as egret-gate-01?").await;
 }
 
-/// mosquitto's `message_size_limit` is in no CONNACK, and the reason of its refusal ends the
-/// connection in the client library.
+/// mosquitto's `message_size_limit` is not part of the CONNACK, and the client library closes the
+/// connection on the reason code of the refusal.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publication_over_a_limit_that_the_broker_kept_to_itself_holds_up_no_other() {
+async fn a_publication_over_an_unannounced_size_limit_does_not_block_others() {
     let broker = Broker::with("message_size_limit 1000\n");
     let (link, task, _deliveries) = Link::open(
         LinkOptions::new(mqtt(&broker.url()), "box"),
         &Environment::system(),
     );
     tokio::spawn(task.run(std::future::pending()));
-    up(&link).await;
+    wait_up(&link).await;
     let publish = |bytes: usize| {
         link.publish(Publication {
             topic: "t".into(),
@@ -272,7 +271,7 @@ async fn a_publication_over_a_limit_that_the_broker_kept_to_itself_holds_up_no_o
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, next)
+    tokio::time::timeout(TIMEOUT, next)
         .await
-        .expect("the next one arrives on the next connection");
+        .expect("the next publication succeeds on the next connection");
 }

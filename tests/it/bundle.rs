@@ -1,5 +1,5 @@
-//! Bundles that differ from their manifest are refused before any of their files is used, with the
-//! file and both values.
+//! Bundles that differ from their manifest are refused before any of their files is used; the error
+//! names the file and both values.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use tests::bundles::{bundle, damage, linked_copy};
 use tests::synth::Synthetic;
 use vlm::{BackendChoice, Options, Vlm};
 
-/// Opens a copy of the micro bundle after `change`, and gives the error with the copy's folder left
-/// out.
+/// Opens a copy of the micro bundle after `change`, and returns the error with the copy's folder
+/// left out.
 fn refused(change: impl FnOnce(&Path)) -> String {
     let dir = tempfile::tempdir_in(
         bundle(&Synthetic::micro(), Precision::Fp32)
@@ -31,7 +31,7 @@ fn refused(change: impl FnOnce(&Path)) -> String {
 }
 
 #[test]
-fn a_changed_byte_is_found() {
+fn a_changed_byte_is_detected() {
     let error = refused(|dir| {
         damage(&dir.join("onnx/embed_tokens.onnx"), |content| {
             *content.last_mut().unwrap() ^= 1
@@ -53,7 +53,7 @@ fn a_changed_byte_is_found() {
 }
 
 #[test]
-fn a_cut_file_is_found_by_its_size() {
+fn a_truncated_file_is_detected_by_its_size() {
     let error = refused(|dir| damage(&dir.join("tokenizer.json"), |content| content.truncate(100)));
     insta::assert_snapshot!(error, @"BUNDLE/tokenizer.json is 100 bytes: expected 3548256; copy the bundle again");
 }
@@ -84,7 +84,7 @@ fn a_newer_format_is_refused() {
 }
 
 #[test]
-fn files_the_manifest_does_not_list_do_not_matter() {
+fn files_not_in_the_manifest_are_ignored() {
     let dir = tempfile::tempdir_in(
         bundle(&Synthetic::micro(), Precision::Fp32)
             .parent()

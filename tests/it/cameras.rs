@@ -11,7 +11,7 @@ use devices::{Frame, FrameImage, Stop};
 use firmware_config::agent::Source;
 use tests::rtsp::RtspServer;
 
-/// Long enough for a busy machine to open a stream; what stalls here stalls for good.
+/// Long enough for a busy machine to open a stream; a stalled camera here never recovers.
 const STALL_AFTER: Duration = Duration::from_secs(8);
 const PERIOD: Duration = Duration::from_millis(50);
 
@@ -20,15 +20,17 @@ fn open(source: Source, period: Duration, stop: &Stop) -> Result<Box<dyn Camera>
 }
 
 fn refused(source: Source) -> CaptureError {
-    open(source, PERIOD, &Stop::new()).err().expect("refused")
+    open(source, PERIOD, &Stop::new())
+        .err()
+        .expect("the source is refused")
 }
 
-fn all(camera: &mut dyn Camera) -> Result<Vec<Frame>, CaptureError> {
+fn read_all(camera: &mut dyn Camera) -> Result<Vec<Frame>, CaptureError> {
     std::iter::from_fn(|| camera.next_frame().transpose()).collect()
 }
 
-/// Reads until the camera fails.
-fn fails(camera: &mut dyn Camera) -> CaptureError {
+/// Reads until the camera fails, and returns the error.
+fn read_to_error(camera: &mut dyn Camera) -> CaptureError {
     loop {
         match camera.next_frame() {
             Ok(Some(_)) => {}
@@ -51,7 +53,7 @@ fn size(frame: &Frame) -> (u32, u32) {
             );
             (*width, *height)
         }
-        FrameImage::Encoded(_) => panic!("decoded by ffmpeg"),
+        FrameImage::Encoded(_) => panic!("ffmpeg decodes the frames of files and streams"),
     }
 }
 
@@ -91,10 +93,10 @@ fn a_folder_is_read_once_in_name_order_and_not_faster_than_its_rate() {
     }
     let started = Instant::now();
     let mut camera = open(Source::Folder(folder.path().into()), PERIOD, &Stop::new()).unwrap();
-    let frames = all(&mut *camera).unwrap();
+    let frames = read_all(&mut *camera).unwrap();
     assert!(
         started.elapsed() >= PERIOD * 2,
-        "two periods lie between three frames"
+        "three frames take at least two periods"
     );
     let names: Vec<_> = frames
         .iter()
@@ -152,8 +154,8 @@ fn a_clip_is_decoded_to_its_end_and_no_frame_is_lost() {
         &Stop::new(),
     )
     .unwrap();
-    let frames = all(&mut *camera).unwrap();
-    // One second at ten a second; where the clip is cut decides about the last.
+    let frames = read_all(&mut *camera).unwrap();
+    // One second at ten a second; the cut decides how many frames come at the end.
     assert!((10..=12).contains(&frames.len()), "{} frames", frames.len());
     assert!(frames.iter().all(|frame| size(frame) == (640, 360)));
     assert_eq!(camera.superseded(), 0);
@@ -178,7 +180,7 @@ fn a_file_that_is_no_video_is_reported_with_ffmpegs_stderr() {
     let folder = tempfile::tempdir().unwrap();
     let garbage = folder.path().join("garbage.mp4");
     fs::write(&garbage, "this is no video").unwrap();
-    let error = fails(&mut *open(Source::File(garbage), PERIOD, &Stop::new()).unwrap());
+    let error = read_to_error(&mut *open(Source::File(garbage), PERIOD, &Stop::new()).unwrap());
     assert!(
         matches!(&error, CaptureError::Exited { stderr, .. } if stderr.contains("Invalid data")),
         "{error}"
@@ -205,7 +207,7 @@ fn rtsp_hands_out_the_newest_frame_and_counts_the_others() {
 #[test]
 fn a_camera_that_refuses_the_login_is_named_without_the_password() {
     let server = RtspServer::with_password("me", "secret");
-    let error = fails(
+    let error = read_to_error(
         &mut *open(
             Source::Rtsp(server.url("me:wrong-one@")),
             PERIOD,
@@ -229,7 +231,7 @@ fn a_camera_that_vanishes_is_named() {
     let mut camera = open(Source::Rtsp(url.clone()), PERIOD, &Stop::new()).unwrap();
     camera.next_frame().unwrap().unwrap();
     server.vanish();
-    let error = fails(&mut *camera);
+    let error = read_to_error(&mut *camera);
     assert!(
         matches!(error, CaptureError::Exited { .. }) && error.to_string().starts_with(&url),
         "{error}"
@@ -243,7 +245,7 @@ fn a_camera_that_stalls_is_named() {
     let mut camera = open(Source::Rtsp(url.clone()), PERIOD, &Stop::new()).unwrap();
     camera.next_frame().unwrap().unwrap();
     server.stall();
-    let error = fails(&mut *camera);
+    let error = read_to_error(&mut *camera);
     assert!(
         matches!(
             error,

@@ -1,5 +1,5 @@
-//! Events arrive whatever is killed: the broker, a worker, the agent. Held by books over (epoch,
-//! seq); repeats are allowed, holes not.
+//! Events are delivered although the broker, a worker or the agent is killed. Checked by the
+//! (epoch, seq) received: repeats are allowed, missing ones are not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,11 +23,11 @@ use tests::subscriber::Subscriber;
 use tests::synth::Synthetic;
 use tokio::task::JoinHandle;
 
-/// A broker that saves with every change, as the documentation asks for.
+/// A broker that saves every change, as the documentation recommends.
 const PERSISTENT: &str =
     "persistence true\nautosave_on_changes true\nautosave_interval 1\nuser root\n";
 
-/// One camera at `frames`, and what follows its rule.
+/// One camera that reads `frames`, followed by `more`.
 fn config(broker: &str, frames: &Path, more: &str) -> String {
     tests::config::config(
         Some(broker),
@@ -35,26 +35,26 @@ fn config(broker: &str, frames: &Path, more: &str) -> String {
     )
 }
 
-fn start(text: &str, model: Scripted, watcher: Arc<dyn Observer>) -> JoinHandle<Totals> {
+fn start(text: &str, model: Scripted, observer: Arc<dyn Observer>) -> JoinHandle<Totals> {
     let config = AgentConfig::parse(text, "egret.toml").unwrap();
     tokio::spawn(async {
-        pipeline::run_with(model, config, watcher, std::future::pending())
+        pipeline::run_with(model, config, observer, std::future::pending())
             .await
             .unwrap()
     })
 }
 
-/// Everything the agent made is in the books.
-async fn balanced(ledger: &Ledger, totals: &Totals) {
-    let made = totals.events_produced;
+/// Waits until the ledger has recorded every event that the agent produced.
+async fn all_recorded(ledger: &Ledger, totals: &Totals) {
+    let produced = totals.events_produced;
     assert_eq!((totals.events_queued(), totals.events_dropped), (0, 0));
     ledger
-        .wait_until(|ledger| ledger.epochs() == [(made, made)])
+        .wait_until(|ledger| ledger.epochs() == [(produced, produced)])
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_killed_again_and_again_leaves_no_hole() {
+async fn a_broker_killed_repeatedly_loses_no_event() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 120);
     let mut broker = Broker::with(PERSISTENT);
@@ -77,46 +77,46 @@ async fn a_broker_killed_again_and_again_leaves_no_hole() {
         totals.events_produced, 240,
         "one new and one end for each answer"
     );
-    balanced(&ledger, &totals).await;
+    all_recorded(&ledger, &totals).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_comes_late_gets_everything() {
+async fn a_broker_that_returns_late_receives_every_event() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 10);
     let mut broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
-    // A broker that dies before it saved a subscription hands nothing on to it, whatever we send
-    // again.
+    // A broker that is killed before it has saved a subscription does not deliver to it, even if
+    // we publish again.
     broker.wait_saved("egret/+/kill-switch/state");
     broker.kill();
-    let made = Arc::new(Made::default());
+    let produced = Arc::new(Produced::default());
     let agent = start(
         &config(&broker.url(), frames.path(), ""),
         Scripted::flapping(0.95),
-        made.clone(),
+        produced.clone(),
     );
-    // It goes on answering without.
-    made.reach(20).await;
+    // It continues to answer without a broker.
+    produced.reach(20).await;
     broker.restart();
-    balanced(&ledger, &agent.await.unwrap()).await;
+    all_recorded(&ledger, &agent.await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_outbox_is_declared() {
+async fn events_dropped_by_a_full_outbox_are_declared() {
     let frames = tempfile::tempdir().unwrap();
     pictures(frames.path(), 30);
     let mut broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
-    // A broker that dies before it saved a subscription hands nothing on to it, whatever we send
-    // again.
+    // A broker that is killed before it has saved a subscription does not deliver to it, even if
+    // we publish again.
     broker.wait_saved("egret/+/kill-switch/state");
     broker.kill();
-    let made = Arc::new(Made::default());
+    let produced = Arc::new(Produced::default());
     let text = config(&broker.url(), frames.path(), "")
         .replace("[[camera]]", "outbox-events = 8\n[[camera]]");
-    let agent = start(&text, Scripted::flapping(0.95), made.clone());
-    made.reach(60).await;
+    let agent = start(&text, Scripted::flapping(0.95), produced.clone());
+    produced.reach(60).await;
     broker.restart();
     let totals = agent.await.unwrap();
     assert_eq!(
@@ -133,9 +133,9 @@ async fn a_full_outbox_is_declared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
+async fn a_killed_worker_loses_its_own_answers_only() {
     let frames = tempfile::tempdir().unwrap();
-    // More than will be looked at: it is stopped when the second worker has answered.
+    // More than needed: the agent is stopped when the second worker has answered.
     pictures(frames.path(), 4000);
     let broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
@@ -179,7 +179,7 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
     ledger
         .wait_until(|ledger| outcomes(ledger, "expired") >= 1)
         .await;
-    // If the breaker opened meanwhile, this waits for its trial: half a minute.
+    // If the breaker has opened, this waits for its half-open trial, after 30 s.
     let _second = worker();
     ledger
         .wait_until(|ledger| outcomes(ledger, "answered") > answered + 1)
@@ -190,11 +190,11 @@ async fn a_worker_killed_in_mid_run_costs_its_answers_only() {
         totals.pool_answered + totals.pool_failed,
         totals.answers_escalated
     );
-    balanced(&ledger, &totals).await;
+    all_recorded(&ledger, &totals).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
+async fn a_killed_agent_leaves_no_missing_event_before_its_last() {
     let folder = tempfile::tempdir().unwrap();
     let broker = Broker::with(PERSISTENT);
     let ledger = Ledger::keep(&broker.url()).await;
@@ -213,34 +213,37 @@ async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
             .spawn()
             .unwrap()
     };
-    for lives in 1..=3 {
+    for starts in 1..=3 {
         let mut agent = start();
         ledger
             .wait_until(|ledger| {
-                ledger.epochs().len() == lives
+                ledger.epochs().len() == starts
                     && ledger.epochs().iter().all(|(_, events)| *events >= 3)
             })
             .await;
-        // No goodbye, as in a power cut.
+        // No clean shutdown, as in a power cut.
         agent.kill().unwrap();
         agent.wait().unwrap();
     }
-    // The broker hands messages on in the order in which it got them: behind this one is nothing of
-    // the agents'.
+    // The broker delivers in the order of arrival, so no publication of the agents comes after the
+    // mark.
     ledger.mark(&broker.url()).await;
     let epochs = ledger.epochs();
-    assert!(epochs.iter().all(|(whole, all)| whole == all), "{epochs:?}");
+    assert!(
+        epochs.iter().all(|(contiguous, all)| contiguous == all),
+        "{epochs:?}"
+    );
 
-    // Nobody came back, so the broker tells the last will, in the name of the life that it belongs
-    // to.
-    let last_life = ledger.events().last().unwrap()["epoch"].clone();
+    // No agent reconnected, so the broker publishes the last will, with the epoch of the agent that
+    // registered it.
+    let last_epoch = ledger.events().last().unwrap()["epoch"].clone();
     let status = |ledger: &Ledger| -> Value {
         serde_json::from_str(&ledger.state("egret/gate-01/status").unwrap()).unwrap()
     };
     ledger
         .wait_until(|ledger| status(ledger)["state"] == "offline")
         .await;
-    assert_eq!(status(&ledger)["epoch"], last_life);
+    assert_eq!(status(&ledger)["epoch"], last_epoch);
     let late = Subscriber::open(&broker.url(), "late")
         .await
         .received()
@@ -260,16 +263,16 @@ async fn an_agent_killed_in_mid_run_leaves_no_hole_before_its_end() {
     ledger
         .wait_until(|ledger| status(ledger)["state"] == "online")
         .await;
-    assert_ne!(status(&ledger)["epoch"], last_life);
+    assert_ne!(status(&ledger)["epoch"], last_epoch);
     agent.kill().unwrap();
     agent.wait().unwrap();
 }
 
-/// Counts the events made.
+/// Counts the events produced.
 #[derive(Default)]
-struct Made(AtomicU64);
+struct Produced(AtomicU64);
 
-impl Observer for Made {
+impl Observer for Produced {
     fn observe(&self, record: &Record) {
         if let Record::Event { seq, .. } = record {
             self.0.store(*seq, Ordering::Relaxed);
@@ -277,7 +280,7 @@ impl Observer for Made {
     }
 }
 
-impl Made {
+impl Produced {
     async fn reach(&self, events: u64) {
         while self.0.load(Ordering::Relaxed) < events {
             tokio::time::sleep(Duration::from_millis(5)).await;

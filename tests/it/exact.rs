@@ -1,4 +1,4 @@
-//! Compared with transformers: every case of `tests/data/reference.json`, in fp32, on both
+//! Comparison with transformers: every case of `tests/data/reference.json`, in fp32, on both
 //! backends.
 //!
 //! Prompts, ids and pixels must be identical; numbers may differ by the order of f32 sums and no
@@ -28,7 +28,7 @@ const TOLERANCE: f64 = 1e-3;
 /// Largest difference of log-probabilities.
 const LOGPROB_TOLERANCE: f64 = 1e-3;
 
-/// A gigabyte of weights, three times in memory while a backend loads: one such model at a time.
+/// Held while a model with 1 GB of weights is loaded, which takes three times that in memory.
 static LARGE: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -215,8 +215,7 @@ fn export(size: &str, dir: &Path) -> PathBuf {
     bundle
 }
 
-/// Checks, and keeps the largest difference of each kind, so that the log shows how much room is
-/// left.
+/// Checks differences, and records the largest of each kind, so that the log shows the margin.
 struct Differences {
     of: String,
     largest: [(&'static str, f64); 3],

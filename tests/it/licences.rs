@@ -1,5 +1,5 @@
-//! Every crate that is built may be: its licence is one that `deny.toml` allows. `cargo deny check`
-//! says the same, where it is installed.
+//! Every crate in the build has a licence that `deny.toml` allows. `cargo deny check` checks the
+//! same, where it is installed.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
@@ -9,7 +9,7 @@ use std::process::Command;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-/// The parts of `cargo metadata` that are read here.
+/// The fields of `cargo metadata` that are read here.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
@@ -35,7 +35,7 @@ fn strings(list: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What is built for the targets of `deny.toml`, tests and build scripts included.
+/// The packages built for the targets of `deny.toml`, tests and build scripts included.
 fn packages(deny: &Table) -> Vec<Package> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo
@@ -56,7 +56,7 @@ fn packages(deny: &Table) -> Vec<Package> {
 }
 
 #[test]
-fn every_crate_has_a_licence_that_is_allowed() {
+fn every_crate_has_an_allowed_licence() {
     let deny = deny_toml();
     let allowed = strings(&deny["licenses"]["allow"]);
     let mut needed = BTreeSet::new();
@@ -66,7 +66,7 @@ fn every_crate_has_a_licence_that_is_allowed() {
         license,
     } in packages(&deny)
     {
-        let license = license.unwrap_or_else(|| panic!("{name} {version} names no licence"));
+        let license = license.unwrap_or_else(|| panic!("{name} {version} declares no licence"));
         let chosen = permitted(&license, &allowed);
         needed.extend(
             chosen
@@ -76,12 +76,12 @@ fn every_crate_has_a_licence_that_is_allowed() {
     assert_eq!(
         needed.into_iter().collect::<BTreeSet<_>>(),
         allowed.into_iter().map(str::to_owned).collect(),
-        "some are allowed in vain"
+        "deny.toml must allow only licences that a crate needs"
     );
 }
 
 #[test]
-fn expressions_are_read_as_spdx_says() {
+fn expressions_are_parsed_as_spdx_defines() {
     let allowed = BTreeSet::from(["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"]);
     for (expression, chosen) in [
         ("MIT", Some("MIT")),
@@ -104,8 +104,8 @@ fn expressions_are_read_as_spdx_says() {
     }
 }
 
-/// The allowed licences under which something of this SPDX expression may be used, if there are
-/// any. A slash is the old way to say OR.
+/// The allowed licences that satisfy this SPDX expression, if there are any. A slash is the older
+/// form of OR.
 fn permitted(expression: &str, allowed: &BTreeSet<&str>) -> Option<Vec<String>> {
     let spaced = expression
         .replace('/', " OR ")
@@ -113,7 +113,7 @@ fn permitted(expression: &str, allowed: &BTreeSet<&str>) -> Option<Vec<String>> 
         .replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();
     let chosen = any(&mut words, allowed);
-    assert_eq!(words.next(), None, "{expression} is no SPDX expression");
+    assert_eq!(words.next(), None, "{expression} is not an SPDX expression");
     chosen
 }
 
@@ -149,7 +149,7 @@ fn one<'a>(
 ) -> Option<Vec<String>> {
     let mut name = words
         .next()
-        .expect("an expression goes on after its operators")
+        .expect("an operator is followed by an expression")
         .to_owned();
     if name == "(" {
         let chosen = any(words, allowed);
@@ -159,7 +159,7 @@ fn one<'a>(
     if words.next_if_eq(&"WITH").is_some() {
         name = format!(
             "{name} WITH {}",
-            words.next().expect("an exception has a name")
+            words.next().expect("WITH is followed by an exception")
         );
     }
     allowed.contains(name.as_str()).then(|| vec![name])

@@ -1,4 +1,4 @@
-//! The invariants of `ARCHITECTURE.md`, held by reading the sources.
+//! The invariants of `ARCHITECTURE.md`, checked by reading the sources.
 
 mod imports;
 
@@ -17,7 +17,7 @@ const CRATES: [&str; 8] = [
     "benches",
     "fuzz",
 ];
-/// What runs on a box or a desk.
+/// Sources of the shipped programs.
 const PRODUCT: [&str; 5] = [
     "firmware-config/src",
     "devices/src",
@@ -64,7 +64,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.starts_with("//"))
 }
 
-/// The files whose code has a line with one of `words`.
+/// The files with a line of code that contains one of `words`.
 fn files_naming(folders: &[&str], words: &[&str]) -> Vec<String> {
     folders
         .iter()
@@ -76,7 +76,7 @@ fn files_naming(folders: &[&str], words: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// As [`files_naming`], but tests beside the code do not count.
+/// As [`files_naming`], without unit tests.
 fn files_naming_outside_tests(folders: &[&str], words: &[&str]) -> Vec<String> {
     folders
         .iter()
@@ -90,8 +90,8 @@ fn files_naming_outside_tests(folders: &[&str], words: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// The text without each item that only tests have: from `#[cfg(test)]` to the brace at its own
-/// indentation, or one line of `mod name;`.
+/// The text without its test-only items: from `#[cfg(test)]` to the brace at the same indentation,
+/// or to the end of `mod name;`.
 fn without_tests(text: &str) -> String {
     let mut kept = String::new();
     let mut lines = text.lines();
@@ -108,7 +108,7 @@ fn without_tests(text: &str) -> String {
 }
 
 #[test]
-fn tests_beside_the_code_do_not_count() {
+fn unit_tests_are_left_out() {
     let text = "a\n    #[cfg(test)]\n    fn x() {\n        y\n    }\nb\n#[cfg(test)]\nmod z;\nc // not #[cfg(test)]\n#[cfg(test)]\nmod tests {\n    q\n}\nd\n";
     assert_eq!(without_tests(text), "a\nb\nc // not #[cfg(test)]\nd\n");
 }
@@ -146,9 +146,9 @@ fn dependencies_point_one_way() {
 }
 
 #[test]
-fn foreign_libraries_are_each_named_in_one_place() {
+fn each_third_party_library_is_used_in_one_place() {
     let places: &[(&str, &[&str])] = &[
-        // `backend.rs` names our own module of that name.
+        // `backend.rs` declares our module of that name.
         ("ort::", &["vlm/src/backend/ort", "vlm/src/backend.rs"]),
         ("tract_onnx", &["vlm/src/backend/tract"]),
         ("rumqttc", &["runtime/src/deliver/mqtt", "tests/"]),
@@ -182,13 +182,13 @@ fn foreign_libraries_are_each_named_in_one_place() {
             });
             assert!(
                 !named || allowed.iter().any(|place| name.starts_with(place)),
-                "{name} names {word}; only {allowed:?} may"
+                "{name} uses {word}, which is allowed in {allowed:?} only"
             );
         }
     }
 }
 
-/// The demo's broker and what lies below it do not get onto a device.
+/// The demo's broker and its dependencies are not part of a device build.
 #[test]
 fn the_device_build_has_no_broker() {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
@@ -225,7 +225,7 @@ fn the_model_crate_has_no_async() {
         &["vlm/src", "exporter/src"],
         &["tokio", "async fn", ".await"],
     );
-    // The client that fetches checkpoints is the exception, in the exporter.
+    // The exceptions are the client that fetches checkpoints, and Ctrl-C.
     let found: Vec<_> = found
         .into_iter()
         .filter(|name| !name.starts_with("exporter/src/hub") && name != "exporter/src/interrupt.rs")
@@ -234,7 +234,7 @@ fn the_model_crate_has_no_async() {
 }
 
 #[test]
-fn pure_modules_are_told_the_time_and_their_luck() {
+fn pure_modules_take_time_and_randomness_as_arguments() {
     let routing = [
         "capture/gate",
         "decide/router",
@@ -273,10 +273,13 @@ fn pure_modules_are_told_the_time_and_their_luck() {
             .map(|name| format!("vlm/src/{name}.rs")),
     );
     for name in &pure {
-        assert!(root().join(name).is_file(), "{name} has moved");
+        assert!(
+            root().join(name).is_file(),
+            "{name} does not exist; was it moved?"
+        );
     }
-    // And whatever else says so of itself.
-    let says = |text: &str| {
+    // And every module documented as pure.
+    let is_pure = |text: &str| {
         text.lines()
             .take_while(|line| line.starts_with("//!"))
             .any(|line| line.contains("Pure"))
@@ -285,7 +288,7 @@ fn pure_modules_are_told_the_time_and_their_luck() {
         PRODUCT
             .iter()
             .flat_map(|folder| sources(folder))
-            .filter(|(_, text)| says(text))
+            .filter(|(_, text)| is_pure(text))
             .map(|(name, _)| name),
     );
     let words = [
@@ -313,15 +316,15 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
         "runtime/src/serve/gateway",
         "runtime/src/commands/worker.rs",
         "runtime/src/commands/demo",
-        // Children, and the threads that read their output.
+        // Child processes, and the threads that read their output.
         "devices/src/child.rs",
         "devices/src/clip.rs",
         "devices/src/camera/live.rs",
-        // A picture decoded off the tasks' threads, and waited for.
+        // Decodes an image on a blocking thread, and awaits it.
         "runtime/src/serve/chat/reader.rs",
         // Scoped: joined before the function returns.
         "exporter/src/reference/math.rs",
-        // Waits for Ctrl-C, and ends the program.
+        // Waits for Ctrl-C, then ends the program.
         "exporter/src/interrupt.rs",
     ];
     let tasks = [
@@ -343,16 +346,16 @@ fn tasks_and_threads_are_started_where_the_architecture_says() {
 }
 
 #[test]
-fn queues_are_made_where_the_architecture_says_and_each_has_a_bound() {
+fn queues_are_bounded_and_made_where_the_architecture_says() {
     let allowed = [
         "runtime/src/pipeline.rs",
-        // Queues with two ends of their own.
+        // Modules that own both ends of a queue.
         "runtime/src/deliver/mqtt.rs",
         "runtime/src/infer.rs",
         "runtime/src/capture/handoff.rs",
-        // What one child wrote.
+        // The output of one child process.
         "devices/src/clip.rs",
-        // The latest value alone: the kill switch; that it stops; how many events came.
+        // Only the latest value: the kill switch, the stop signal, the number of events.
         "runtime/src/decide/policy.rs",
         "runtime/src/serve/gateway/connections.rs",
         "runtime/src/commands/serve.rs",
@@ -382,8 +385,7 @@ fn queues_are_made_where_the_architecture_says_and_each_has_a_bound() {
     assert!(unbounded.is_empty(), "{unbounded:?}");
 }
 
-/// The product's files that name one of `words` outside tests, and are not among the `allowed`
-/// places.
+/// The product's files that contain one of `words` outside tests, and are not among `allowed`.
 fn elsewhere(words: &[&str], allowed: &[&str]) -> Vec<String> {
     let found = files_naming_outside_tests(&PRODUCT, words);
     found
@@ -415,7 +417,7 @@ fn the_reference_shares_no_code_with_the_graphs() {
 }
 
 #[test]
-fn unsafe_code_is_one_file() {
+fn unsafe_code_is_in_one_file() {
     for member in CRATES.iter().filter(|member| **member != "vlm") {
         let root_file = root().join(member).join("src/lib.rs");
         assert!(
@@ -434,23 +436,26 @@ fn unsafe_code_is_one_file() {
 }
 
 #[test]
-fn files_are_small_enough_to_know() {
+fn files_stay_short() {
     for (name, text) in CRATES.iter().flat_map(|member| sources(member)) {
         let lines = text.lines().count();
         assert!(
             lines <= 700,
-            "{name} has {lines} lines; split it where it has two reasons to change"
+            "{name} has {lines} lines, at most 700 are allowed; split it by topic"
         );
     }
     let lines = std::fs::read_to_string(root().join("ARCHITECTURE.md"))
         .unwrap()
         .lines()
         .count();
-    assert!(lines <= 150, "ARCHITECTURE.md has {lines} lines");
+    assert!(
+        lines <= 150,
+        "ARCHITECTURE.md has {lines} lines, at most 150 are allowed"
+    );
 }
 
 #[test]
-fn the_repository_is_small_enough_to_clone() {
+fn the_repository_stays_small() {
     let listed = Command::new("git")
         .args(["ls-files", "-z"])
         .current_dir(root())
@@ -466,7 +471,7 @@ fn the_repository_is_small_enough_to_clone() {
         .split_terminator('\0')
         .collect();
     for (below, mib_max) in [("demo/bundles/", 24), ("demo/frames/", 3), ("", 40)] {
-        // A file that is deleted and not yet committed takes no room.
+        // A file that is deleted but still in the index counts as zero bytes.
         let sizes = files
             .iter()
             .filter(|file| file.starts_with(below))
@@ -474,12 +479,12 @@ fn the_repository_is_small_enough_to_clone() {
         let bytes: u64 = sizes.map(|file| file.len()).sum();
         assert!(
             (1..=mib_max << 20).contains(&bytes),
-            "{below:?}: {bytes} bytes, at most {mib_max} MiB"
+            "{below:?}: {bytes} bytes, expected at most {mib_max} MiB"
         );
     }
 }
 
-/// cross warns about keys that it does not know, and goes on without them.
+/// cross only warns about unknown keys, and ignores them.
 #[test]
 fn the_cross_configuration_has_known_keys_only() {
     let known: &[(&str, &[&str])] = &[
@@ -526,7 +531,7 @@ fn the_cross_configuration_has_known_keys_only() {
                 .map(|(_, keys)| *keys);
             assert!(
                 place == "target" || keys.is_some_and(|keys| keys.contains(&key.as_str())),
-                "[{place}] {key}: cross does not know it"
+                "[{place}] {key} is not a key of cross"
             );
             if let Value::Table(inner) = value {
                 let key = if place == "target" { "*" } else { key };
@@ -557,7 +562,7 @@ fn nothing_is_left_unfinished() {
 }
 
 #[test]
-fn the_licence_is_everywhere_the_same() {
+fn the_licence_is_the_same_everywhere() {
     assert!(
         std::fs::read_to_string(root().join("LICENSE"))
             .unwrap()

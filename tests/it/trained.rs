@@ -1,9 +1,8 @@
-//! The bundles of the demo have really seen pictures: on every labelled frame they answer as
-//! transformers does.
+//! The demo's bundles are trained models: they answer every labelled frame as transformers does.
 //!
 //! Probabilities may be 0.02 apart: the frames are JPEGs, and decoders differ by a level here and
-//! there (from the same decoded pixels they agree to four digits). Another answer is right only
-//! where transformers holds two for as good as equal: see [`TIES`].
+//! there (from the same decoded pixels they agree to four digits). A different answer is accepted
+//! only where transformers gives two nearly equal probabilities: see [`TIES`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,9 +11,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use vlm::{BackendChoice, Options, Picture, Request, Vlm};
 
-/// `vlm`'s example, compiled here as well.
+/// `vlm`'s example, compiled into this test.
 #[path = "../../vlm/examples/ask.rs"]
-#[expect(dead_code, unreachable_pub, reason = "it is a program of its own")]
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the example is a complete program"
+)]
 mod example;
 
 /// Largest difference of a candidate's probability.
@@ -24,7 +27,7 @@ const TOLERANCE: f64 = 0.02;
 /// places.
 const TIES: [(&str, &str, &str); 1] = [("nano-pool", "carpark/018400.jpg", "is there a car?")];
 
-/// What transformers says to one question about one frame.
+/// The answer of transformers to one question about one frame.
 #[derive(Deserialize)]
 struct Expected {
     image: PathBuf,
@@ -34,7 +37,7 @@ struct Expected {
     prompt_tokens: usize,
 }
 
-/// A labelled question, for the answers to choose from.
+/// A labelled question, read for its candidate answers.
 #[derive(Deserialize)]
 struct Label {
     image: PathBuf,
@@ -116,7 +119,7 @@ fn answers_as_transformers(name: &str, backend: BackendChoice) {
             let difference = (candidate.probability - probability).abs();
             assert!(
                 difference <= TOLERANCE,
-                "{of} {:?}: {} instead of {probability}",
+                "{of} {:?}: probability {}, expected {probability}",
                 candidate.text,
                 candidate.probability
             );
@@ -125,7 +128,7 @@ fn answers_as_transformers(name: &str, backend: BackendChoice) {
         let tie = TIES.contains(&(name, expected.image.to_str().unwrap(), &expected.question));
         assert!(
             tie || answer.text == expected.answer,
-            "{of}: {:?} instead of {:?}",
+            "{of}: answer {:?}, expected {:?}",
             answer.text,
             expected.answer
         );

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How long a broker may take to listen.
+/// Timeout for a broker to start listening, and to save its store.
 const START_MAX: Duration = Duration::from_secs(20);
 
-/// A mosquitto of this test alone; killed when dropped.
+/// A mosquitto process that only this test uses; killed when dropped.
 #[derive(Debug)]
 pub struct Broker {
     child: Child,
@@ -19,7 +19,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker that takes anybody and keeps nothing over its end.
+    /// Starts a broker without authentication or persistence.
     ///
     /// # Panics
     /// When mosquitto is not installed or does not listen.
@@ -27,7 +27,7 @@ impl Broker {
         Broker::with("persistence false\n")
     }
 
-    /// Starts a broker with more lines of configuration.
+    /// Starts a broker with additional lines of configuration.
     ///
     /// # Panics
     /// As [`Broker::start`].
@@ -41,7 +41,7 @@ impl Broker {
             address.port()
         );
         std::fs::write(folder.path().join("mosquitto.conf"), text)
-            .expect("its configuration can be written");
+            .expect("the configuration file can be written");
         let child = spawn(folder.path());
         let mut broker = Broker {
             child,
@@ -57,18 +57,18 @@ impl Broker {
         format!("mqtt://{}", self.address)
     }
 
-    /// Where it listens on 127.0.0.1.
+    /// The port it listens on, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// Ends it at once, as a power cut would.
+    /// Kills it without a shutdown, as a power cut would.
     ///
     /// # Panics
     /// When it cannot be killed.
     pub fn kill(&mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it has ended");
+        self.child.kill().expect("mosquitto can be killed");
+        self.child.wait().expect("mosquitto has ended");
     }
 
     /// Starts it again on the same port, after [`Broker::kill`].
@@ -80,10 +80,10 @@ impl Broker {
         self.wait_listening();
     }
 
-    /// Waits until its store on disk holds `text`, such as a client's id.
+    /// Waits until its store on disk contains `text`, such as a client id.
     ///
     /// # Panics
-    /// When that takes too long: persistence is off, or it saves too seldom.
+    /// On timeout: persistence is off, or the broker saves too seldom.
     pub fn wait_saved(&self, text: &str) {
         let store = self.folder.path().join("mosquitto.db");
         let started = Instant::now();
@@ -94,7 +94,7 @@ impl Broker {
         }) {
             assert!(
                 started.elapsed() < START_MAX,
-                "mosquitto does not save {text:?}"
+                "mosquitto has not saved {text:?} within {START_MAX:?}"
             );
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -104,12 +104,15 @@ impl Broker {
         let started = Instant::now();
         while TcpStream::connect(self.address).is_err() {
             assert!(
-                self.child.try_wait().expect("its state").is_none(),
-                "mosquitto ended at once"
+                self.child
+                    .try_wait()
+                    .expect("the state of the process")
+                    .is_none(),
+                "mosquitto ended before it listened"
             );
             assert!(
                 started.elapsed() < START_MAX,
-                "mosquitto does not listen on {}",
+                "mosquitto does not listen on {} after {START_MAX:?}",
                 self.address
             );
             std::thread::sleep(Duration::from_millis(10));
@@ -118,7 +121,7 @@ impl Broker {
 }
 
 fn spawn(folder: &Path) -> Child {
-    // Debian keeps it where only root's PATH looks.
+    // Debian installs it in a folder that is only on root's PATH.
     let installed = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"]
         .into_iter()
         .find(|path| Path::new(path).is_file());
@@ -135,7 +138,7 @@ fn spawn(folder: &Path) -> Child {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        // Either may fail only because it has ended by itself.
+        // Both calls fail only if it has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Bundles exported from synthetic checkpoints, made once and kept.
+//! Bundles exported from synthetic checkpoints, made once and cached.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use firmware_config::manifest::Precision;
 use crate::kept::kept;
 use crate::synth::Synthetic;
 
-/// A bundle of `synthetic`, made once for this target folder and kept; read it, never write into
-/// it.
+/// A bundle of `synthetic`, made once for this target folder and cached there; read-only for
+/// tests.
 ///
 /// # Panics
-/// When it cannot be exported.
+/// When the export fails.
 pub fn bundle(synthetic: &Synthetic, precision: Precision) -> PathBuf {
     let source = synthetic.shared();
     let key = source
         .parent()
         .and_then(Path::file_name)
-        .expect("a shared checkpoint lies in a folder of its own")
+        .expect("a shared checkpoint has a parent folder named by its key")
         .to_string_lossy()
         .into_owned();
     let precision_name = format!("{precision:?}").to_lowercase();
@@ -39,12 +39,12 @@ pub fn bundle(synthetic: &Synthetic, precision: Precision) -> PathBuf {
     )
 }
 
-/// A hash over the exporter's sources: a bundle is kept only as long as the program that wrote it.
+/// A hash over the exporter's sources: cached bundles are made again when the exporter changes.
 fn exporter_sources() -> u64 {
     fn visit(dir: &Path, hasher: &mut DefaultHasher) {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
-            .expect("the sources are there")
-            .map(|entry| entry.expect("an entry").path())
+            .expect("the source folder can be read")
+            .map(|entry| entry.expect("a folder entry can be read").path())
             .collect();
         paths.sort();
         for path in paths {
@@ -67,8 +67,8 @@ fn exporter_sources() -> u64 {
     hasher.finish()
 }
 
-/// A copy of a bundle that a test may damage: hard links, so it costs nothing; [`damage`] replaces
-/// a file, never writes into one.
+/// A copy of a bundle that a test may damage, made of hard links. [`damage`] replaces a file
+/// instead of writing into it, so the original stays intact.
 ///
 /// # Panics
 /// When files cannot be linked.
@@ -85,7 +85,7 @@ pub fn linked_copy(bundle: &Path, to: &Path) {
     }
 }
 
-/// Replaces a file of a linked copy by what `change` makes of its content.
+/// Replaces a file of a linked copy with its content after `change`.
 ///
 /// # Panics
 /// When the file cannot be read or written.

@@ -1,14 +1,13 @@
-//! `egret.toml` as the tests need it: a node, a broker if there is one, cameras that ask one
-//! question.
+//! `egret.toml` for the tests: a node, an optional broker, and cameras with one rule each.
 
 use std::path::Path;
 
 use firmware_config::agent::Mqtt;
 
-/// The broker at `url`, which takes anybody.
+/// The broker at `url`, without authentication.
 ///
 /// # Panics
-/// When it is no URL of a broker.
+/// When `url` is not the URL of a broker.
 pub fn mqtt(url: &str) -> Mqtt {
     Mqtt {
         url: url.parse().unwrap(),
@@ -19,7 +18,8 @@ pub fn mqtt(url: &str) -> Mqtt {
     }
 }
 
-/// A configuration of node `gate-01`, with more sections behind it. Its bundle is not there.
+/// A configuration of node `gate-01` with a bundle path that does not exist, followed by
+/// `sections`.
 pub fn config(broker: Option<&str>, sections: &[String]) -> String {
     let broker = broker
         .map(|url| format!("[mqtt]\nurl = \"{url}\"\n"))
@@ -30,8 +30,8 @@ pub fn config(broker: Option<&str>, sections: &[String]) -> String {
     )
 }
 
-/// A camera whose every frame is asked whether there is a person. Keys that follow belong to its
-/// rule.
+/// A camera that asks about every frame whether there is a person. Keys appended to it belong to
+/// its rule.
 pub fn camera(id: &str, source: &str) -> String {
     format!(
         r#"
@@ -49,7 +49,7 @@ alert = ["yes"]
     )
 }
 
-/// A camera that shows the pictures of a folder.
+/// A camera that reads the images of a folder.
 pub fn folder_camera(id: &str, folder: &Path) -> String {
     camera(id, &format!("dir://{}", folder.display()))
 }

@@ -1,5 +1,5 @@
-//! A stand-in for the hub: a folder behind the hub's addresses, its large files on a host of their
-//! own, and faults as told.
+//! A test hub: a folder served under the hub's URLs, large files from a second host, and injected
+//! faults.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -18,28 +18,28 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-/// The commit that every revision of the served model is.
+/// The commit that every revision of the served model resolves to.
 pub const COMMIT: &str = "7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8";
 
 /// The model that is served.
 pub const ID: &str = "tester/tiny";
 
-/// What goes wrong with a file.
+/// A fault injected into the download of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// This status, so many times.
+    /// This HTTP status, for this many requests.
     Status(u16, usize),
-    /// The connection breaks halfway.
+    /// The connection closes after half of the body.
     Cut,
-    /// The first byte is another.
+    /// The first byte is changed.
     Damaged,
-    /// No answer at all.
+    /// No response.
     Hang,
-    /// Half of it, and then silence.
+    /// Half of the body, then no more data on an open connection.
     Stall,
 }
 
-/// What the hub and the host of its large files share.
+/// State shared by the hub and the host of its large files.
 struct Shared {
     folder: PathBuf,
     files: String,
@@ -51,17 +51,17 @@ struct Shared {
 
 /// The servers, stopped when dropped.
 pub struct HubServer {
-    /// What `HF_ENDPOINT` is set to.
+    /// The value for `HF_ENDPOINT`.
     pub endpoint: String,
-    /// The host that its large files are on.
+    /// Base URL of the host that serves large files.
     pub files: String,
     shared: Arc<Shared>,
     _runtime: Runtime,
 }
 
 impl HubServer {
-    /// Serves the files of `folder` as [`ID`] to whoever has `token`, if there is one; `fault`
-    /// befalls the file it names.
+    /// Serves the files of `folder` as [`ID`], to requests with `token` only if one is given, with
+    /// `fault` injected into the file it names.
     ///
     /// # Panics
     /// When loopback cannot be listened on.
@@ -74,7 +74,7 @@ impl HubServer {
             .worker_threads(1)
             .enable_all()
             .build()
-            .expect("a runtime starts");
+            .expect("a tokio runtime starts");
         let listen = || {
             runtime
                 .block_on(TcpListener::bind("127.0.0.1:0"))
@@ -82,7 +82,10 @@ impl HubServer {
         };
         let (hub, files) = (listen(), listen());
         let address = |listener: &TcpListener| {
-            format!("http://{}", listener.local_addr().expect("it listens"))
+            format!(
+                "http://{}",
+                listener.local_addr().expect("the listener has an address")
+            )
         };
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
@@ -114,45 +117,45 @@ impl HubServer {
         }
     }
 
-    /// Files asked for so far, in order, retries included.
+    /// Files requested so far, in order, retries included.
     ///
     /// # Panics
-    /// When a handler did.
+    /// When a handler panicked.
     pub fn asked(&self) -> Vec<String> {
         self.shared.asked.lock().expect("no handler panics").clone()
     }
 
-    /// Whether the other host was ever shown a token.
+    /// Whether the second host ever received a token.
     ///
     /// # Panics
-    /// When a handler did.
+    /// When a handler panicked.
     pub fn leaked(&self) -> bool {
         *self.shared.leaked.lock().expect("no handler panics")
     }
 }
 
 impl Shared {
-    fn refuses(&self, headers: &HeaderMap) -> Option<Response> {
+    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
         let token = self.token?;
-        let is_let_in = headers
+        let is_authorized = headers
             .get(AUTHORIZATION)
             .is_some_and(|value| value == &format!("Bearer {token}"));
-        (!is_let_in)
+        (!is_authorized)
             .then(|| (StatusCode::UNAUTHORIZED, [("x-error-code", "RepoNotFound")]).into_response())
     }
 
-    /// The fault of a file, if it is still to happen.
+    /// The fault of a file, if it is still to be injected.
     fn fault(&self, file: &str) -> Option<Fault> {
         let mut fault = self.fault.lock().expect("no handler panics");
         let (_, found) = fault.as_mut().filter(|(name, _)| *name == file)?;
-        let told = *found;
+        let injected = *found;
         if let Fault::Status(_, times) = found {
             *times = times.checked_sub(1)?;
         }
-        Some(told)
+        Some(injected)
     }
 
-    /// A file's bytes, or what goes wrong with them.
+    /// A file's bytes, or its injected fault.
     async fn body(&self, file: &str) -> Response {
         let Ok(mut bytes) = std::fs::read(self.folder.join(file)) else {
             return StatusCode::NOT_FOUND.into_response();
@@ -163,7 +166,7 @@ impl Shared {
             None => {}
             Some(Fault::Status(status, _)) => {
                 return StatusCode::from_u16(status)
-                    .expect("a status")
+                    .expect("a valid HTTP status")
                     .into_response();
             }
             Some(Fault::Cut) => {
@@ -191,7 +194,7 @@ async fn revision(
     Params((owner, model, revision)): Params<(String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    if let Some(refusal) = shared.refuses(&headers) {
+    if let Some(refusal) = shared.refusal(&headers) {
         return refusal;
     }
     if format!("{owner}/{model}") != ID {
@@ -204,10 +207,10 @@ async fn revision(
         )
             .into_response();
     }
-    let entries = std::fs::read_dir(&shared.folder).expect("the folder is there");
+    let entries = std::fs::read_dir(&shared.folder).expect("the served folder can be read");
     let names = entries.map(|entry| {
         entry
-            .expect("an entry")
+            .expect("a folder entry can be read")
             .file_name()
             .to_string_lossy()
             .into_owned()
@@ -224,7 +227,7 @@ async fn resolve(
     Params((owner, model, revision, file)): Params<(String, String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    if let Some(refusal) = shared.refuses(&headers) {
+    if let Some(refusal) = shared.refusal(&headers) {
         return refusal;
     }
     assert_eq!(
@@ -240,7 +243,7 @@ async fn resolve(
         return (StatusCode::NOT_FOUND, [("x-error-code", "EntryNotFound")]).into_response();
     };
     if !file.ends_with(".safetensors") {
-        // As the hub does since it keeps small files apart: a redirect that stays on it.
+        // The hub answers small files with a redirect to another path on the same host.
         return (
             StatusCode::TEMPORARY_REDIRECT,
             [(LOCATION, format!("/small/{file}"))],
@@ -272,7 +275,7 @@ async fn small(
     Params(file): Params<String>,
     headers: HeaderMap,
 ) -> Response {
-    match shared.refuses(&headers) {
+    match shared.refusal(&headers) {
         Some(refusal) => refusal,
         None => shared.body(&file).await,
     }

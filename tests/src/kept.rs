@@ -1,16 +1,16 @@
-//! What is too large to make for every test: made once for a target folder, and kept.
+//! Test data that is too slow to make for every test: made once for a target folder, and cached.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// The folder `name` beside the build's own files, made by `make` if it is not there yet.
+/// The folder `name` in [`scratch`], made by `make` if it does not exist yet.
 ///
-/// `make` is given another path, renamed when it returns, so a killed test leaves nothing half done
-/// behind; a file lock keeps two test processes from making it at once. Whoever changes what `make`
-/// writes changes `name`.
+/// `make` writes to a temporary path that is renamed when it returns, so a killed test leaves no
+/// partial folder; a file lock keeps two test processes from making it at once. `name` must change
+/// with what `make` writes.
 ///
 /// # Panics
-/// When files cannot be made there.
+/// When files cannot be written there.
 pub fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let path = scratch().join(name);
     let aside = path.with_added_extension("partial");
@@ -20,7 +20,7 @@ pub fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     lock.lock().expect("the target folder takes file locks");
     if !path.exists() {
         if aside.exists() {
-            fs::remove_dir_all(&aside).expect("what a killed test left can be removed");
+            fs::remove_dir_all(&aside).expect("a partial folder can be removed");
         }
         make(&aside);
         fs::rename(&aside, &path).expect("a finished folder can be renamed");
@@ -28,17 +28,17 @@ pub fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     path
 }
 
-/// `target/tmp`, which cargo keeps for integration tests but names only to them: this library is
-/// not one.
+/// `target/tmp`, as in `CARGO_TARGET_TMPDIR`, which cargo sets only for integration tests and not
+/// for this library.
 ///
 /// # Panics
-/// When the test binary lies elsewhere, or the folder cannot be made.
+/// When the test binary is not in `target/<profile>/deps`, or the folder cannot be made.
 pub fn scratch() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
+    let test = std::env::current_exe().expect("the path of the test binary is known");
     let target = test
         .ancestors()
         .nth(3)
-        .expect("tests lie in target/<profile>/deps");
+        .expect("test binaries are in target/<profile>/deps");
     let scratch = target.join("tmp");
     fs::create_dir_all(&scratch).expect("the target folder is writable");
     scratch

@@ -1,4 +1,4 @@
-//! A subscriber that keeps books: which events came, which were declared lost, and what is missing.
+//! A subscriber that records which events arrived, which were declared lost, and which are missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -10,22 +10,22 @@ use serde_json::Value;
 
 use crate::config::mqtt;
 
-/// What a test waits for comes within this time, or never.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Timeout of [`Ledger::wait_until`].
+const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// A subscriber with a session of its own, away only while its broker is.
+/// A subscriber with a persistent session, disconnected only while its broker is down.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    books: Arc<Mutex<Books>>,
+    records: Arc<Mutex<Records>>,
 }
 
 #[derive(Debug, Default)]
-struct Books {
-    /// By epoch.
+struct Records {
+    /// Sequence numbers received or declared lost, by epoch.
     seqs: BTreeMap<String, BTreeSet<u64>>,
     events: Vec<Value>,
     repeats: u64,
-    /// Any other topic: its last payload.
+    /// Last payload of every other topic.
     states: BTreeMap<String, String>,
 }
 
@@ -34,7 +34,7 @@ impl Ledger {
     /// has confirmed it.
     ///
     /// # Panics
-    /// When there is no broker.
+    /// When the broker cannot be reached.
     pub async fn keep(url: &str) -> Ledger {
         let subscriptions = [
             "egret/+/cam/#",
@@ -46,8 +46,7 @@ impl Ledger {
             subscriptions: subscriptions
                 .map(|filter| (filter.to_owned(), Qos::AtLeastOnce))
                 .to_vec(),
-            // An event counts as received when it is in the books, not when the library has read
-            // it.
+            // An event counts as received when it is recorded, not when the library has read it.
             manual_acks: true,
             ..LinkOptions::new(mqtt(url), "ledger")
         };
@@ -58,11 +57,11 @@ impl Ledger {
             .await
             .unwrap();
         let ledger = Ledger::default();
-        let keeper = ledger.clone();
+        let recorder = ledger.clone();
         tokio::spawn(async move {
             let _link = link;
             while let Some(delivery) = deliveries.recv().await {
-                keeper.enter(&delivery.publication.topic, &delivery.publication.payload);
+                recorder.record(&delivery.publication.topic, &delivery.publication.payload);
                 if let Some(ack) = delivery.ack {
                     ack.send();
                 }
@@ -71,41 +70,41 @@ impl Ledger {
         ledger
     }
 
-    fn enter(&self, topic: &str, payload: &[u8]) {
-        let mut books = self.books.lock().unwrap();
+    fn record(&self, topic: &str, payload: &[u8]) {
+        let mut records = self.records.lock().unwrap();
         if topic.ends_with("/event") {
             let event: Value = serde_json::from_slice(payload).unwrap();
             let epoch = event["epoch"].as_str().unwrap().to_owned();
-            if books
+            if records
                 .seqs
                 .entry(epoch)
                 .or_default()
                 .insert(event["seq"].as_u64().unwrap())
             {
-                books.events.push(event);
+                records.events.push(event);
             } else {
-                books.repeats += 1;
+                records.repeats += 1;
             }
         } else if topic.ends_with("/gap") {
             let gap: Value = serde_json::from_slice(payload).unwrap();
             let declared = gap["from_seq"].as_u64().unwrap()..=gap["to_seq"].as_u64().unwrap();
-            books
+            records
                 .seqs
                 .entry(gap["epoch"].as_str().unwrap().to_owned())
                 .or_default()
                 .extend(declared);
         } else if !topic.ends_with("/snapshot") {
-            books.states.insert(
+            records.states.insert(
                 topic.to_owned(),
                 String::from_utf8(payload.to_vec()).unwrap(),
             );
         }
     }
 
-    /// Returns when all that the broker got before this call is in the books.
+    /// Waits until everything that the broker received before this call is recorded.
     ///
     /// # Panics
-    /// When there is no broker.
+    /// When the broker cannot be reached.
     pub async fn mark(&self, url: &str) {
         let (link, task, _deliveries) = Link::open(
             LinkOptions::new(mqtt(url), "marker"),
@@ -127,18 +126,18 @@ impl Ledger {
             .await;
     }
 
-    /// Waits until `enough` of the ledger.
+    /// Waits until `condition` holds.
     ///
     /// # Panics
-    /// When that takes longer than any machine could.
-    pub async fn wait_until(&self, mut enough: impl FnMut(&Ledger) -> bool) {
+    /// After [`TIMEOUT`].
+    pub async fn wait_until(&self, mut condition: impl FnMut(&Ledger) -> bool) {
         let started = Instant::now();
-        while !enough(self) {
+        while !condition(self) {
             assert!(
-                started.elapsed() < PATIENCE,
-                "in vain: (whole, all) per epoch {:?}, {:?}",
+                started.elapsed() < TIMEOUT,
+                "timed out: (contiguous, all) per epoch {:?}, {:?}",
                 self.epochs(),
-                self.books
+                self.records
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -146,33 +145,33 @@ impl Ledger {
 
     /// Distinct events received, in the order of their first arrival.
     pub fn events(&self) -> Vec<Value> {
-        self.books.lock().unwrap().events.clone()
+        self.records.lock().unwrap().events.clone()
     }
 
     /// How many distinct events were received.
     pub fn received(&self) -> usize {
-        self.books.lock().unwrap().events.len()
+        self.records.lock().unwrap().events.len()
     }
 
-    /// The last payload of a topic that is no event's.
+    /// The last payload of a topic that carries no events.
     pub fn state(&self, topic: &str) -> Option<String> {
-        self.books.lock().unwrap().states.get(topic).cloned()
+        self.records.lock().unwrap().states.get(topic).cloned()
     }
 
-    /// Per epoch, how many events came or were declared before the first hole, and how many in all:
-    /// equal where nothing is missing.
+    /// Per epoch, how many events arrived or were declared lost before the first missing one, and
+    /// how many in all: equal if none is missing.
     pub fn epochs(&self) -> Vec<(u64, u64)> {
-        let books = self.books.lock().unwrap();
-        let whole = |seqs: &BTreeSet<u64>| {
+        let records = self.records.lock().unwrap();
+        let contiguous = |seqs: &BTreeSet<u64>| {
             (1..)
                 .zip(seqs)
                 .take_while(|(expected, seq)| expected == *seq)
                 .count() as u64
         };
-        books
+        records
             .seqs
             .values()
-            .map(|seqs| (whole(seqs), seqs.len() as u64))
+            .map(|seqs| (contiguous(seqs), seqs.len() as u64))
             .collect()
     }
 }

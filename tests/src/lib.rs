@@ -1,5 +1,5 @@
-//! The rig: synthetic checkpoints, real brokers, scripted cameras and pools, for the integration
-//! tests and the benches.
+//! The test rig: synthetic checkpoints, real brokers, scripted models and pools, for the
+//! integration tests and the benches.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +27,7 @@ pub fn data(name: &str) -> std::path::PathBuf {
 /// A file or folder of the demo.
 ///
 /// # Panics
-/// When it is not there.
+/// When it does not exist.
 pub fn demo(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../demo")
@@ -36,7 +36,7 @@ pub fn demo(name: &str) -> std::path::PathBuf {
         .unwrap()
 }
 
-/// A program of the workspace, built in the profile of the running test.
+/// Path of a program of the workspace, built in the profile of the running test.
 ///
 /// # Panics
 /// When it has not been built.
@@ -45,7 +45,7 @@ pub fn program(name: &str) -> std::path::PathBuf {
     let path = test
         .ancestors()
         .nth(2)
-        .expect("tests lie in target/<profile>/deps")
+        .expect("test binaries are in target/<profile>/deps")
         .join(name);
     assert!(
         path.is_file(),

@@ -1,4 +1,4 @@
-//! A pool that does what a script says: answers, errors, hangs, half a body.
+//! A scripted pool: answers, errors, hangs, truncated bodies.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -15,24 +15,24 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// What the server does with one request.
+/// The response to one request.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// Answers with this content.
+    /// A completion with this content.
     Say(&'static str),
-    /// Answers with this body and status 200.
+    /// This body, with status 200.
     Body(&'static str),
-    /// Refuses with a status and perhaps a `Retry-After`.
+    /// An error status, with an optional `Retry-After`.
     Status(u16, Option<&'static str>),
-    /// Never answers.
+    /// No response.
     Hang,
-    /// Promises a whole body and breaks the connection in the middle of it.
+    /// A connection that closes in the middle of the body.
     HalfABody,
-    /// Sends the client elsewhere.
+    /// A redirect to this URL.
     Redirect(String),
 }
 
-/// A request as the server saw it.
+/// A request as the server received it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// Its headers.
@@ -41,7 +41,7 @@ pub struct Seen {
     pub body: Value,
 }
 
-/// A scripted pool on loopback. Past its script it repeats the last act.
+/// A scripted pool on loopback. After the end of its script it repeats the last act.
 #[derive(Debug, Clone)]
 pub struct PoolServer {
     address: SocketAddr,
@@ -78,12 +78,12 @@ impl PoolServer {
         format!("http://{}/v1", self.address)
     }
 
-    /// Everything it was asked so far.
+    /// The requests received so far.
     ///
     /// # Panics
-    /// When the server panicked.
+    /// When a handler panicked.
     pub fn seen(&self) -> Vec<Seen> {
-        self.script.lock().expect("a whole script").seen.clone()
+        self.script.lock().expect("no handler panics").seen.clone()
     }
 }
 
@@ -93,7 +93,7 @@ async fn act(
     body: Bytes,
 ) -> Response {
     let act = {
-        let mut script = script.lock().expect("a whole script");
+        let mut script = script.lock().expect("no handler panics");
         script.seen.push(Seen {
             headers,
             body: serde_json::from_slice(&body).unwrap_or(Value::Null),
@@ -113,7 +113,7 @@ async fn act(
         .into_response(),
         Act::Body(body) => body.into_response(),
         Act::Status(status, retry_after) => {
-            let status = StatusCode::from_u16(status).expect("a status");
+            let status = StatusCode::from_u16(status).expect("a valid HTTP status");
             let body = axum::Json(json!({"error": {"message": "as scripted", "type": "server_error"}}));
             match retry_after {
                 Some(seconds) => (status, [("retry-after", seconds)], body).into_response(),
@@ -127,7 +127,7 @@ async fn act(
         Act::HalfABody => Response::builder()
             .header("content-length", "1000")
             .body(Body::from_stream(stream::iter([Ok("{\"choices\": [{\"message\": {\"content\": \"yes\""), Err("as scripted")])))
-            .expect("a response"),
+            .expect("a valid response"),
         Act::Redirect(to) => (StatusCode::TEMPORARY_REDIRECT, [("location", to)]).into_response(),
     }
 }

@@ -1,10 +1,10 @@
-//! A real RTSP server on loopback that can vanish and stall: GStreamer's, in a process of its own.
+//! A real RTSP server on loopback that can disconnect and stall: GStreamer's, in its own process.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A server with one stream, `/cam`: 320 x 240, 10 frames a second. Killed when dropped.
+/// A server with one stream, `/cam`: 320 x 240 pixels, 10 frames a second. Killed when dropped.
 #[derive(Debug)]
 pub struct RtspServer {
     child: Child,
@@ -13,7 +13,7 @@ pub struct RtspServer {
 }
 
 impl RtspServer {
-    /// Starts a server that anybody may watch.
+    /// Starts a server without authentication.
     ///
     /// # Panics
     /// When GStreamer's server is not installed.
@@ -21,7 +21,7 @@ impl RtspServer {
         RtspServer::with(Vec::new())
     }
 
-    /// Starts a server that wants to know a user and a password.
+    /// Starts a server that requires a user name and a password.
     ///
     /// # Panics
     /// As [`RtspServer::start`].
@@ -39,52 +39,52 @@ impl RtspServer {
         format!("rtsp://{user}127.0.0.1:{}/cam", self.port)
     }
 
-    /// Ends it at once: connections are closed.
+    /// Kills it, which closes its connections.
     ///
     /// # Panics
     /// When it cannot be killed.
     pub fn vanish(&mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it has ended");
+        self.child.kill().expect("the server can be killed");
+        self.child.wait().expect("the server has ended");
     }
 
     /// Starts it again on the same port, after [`RtspServer::vanish`].
     ///
     /// # Panics
-    /// As [`RtspServer::start`], or when the port is another's by now.
+    /// As [`RtspServer::start`], or when the port is in use.
     pub fn come_back(&mut self) {
         (self.child, _) = listening(self.port, &self.login);
     }
 
-    /// Freezes it: connections stay open, and nothing comes any more.
+    /// Suspends it: connections stay open, but no data arrives.
     ///
     /// # Panics
-    /// When it cannot be told.
+    /// When the signal cannot be sent.
     pub fn stall(&self) {
-        self.tell("-STOP");
+        self.signal("-STOP");
     }
 
     /// Ends [`RtspServer::stall`].
     ///
     /// # Panics
-    /// When it cannot be told.
+    /// When the signal cannot be sent.
     pub fn go_on(&self) {
-        self.tell("-CONT");
+        self.signal("-CONT");
     }
 
-    fn tell(&self, signal: &str) {
-        let told = Command::new("kill")
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
             .args([signal, &self.child.id().to_string()])
             .status()
             .expect("kill runs");
-        assert!(told.success(), "it could not be told");
+        assert!(sent.success(), "{signal} could not be sent");
     }
 }
 
 /// A server on `port`, or on any if that is 0, and its port.
 fn listening(port: u16, login: &[String]) -> (Child, u16) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rtsp_server.py");
-    // Debian's own Python: its GStreamer bindings belong to no other.
+    // Debian's Python: its GStreamer bindings are installed for no other.
     let mut command = Command::new("/usr/bin/python3");
     command
         .arg(script)
@@ -94,28 +94,27 @@ fn listening(port: u16, login: &[String]) -> (Child, u16) {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().expect("/usr/bin/python3 is installed");
-    let (mut line, mut said) = (String::new(), String::new());
+    let (mut line, mut log) = (String::new(), String::new());
     BufReader::new(child.stdout.take().expect("piped"))
         .read_line(&mut line)
-        .expect("a port is UTF-8");
+        .expect("the port is printed as UTF-8");
     if line.is_empty() {
         child
             .stderr
             .take()
             .expect("piped")
-            .read_to_string(&mut said)
+            .read_to_string(&mut log)
             .expect("its log is UTF-8");
     }
-    let port = line
-        .trim()
-        .parse()
-        .unwrap_or_else(|_| panic!("no RTSP server; tests/run.sh names its packages: {said}"));
+    let port = line.trim().parse().unwrap_or_else(|_| {
+        panic!("the RTSP server did not start; tests/run.sh lists its packages: {log}")
+    });
     (child, port)
 }
 
 impl Drop for RtspServer {
     fn drop(&mut self) {
-        // Either may fail only because it has ended by itself.
+        // Both calls fail only if it has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

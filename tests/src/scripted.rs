@@ -1,4 +1,4 @@
-//! A model that says what a test wants, and pictures to ask it about.
+//! A model with scripted answers, and images to ask it about.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use runtime::infer::Answerer;
 use vlm::answer::{Candidate, Confidence, ConfidenceSource, FinishReason, Timings};
 use vlm::{Answer, Identity, Request, Sink, VlmError};
 
-/// Answers by a script instead of a graph.
+/// Answers from a script instead of a graph.
 pub struct Scripted {
     identity: Identity,
     script: Script,
@@ -16,7 +16,7 @@ pub struct Scripted {
 type Script = Box<dyn FnMut(&Request) -> (String, f64) + Send>;
 
 impl Scripted {
-    /// A model that answers each request with the text and confidence that `script` gives.
+    /// A model that answers each request with the text and confidence that `script` returns.
     pub fn new(script: impl FnMut(&Request) -> (String, f64) + Send + 'static) -> Self {
         let identity = Identity {
             name: "scripted".into(),
@@ -32,8 +32,8 @@ impl Scripted {
         }
     }
 
-    /// A model that says yes and no in turn, so that every answer ends one event and begins
-    /// another.
+    /// A model that answers yes and no alternately, so that every answer ends one event and
+    /// begins another.
     pub fn flapping(confidence: f64) -> Self {
         let mut yes = false;
         Scripted::new(move |_| {
@@ -74,16 +74,16 @@ impl Answerer for Scripted {
     }
 }
 
-/// Writes `count` small pictures of different greys, named in order.
+/// Writes `count` images of 64 x 48 pixels in two alternating greys, named in order.
 ///
 /// # Panics
-/// When they cannot be written.
+/// When an image cannot be written.
 pub fn pictures(folder: &Path, count: usize) {
     std::fs::create_dir_all(folder).expect("a folder can be made");
     for i in 0..count {
         let grey = if i % 2 == 0 { 40 } else { 200 };
         image::RgbImage::from_pixel(64, 48, image::Rgb([grey; 3]))
             .save(folder.join(format!("{i:05}.png")))
-            .expect("a picture can be written");
+            .expect("an image can be written");
     }
 }

@@ -1,10 +1,10 @@
-//! A program of the workspace, started and ready.
+//! A running program of the workspace.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
-/// A program that said it is ready; killed when dropped.
+/// A program that has reported that it is ready; killed when dropped.
 #[derive(Debug)]
 pub struct Started {
     child: Child,
@@ -16,12 +16,12 @@ impl Started {
     /// Starts `egret` with `args` and waits for its first line on stdout.
     ///
     /// # Panics
-    /// When it ends without one; its stderr is told.
+    /// When it ends without one; the message contains its stderr.
     pub fn egret<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Started {
         Started::egret_with(args, &[])
     }
 
-    /// As [`Started::egret`], with more variables in its environment.
+    /// As [`Started::egret`], with additional environment variables.
     ///
     /// # Panics
     /// As [`Started::egret`].
@@ -42,24 +42,24 @@ impl Started {
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped"))
             .read_line(&mut line)
-            .expect("a line is UTF-8");
-        let mut said = String::new();
+            .expect("the first line is UTF-8");
+        let mut log = String::new();
         if line.is_empty() {
             child
                 .stderr
                 .take()
                 .expect("piped")
-                .read_to_string(&mut said)
+                .read_to_string(&mut log)
                 .expect("its log is UTF-8");
         }
-        assert!(!line.is_empty(), "egret ended before it was ready: {said}");
+        assert!(!line.is_empty(), "egret ended before it was ready: {log}");
         Started {
             child,
             line: line.trim_end().to_owned(),
         }
     }
 
-    /// The URL at the end of its line.
+    /// The URL at the end of its first line.
     ///
     /// # Panics
     /// When there is none.
@@ -68,40 +68,40 @@ impl Started {
             .split_whitespace()
             .last()
             .filter(|word| word.starts_with("http"))
-            .expect("a line that ends with a URL")
+            .expect("the first line ends with a URL")
             .to_owned()
     }
 
-    /// Ends it at once, as a power cut would.
+    /// Kills it without a shutdown, as a power cut would.
     ///
     /// # Panics
     /// When it cannot be killed.
     pub fn kill(&mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it has ended");
+        self.child.kill().expect("egret can be killed");
+        self.child.wait().expect("egret has ended");
     }
 
-    /// Asks it to stop (SIGTERM) and returns its exit code.
+    /// Sends it SIGTERM and returns its exit code.
     ///
     /// # Panics
-    /// When it cannot be told, or is ended by a signal.
+    /// When the signal cannot be sent, or ends the process.
     pub fn stop(&mut self) -> i32 {
-        let told = Command::new("kill")
+        let sent = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
             .status()
             .expect("kill runs");
-        assert!(told.success(), "it could not be told");
+        assert!(sent.success(), "SIGTERM could not be sent");
         self.child
             .wait()
-            .expect("it has ended")
+            .expect("egret has ended")
             .code()
-            .expect("it ended by itself")
+            .expect("egret exited with a code")
     }
 }
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // Either may fail only because it has ended by itself.
+        // Both calls fail only if it has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

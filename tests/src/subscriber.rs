@@ -1,4 +1,4 @@
-//! A subscriber that keeps whole publications: flags, expiry, properties.
+//! A subscriber that returns complete publications: flags, expiry, properties.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use runtime::environment::Environment;
 
 use crate::config::mqtt;
 
-/// Where a subscriber tells itself that it has seen everything.
+/// Topic of the publication that marks the end of what was sent before it.
 const MARK: &str = "egret/mark";
 
-/// Deliveries that it has room for.
-const ROOM: u16 = 1000;
+/// Publications that a subscriber can hold.
+const CAPACITY: u16 = 1000;
 
-/// A subscriber without a session, for up to a thousand publications.
+/// A subscriber without a persistent session, for up to [`CAPACITY`] publications.
 #[derive(Debug)]
 pub struct Subscriber {
     link: Link,
@@ -24,12 +24,12 @@ impl Subscriber {
     /// Subscribes to everything below `egret/`, and returns when the broker has confirmed it.
     ///
     /// # Panics
-    /// When there is no broker.
+    /// When the broker cannot be reached.
     pub async fn open(url: &str, client_id: &str) -> Subscriber {
         let options = LinkOptions {
             subscriptions: vec![("egret/#".into(), Qos::AtLeastOnce)],
             session_expiry: Duration::ZERO,
-            receive_max: ROOM,
+            receive_max: CAPACITY,
             ..LinkOptions::new(mqtt(url), client_id)
         };
         let (link, task, deliveries) = Link::open(options, &Environment::system());
@@ -41,10 +41,10 @@ impl Subscriber {
         Subscriber { link, deliveries }
     }
 
-    /// All that the broker has sent, or held for it, before this call.
+    /// The publications, retained ones included, that the broker received before this call.
     ///
     /// # Panics
-    /// When there is no broker.
+    /// When the broker cannot be reached.
     pub async fn received(mut self) -> Vec<Publication> {
         self.link
             .publish(Publication {

@@ -1,8 +1,7 @@
 //! SmolVLM2 checkpoints with synthetic weights, in the layout of the published ones.
 //!
 //! Every weight is a pure function of (seed, tensor name, element index), so
-//! `tests/data/reference.json` can hold what transformers computes from them without anyone having
-//! to ship them:
+//! `tests/data/reference.json` can hold what transformers computes from them without shipping them:
 //!
 //! ```text
 //! h     = FNV-1a 64 of the tensor's name, xor seed
@@ -12,7 +11,7 @@
 //! ```
 //!
 //! The variations ([`Synthetic::seed`], [`Synthetic::dtype`], [`Synthetic::shards`], …) are
-//! checkpoints that no reference knows: what exporter and runtime must also take.
+//! checkpoints without a reference, which exporter and runtime must also accept.
 
 mod configs;
 mod tensors;
@@ -37,13 +36,13 @@ pub struct Synthetic {
     pub text: Text,
     /// Pixel shuffle: patches per side that become one image token.
     pub scale_factor: usize,
-    /// The longest edge a picture is first resized to, in pixels.
+    /// The longest edge an image is first resized to, in pixels.
     pub longest_edge: usize,
-    /// Picks another set of weights.
+    /// Selects another set of weights.
     pub seed: u64,
     /// How weights are stored.
     pub dtype: Dtype,
-    /// Weight files; more than one come with an index.
+    /// Number of weight files; more than one come with an index.
     pub shards: usize,
 }
 
@@ -83,7 +82,7 @@ pub struct Text {
     pub vocab_size: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Where the config says so.
+    /// Where the config holds theta.
     pub rope: Rope,
     /// Whether the embedding is the head as well, and no head is stored.
     pub tied: bool,
@@ -233,7 +232,7 @@ impl Synthetic {
         )
     }
 
-    /// The checkpoint of that name in `tests/data/reference.json`.
+    /// The checkpoint called `name` in `tests/data/reference.json`.
     ///
     /// # Panics
     /// On any other name.
@@ -322,14 +321,15 @@ impl Synthetic {
         self.write_weights(dir)
     }
 
-    /// A copy made once for this target folder and kept; read it, never write into it.
+    /// A copy made once for this target folder and cached there; read-only for tests.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// When it cannot be written.
     pub fn shared(&self) -> PathBuf {
         let key = fnv1a64(&format!("{self:?}"));
         crate::kept::kept(&format!("synthetic/{key:016x}/{}", self.name), |dir| {
-            self.write(dir).expect("a synthetic checkpoint is written")
+            self.write(dir)
+                .expect("a synthetic checkpoint can be written")
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What transformers computes from the synthetic checkpoints: `tests/data/reference.json`, typed.
+//! Types of `tests/data/reference.json`: what transformers computes from the synthetic checkpoints.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -13,17 +13,17 @@ pub static REFERENCE: LazyLock<Reference> = LazyLock::new(|| {
         .expect("tests/data/reference.json")
 });
 
-/// All sizes.
+/// The results for all checkpoints.
 #[derive(Debug, Deserialize)]
 pub struct Reference {
     /// By checkpoint name.
     pub sizes: BTreeMap<String, Size>,
 }
 
-/// One checkpoint's answers.
+/// The results for one checkpoint.
 #[derive(Debug, Deserialize)]
 pub struct Size {
-    /// Still pictures and text.
+    /// Conversations with still images and text.
     pub cases: Vec<Case>,
     /// A clip of four flat grey frames.
     pub video: Option<Video>,
@@ -32,7 +32,7 @@ pub struct Size {
 /// One conversation.
 #[derive(Debug, Deserialize)]
 pub struct Case {
-    /// What the case is about.
+    /// Short name of the case.
     pub name: String,
     /// Files of `tests/data/images`, in prompt order.
     pub images: Vec<String>,
@@ -40,17 +40,17 @@ pub struct Case {
     pub split: bool,
     /// (role, items) with items `["image"]` or `["text", "…"]`.
     pub turns: Vec<(String, Vec<Vec<String>>)>,
-    /// Rendered, before image expansion.
+    /// The rendered prompt, before image expansion.
     pub prompt: String,
-    /// After it.
+    /// Token ids after image expansion.
     pub input_ids: Vec<u32>,
-    /// With pictures.
+    /// Only with images.
     pub pixel_values: Option<Pixels>,
-    /// With pictures.
+    /// Only with images.
     pub image_features: Option<Features>,
-    /// Of the last prompt position.
+    /// Logits of the last prompt position.
     pub logits: LastLogits,
-    /// Greedy.
+    /// The greedy answer.
     pub generated: Generated,
 }
 
@@ -92,24 +92,24 @@ pub struct Generated {
     pub logprobs: Vec<f64>,
 }
 
-/// The clip's answers.
+/// The results for the clip.
 #[derive(Debug, Deserialize)]
 pub struct Video {
     /// The question.
     pub text: String,
-    /// After expansion.
+    /// Token ids after image expansion.
     pub input_ids: Vec<u32>,
-    /// Of the last prompt position.
+    /// Logits of the last prompt position.
     pub logits: LastLogits,
 }
 
 impl Case {
-    /// The case as a request, its trace asked for.
+    /// The case as a request with a trace.
     ///
     /// # Panics
-    /// When a picture is missing.
+    /// When an image file is missing or cannot be decoded.
     pub fn request(&self) -> Request {
-        let mut pictures = self.images.iter().map(|name| {
+        let mut images = self.images.iter().map(|name| {
             let bytes = std::fs::read(crate::data("images").join(name)).unwrap();
             Content::Picture(Picture::decode(&bytes).unwrap())
         });
@@ -123,7 +123,7 @@ impl Case {
                 .iter()
                 .map(|item| match item.as_slice() {
                     [_, text] => Content::Text(text.clone()),
-                    _ => pictures.next().expect("one file for each image"),
+                    _ => images.next().expect("one file for each image"),
                 })
                 .collect(),
         });
@@ -139,11 +139,11 @@ impl Case {
 }
 
 impl Video {
-    /// Four flat grey frames of 160 x 120, one a second, and the question.
+    /// Four flat grey frames of 160 x 120 pixels, one a second, and the question.
     pub fn request(&self) -> Request {
         let frame = |second: u64, level: u8| ClipFrame {
             picture: Picture::from_rgb(160, 120, vec![level; 160 * 120 * 3])
-                .expect("a flat picture"),
+                .expect("the size matches the data"),
             at: std::time::Duration::from_secs(second),
         };
         let frames = [60, 100, 140, 180]

@@ -242,10 +242,10 @@ fn layers_missing_from_the_file_are_reported() {
         edit(&source.join("config.json"), |config| {
             config[part][field] = json!(77)
         });
-        let said = bench.refusal(&source);
+        let error = bench.refusal(&source);
         assert!(
-            said.contains(&format!("{part}.{field} is 77, but the tensors make it ")),
-            "{said}"
+            error.contains(&format!("{part}.{field} is 77, but the tensors make it ")),
+            "{error}"
         );
     }
 }

@@ -136,10 +136,10 @@ fn a_failed_gate_makes_no_bundle_unless_loss_is_allowed() {
         "model.text_model.layers.1.mlp.down_proj.weight",
         1e-6,
     );
-    let said = bench
+    let error = bench
         .run(&["export", "tiny", "bundle", "--precision", "fp16"])
         .refused(1);
-    insta::assert_snapshot!(unmeasured(&said), @r"
+    insta::assert_snapshot!(unmeasured(&error), @r"
     egret-export: tiny (fp16) on tract (tract)
 
       files that differ                                0  at most 0         pass
@@ -186,16 +186,16 @@ fn a_failed_gate_makes_no_bundle_unless_loss_is_allowed() {
 fn a_checkpoint_as_transformers_5_saves_it_is_exported_and_verified() {
     let bench = Bench::new();
     let source = bench.tiny();
-    let mut pictures: Value =
+    let mut images: Value =
         serde_json::from_slice(&fs::read(source.join("preprocessor_config.json")).unwrap())
             .unwrap();
     fs::remove_file(source.join("preprocessor_config.json")).unwrap();
-    pictures
+    images
         .as_object_mut()
         .unwrap()
         .shift_remove("video_sampling");
     edit(&source.join("processor_config.json"), |processor| {
-        processor["image_processor"] = pictures;
+        processor["image_processor"] = images;
         processor["video_processor"] =
             json!({ "fps": 2, "num_frames": 7, "resample": 1, "do_sample_frames": false });
     });

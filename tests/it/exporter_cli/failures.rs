@@ -54,8 +54,8 @@ fn a_target_that_cannot_be_written_is_named_and_unchanged() {
     fs::write(bench.path("file"), "").unwrap();
     insta::assert_snapshot!(bench.run(&["export", "tiny", "file/bundle"]).refused(74), @"egret-export: file: cannot be written; choose a writable folder with room for the bundle: File exists (os error 17)");
     assert_eq!(bench.left(), ["file"]);
-    let said = bench.run(&["export", "tiny", "/proc/bundle"]).refused(74);
-    insta::assert_snapshot!(said.split(" at path").next().unwrap(), @"egret-export: /proc: cannot be written; choose a writable folder with room for the bundle: No such file or directory (os error 2)");
+    let error = bench.run(&["export", "tiny", "/proc/bundle"]).refused(74);
+    insta::assert_snapshot!(error.split(" at path").next().unwrap(), @"egret-export: /proc: cannot be written; choose a writable folder with room for the bundle: No such file or directory (os error 2)");
     assert_eq!(bench.left(), ["file"]);
 }
 
@@ -74,8 +74,8 @@ fn a_disk_that_fills_up_leaves_nothing_half_written() {
         .arg(tests::program("egret-export"))
         .current_dir(bench.folder.path())
         .env("RUST_LOG", "error");
-    let said = Ran::new(command.output().unwrap(), bench.folder.path()).refused(74);
-    insta::assert_snapshot!(said, @"egret-export: bundle/onnx/vision_encoder.onnx: cannot be written; choose a writable folder with room for the bundle: File too large (os error 27)");
+    let error = Ran::new(command.output().unwrap(), bench.folder.path()).refused(74);
+    insta::assert_snapshot!(error, @"egret-export: bundle/onnx/vision_encoder.onnx: cannot be written; choose a writable folder with room for the bundle: File too large (os error 27)");
     assert_eq!(bench.left(), [""; 0]);
 }
 

@@ -64,7 +64,7 @@ impl Hub {
     /// cache.
     #[track_caller]
     fn refusal(&self, code: i32) -> String {
-        let said = self.run(&["export", ID, "bundle"], &[]).refused(code);
+        let error = self.run(&["export", ID, "bundle"], &[]).refused(code);
         let left = self.bench.left();
         assert!(
             !self.bench.path("bundle").exists()
@@ -72,7 +72,7 @@ impl Hub {
             "{left:?}"
         );
         assert!(!self.snapshot().join(WEIGHTS).exists());
-        said
+        error
     }
 }
 
@@ -232,8 +232,8 @@ fn lasting_errors_are_reported_and_leave_no_partial_file() {
     std::thread::scope(|scope| {
         let faults = [Fault::Status(500, 9), Fault::Cut, Fault::Hang, Fault::Stall]
             .map(|fault| scope.spawn(move || refusal(fault)));
-        let said = faults.map(|fault| fault.join().unwrap()).join("\n");
-        insta::assert_snapshot!(said, @r"
+        let error = faults.map(|fault| fault.join().unwrap()).join("\n");
+        insta::assert_snapshot!(error, @r"
         egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: HTTP status 500; try again later, or set HF_ENDPOINT to another hub
         egret-export: HUB/tester/tiny/resolve/7f1ad0c4e2b85a6939d2c8b01f4e7a6055c3d9b8/model.safetensors: connection lost: end of file before message length reached; check that this box can reach it (HF_ENDPOINT, HTTPS_PROXY), and try again
         egret-export: FILES/model.safetensors: no data for 1 s; try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds
@@ -248,10 +248,10 @@ fn a_hub_that_cannot_be_reached_is_reported() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", closed.local_addr().unwrap());
     drop(closed);
-    let said = hub
+    let error = hub
         .run(&["inspect", ID], &[("HF_ENDPOINT", &endpoint)])
         .refused(74);
-    insta::assert_snapshot!(said.replace(&endpoint, "CLOSED"), @"egret-export: CLOSED/api/models/tester/tiny/revision/main: cannot connect: Connection refused (os error 111); check that this box can reach it (HF_ENDPOINT, HTTPS_PROXY), and try again");
+    insta::assert_snapshot!(error.replace(&endpoint, "CLOSED"), @"egret-export: CLOSED/api/models/tester/tiny/revision/main: cannot connect: Connection refused (os error 111); check that this box can reach it (HF_ENDPOINT, HTTPS_PROXY), and try again");
     insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_ENDPOINT", "hub.example")]).refused(64), @r#"egret-export: HF_ENDPOINT is "hub.example", expected a URL such as https://huggingface.co"#);
     fs::write(hub.bench.path("file"), "").unwrap();
     insta::assert_snapshot!(hub.run(&["inspect", ID], &[("HF_HUB_CACHE", "file")]).refused(74), @"egret-export: file/.locks/models--tester--tiny/egret-export.lock: cannot be written; set HF_HUB_CACHE to a folder with room for the model: Not a directory (os error 20)");

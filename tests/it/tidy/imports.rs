@@ -11,7 +11,7 @@ const HELD: [&str; 3] = ["firmware-config/src", "vlm/src", "exporter/src"];
 type Imports = BTreeMap<String, BTreeMap<String, String>>;
 
 #[test]
-fn no_modules_import_each_other_in_a_circle() {
+fn modules_import_each_other_without_cycles() {
     for folder in HELD {
         let imports = imports(folder);
         assert!(
@@ -19,7 +19,7 @@ fn no_modules_import_each_other_in_a_circle() {
             "{folder}: no imports found"
         );
         if let Some(cycle) = cycle(&imports) {
-            panic!("{folder}: modules import each other in a circle: {cycle}");
+            panic!("{folder}: modules import each other in a cycle: {cycle}");
         }
     }
 }
@@ -138,9 +138,9 @@ fn first_names(path: &str) -> Vec<String> {
     names
 }
 
-/// One circle, with the file that makes each step; `None` if there is none.
+/// One cycle, with the file that makes each step; `None` if there is none.
 fn cycle(imports: &Imports) -> Option<String> {
-    // A module that is done leads to no circle.
+    // A module that is done leads to no cycle.
     let mut done = BTreeSet::new();
     imports
         .keys()
@@ -176,7 +176,7 @@ fn walk<'a>(
 }
 
 #[test]
-fn a_circle_is_named_with_its_files() {
+fn a_cycle_is_reported_with_its_files() {
     let edge = |to: &str, file: &str| BTreeMap::from([(to.to_owned(), file.to_owned())]);
     let mut imports = Imports::from([
         ("a".into(), edge("b", "a.rs")),

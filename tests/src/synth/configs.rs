@@ -26,7 +26,7 @@ impl Synthetic {
         (self.vision.image_size / self.vision.patch_size / self.scale_factor).pow(2)
     }
 
-    /// How its pictures become pixel values.
+    /// How its images become pixel values.
     pub fn image_rules(&self) -> ImageRules {
         ImageRules {
             tile_size: self.vision.image_size,

@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 
 use super::{Synthetic, Tensor, fnv1a64};
 
-/// Elements one thread makes and writes at a time: 4 MiB of f32.
+/// Elements that one thread computes and writes at a time: 4 MiB of f32.
 const PIECE: usize = 1 << 20;
 
 struct Piece<'a> {
     tensor: &'a Tensor,
     elements: Range<usize>,
-    /// Bytes behind the header.
+    /// In bytes, from the end of the header.
     offset: usize,
 }
 
@@ -52,7 +52,7 @@ impl Synthetic {
         fs::write(dir.join("model.safetensors.index.json"), index.to_string())
     }
 
-    /// Header, then the tensors, made in pieces by all cores and never held whole.
+    /// Writes the header, then the tensors in pieces on all cores; never holds a whole file.
     fn write_file(&self, path: &Path, tensors: &[Tensor]) -> io::Result<()> {
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!({ "format": "pt" }));
