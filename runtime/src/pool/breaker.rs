@@ -6,14 +6,14 @@ use std::time::Duration;
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thresholds {
-    /// Failures in a row that open it, 1 or more.
+    /// Consecutive failures that open it, at least 1.
     pub failures: u32,
-    /// How long it stays open, and how long a trial may take before the next one is let through.
+    /// How long it stays open, and how long a trial may take before the next one is admitted.
     pub cooldown: Duration,
 }
 
 impl Default for Thresholds {
-    /// Three failures, then one trial every 30 seconds: an outage of a minute costs four failed
+    /// Three failures, then one trial every 30 seconds: an outage of a minute causes four failed
     /// attempts.
     fn default() -> Self {
         Thresholds {
@@ -23,7 +23,7 @@ impl Default for Thresholds {
     }
 }
 
-/// Keeps a pool that is down from being asked.
+/// Stops requests to a pool that is down.
 #[derive(Debug, Clone)]
 pub struct Breaker {
     thresholds: Thresholds,
@@ -34,7 +34,7 @@ pub struct Breaker {
 enum BreakerState {
     Closed { failures: u32 },
     Open { until: Duration },
-    // A trial without a result (its caller went away) must not keep the breaker open for ever.
+    // A trial without a result, because its caller gave up, must not keep the breaker open forever.
     HalfOpen { next_trial: Duration },
 }
 
@@ -47,10 +47,10 @@ impl Breaker {
         }
     }
 
-    /// Lets one attempt through, or returns how long until the next trial.
+    /// Admits one attempt at `now`, which is monotonic time since any fixed moment.
     ///
     /// # Errors
-    /// The time until the next attempt is let through.
+    /// The time until the next attempt is admitted.
     pub fn admit(&mut self, now: Duration) -> Result<(), Duration> {
         match self.state {
             BreakerState::Closed { .. } => Ok(()),
@@ -78,12 +78,13 @@ impl Breaker {
         }
     }
 
-    /// An attempt was answered: whatever the answer was, the pool is there.
+    /// Records that the pool answered an attempt, whatever the answer was.
     pub fn succeeded(&mut self) {
         self.state = BreakerState::Closed { failures: 0 };
     }
 
-    /// An attempt showed that the pool is not well: no connection, no answer in time, 5xx, 429.
+    /// Records an attempt that showed the pool unhealthy: no connection, no answer in time, 408,
+    /// 429 or 5xx.
     pub fn failed(&mut self, now: Duration) {
         let open = BreakerState::Open {
             until: now + self.thresholds.cooldown,
@@ -95,7 +96,7 @@ impl Breaker {
                 }
             }
             BreakerState::Closed { .. } | BreakerState::HalfOpen { .. } => open,
-            // An attempt let through before it opened: it does not make the outage longer.
+            // An attempt admitted before it opened does not extend the cooldown.
             BreakerState::Open { until } => BreakerState::Open { until },
         };
     }
@@ -113,7 +114,7 @@ mod tests {
     };
 
     #[test]
-    fn opens_after_failures_in_a_row_and_closes_after_a_trial() {
+    fn opens_after_consecutive_failures_and_closes_after_a_successful_trial() {
         let start = Duration::from_secs(1_000);
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut breaker = Breaker::new(THRESHOLDS);
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_that_is_never_reported_gives_way_to_the_next() {
+    fn a_trial_without_a_result_does_not_block_the_next() {
         let start = Duration::from_secs(1_000);
         let mut breaker = Breaker::new(Thresholds {
             failures: 1,
@@ -153,10 +154,10 @@ mod tests {
     }
 
     proptest! {
-        /// However attempts are spread over an outage, no more get through than the first failures
-        /// and a trial per cooldown.
+        /// However attempts are spread over an outage, no more are admitted than the first failures
+        /// and one trial per cooldown.
         #[test]
-        fn an_outage_costs_few_attempts(gaps in proptest::collection::vec(0_u64..5_000, 1..400)) {
+        fn an_outage_causes_few_attempts(gaps in proptest::collection::vec(0_u64..5_000, 1..400)) {
             let start = Duration::from_secs(1_000);
             let mut now = start;
             let mut breaker = Breaker::new(THRESHOLDS);
@@ -173,7 +174,7 @@ mod tests {
         }
 
         #[test]
-        fn refuses_exactly_when_it_says_it_is_open(steps in proptest::collection::vec((0_u8..3, 0_u64..60), 0..100)) {
+        fn refuses_exactly_when_it_reports_open(steps in proptest::collection::vec((0_u8..3, 0_u64..60), 0..100)) {
             let mut now = Duration::ZERO;
             let mut breaker = Breaker::new(THRESHOLDS);
             for (step, seconds) in steps {

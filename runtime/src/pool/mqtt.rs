@@ -1,5 +1,5 @@
-//! One attempt over MQTT: a request with Response Topic, Correlation Data and Message Expiry; its
-//! reply is matched by correlation.
+//! One attempt over MQTT: a request with Response Topic, Correlation Data and Message Expiry. The
+//! Correlation Data matches the reply to its request.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,22 +19,22 @@ use super::transport::{Attempt, Transport};
 use super::{QuestionId, REPLY_BYTES_MAX};
 use crate::deliver::mqtt::{Link, LinkError, LinkState, Publication, Qos};
 
-/// Where requests to a pool go.
+/// The topic of requests to a pool.
 pub fn request_topic(pool: &str) -> String {
     format!("egret/pool/{pool}/req")
 }
 
-/// What a pool's workers subscribe to: the broker gives each request to one of them.
+/// The shared subscription of a pool's workers: the broker delivers each request to one of them.
 pub fn shared_subscription(pool: &str) -> String {
     format!("$share/workers/{}", request_topic(pool))
 }
 
-/// Where a node's replies come in.
+/// The topic of replies to a node.
 pub fn reply_topic(node_id: &str) -> String {
     format!("egret/{node_id}/esc/res")
 }
 
-/// User Property that carries the HTTP status of an error.
+/// The User Property that holds the HTTP status of an error.
 pub const STATUS: &str = "status";
 
 /// A pool behind a broker.
@@ -64,12 +64,11 @@ impl Mqtt {
         }
     }
 
-    /// Publishes the request and waits for its reply; the broker forgets the request at the
-    /// deadline.
+    /// Publishes the request and waits for its reply; the request expires at the deadline.
     ///
-    /// Where a second copy may be sent, a request without a reply by half of the remaining time is
-    /// published once more: a worker may have died over it, and not every broker gives its
-    /// unacknowledged requests to another. The first reply to either counts.
+    /// If a second copy may be sent, a request without a reply after half of the remaining time is
+    /// published again: its worker may have died, and not every broker redelivers unacknowledged
+    /// requests to another. The first reply to either copy is returned.
     async fn request(&self, attempt: Attempt<'_>) -> Result<Bytes, AttemptFailure> {
         let Attempt {
             question: id,
@@ -77,7 +76,7 @@ impl Mqtt {
             remaining,
             resend,
         } = attempt;
-        // Before publishing: the reply may be here before the PUBACK is.
+        // Before publishing: the reply may arrive before the PUBACK.
         let mut waiter = self.replies.expect(id);
         self.publish(id, body.clone(), remaining).await?;
         let reply = match resend {
@@ -85,12 +84,14 @@ impl Mqtt {
             Some(spent) => match timeout(remaining / 2, waiter.reply()).await {
                 Ok(reply) => reply,
                 Err(_) => {
-                    // The broker has the first request, and the session keeps its reply: it may
-                    // come even if this copy is not sent.
+                    // The broker has the first copy, so a reply may come even if this one fails.
                     match self.publish(id, body.clone(), remaining / 2).await {
                         Ok(()) => spent.sent(body),
                         Err(failure) => {
-                            debug!(pool = self.pool, "not sent once more: {}", failure.detail);
+                            debug!(
+                                pool = self.pool,
+                                "cannot publish the request again: {}", failure.detail
+                            );
                         }
                     }
                     waiter.reply().await
@@ -98,7 +99,7 @@ impl Mqtt {
             },
         };
         let reply = reply.ok_or_else(|| {
-            AttemptFailure::unusable("another request with the same id took its place")
+            AttemptFailure::unusable("a later request with the same id replaced it")
         })?;
         if reply.payload.len() > REPLY_BYTES_MAX {
             return Err(AttemptFailure::unusable(format!(
@@ -144,7 +145,7 @@ impl Mqtt {
 }
 
 fn status(reply: &Publication) -> Option<u16> {
-    // A status that cannot be read is still no success.
+    // An unreadable status counts as an error.
     property(reply, STATUS).map(|status| status.parse().unwrap_or(500))
 }
 
@@ -156,7 +157,7 @@ fn property<'a>(reply: &'a Publication, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.as_str())
 }
 
-/// The calls that wait for a reply.
+/// The requests that wait for a reply.
 #[derive(Debug)]
 pub(super) struct Replies {
     pub(super) topic: String,
@@ -188,8 +189,8 @@ impl Replies {
         }
     }
 
-    /// Hands a reply to its waiter. Wrong, late, repeated and retained replies are
-    /// dropped and counted.
+    /// Hands a reply to its waiter, and returns whether there was one. Unknown, late, repeated and
+    /// retained replies are dropped and counted.
     pub(super) fn deliver(&self, reply: Publication) -> bool {
         let id = reply
             .correlation
@@ -210,8 +211,7 @@ impl Replies {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<QuestionId, (u64, oneshot::Sender<Publication>)>> {
-        // The map is whole between any two of its operations, so a panic elsewhere has not broken
-        // it.
+        // The map is consistent between any two operations, so a panic elsewhere leaves it usable.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -226,7 +226,7 @@ struct Waiter {
 }
 
 impl Waiter {
-    /// The reply; `None` when another waiter for the same id took this one's place.
+    /// The reply; `None` when a later waiter for the same id replaced this one.
     async fn reply(&mut self) -> Option<Publication> {
         (&mut self.receiver).await.ok()
     }
@@ -259,7 +259,7 @@ mod tests {
     async fn a_reply_finds_its_waiter_and_no_other() {
         let replies = Arc::new(Replies::new("gate-01"));
         let (one, mut two) = (replies.expect([1; 16]), replies.expect([2; 16]));
-        assert!(!replies.deliver(reply(&[3; 16])), "nobody's");
+        assert!(!replies.deliver(reply(&[3; 16])), "unknown");
         assert!(!replies.deliver(reply(&[1; 15])), "too short");
         assert!(
             !replies.deliver(Publication::default()),
@@ -273,7 +273,7 @@ mod tests {
             "retained"
         );
         assert!(replies.deliver(reply(&[2; 16])));
-        assert!(!replies.deliver(reply(&[2; 16])), "a second time");
+        assert!(!replies.deliver(reply(&[2; 16])), "repeated");
         assert_eq!(two.reply().await, Some(reply(&[2; 16])));
         drop(one);
         assert!(!replies.deliver(reply(&[1; 16])), "late");
@@ -282,20 +282,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_waiter_for_an_id_takes_the_place_of_the_first() {
+    async fn a_second_waiter_for_the_same_id_replaces_the_first() {
         let replies = Arc::new(Replies::new("gate-01"));
         let (mut first, mut second) = (replies.expect([1; 16]), replies.expect([1; 16]));
         assert_eq!(
             first.reply().await,
             None,
-            "and leaves the second registered"
+            "the first is replaced, and leaves the second registered"
         );
         assert!(replies.deliver(reply(&[1; 16])));
         assert!(second.reply().await.is_some());
     }
 
     #[test]
-    fn an_unreadable_status_is_no_success() {
+    fn an_unreadable_status_counts_as_an_error() {
         let with = |value: &str| {
             status(&Publication {
                 user_properties: vec![(STATUS.into(), value.into())],

@@ -1,4 +1,4 @@
-//! A question to the request body that carries it, and the reply's body to an answer. Pure; both
+//! Builds the request body for a question, and turns the chat completion into an answer. Pure; both
 //! transports share it.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::decide::router::Reason;
 use crate::decide::settled::{AnswerSource, By, Settled};
 use crate::serve::openai::Completion;
 
-/// The chat-completion request that puts `question` to `pool`: picture first, then text.
+/// The chat-completion request that asks `pool` the `question`: the image first, then the text.
 pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
     let text = match pool.closed {
         ClosedForm::Text if !question.answers.is_empty() => {
@@ -44,7 +44,7 @@ pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
     Bytes::from(request.to_string())
 }
 
-/// `response_format` of a question with answers: an object with one required string property
+/// The `response_format` of a question with answers: an object with the required string property
 /// `answer`.
 fn schema(answers: &[String]) -> Value {
     json!({
@@ -62,13 +62,13 @@ fn schema(answers: &[String]) -> Value {
     })
 }
 
-/// Longest free text that is taken from a pool, in bytes: it goes into every step of its event.
+/// Longest free-text answer accepted from a pool, in bytes: every step of its event contains it.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
-/// The answer that `pool` gave with `completion`, `latency` after it was asked.
+/// The answer of `pool` in `completion`, received `latency` after the question was sent.
 ///
 /// # Errors
-/// When the completion has no content, or none of `answers`.
+/// When the completion has no content or names none of `answers`, or when free text is too long.
 pub fn settle(
     pool: &str,
     completion: &Completion,
@@ -101,15 +101,16 @@ pub fn settle(
     })
 }
 
-/// The answer in a completion: one of `answers`, or free text where there are none.
+/// The answer in a completion: one of `answers`, or free text if there are none.
 ///
 /// # Errors
-/// In words, when the completion has no content or none of the answers.
+/// A message, when the completion has no content or names none of the answers, or when free text is
+/// too long.
 pub fn answer<'a>(completion: &'a Completion, answers: &'a [String]) -> Result<&'a str, String> {
     let content = content(completion)?;
     if answers.is_empty() && content.len() > ANSWER_BYTES_MAX {
         return Err(format!(
-            "the answer has {} bytes, at most {ANSWER_BYTES_MAX} are taken",
+            "the answer has {} bytes, expected at most {ANSWER_BYTES_MAX}",
             content.len()
         ));
     }
@@ -126,7 +127,7 @@ pub fn answer<'a>(completion: &'a Completion, answers: &'a [String]) -> Result<&
 /// The text of the first choice.
 ///
 /// # Errors
-/// In words, when there is none.
+/// A message, when there is none.
 pub fn content(completion: &Completion) -> Result<&str, String> {
     let Some(choice) = completion.choices.first() else {
         return Err("the reply has no choices".to_owned());
@@ -138,9 +139,9 @@ pub fn content(completion: &Completion) -> Result<&str, String> {
     }
 }
 
-/// `routing.confidence.p`, which Egret's own workers and gateways add; other servers'
-/// log-probabilities are of JSON, not of answers. Where a gateway had asked a pool of its own, the
-/// confidence is that of the answer it gave up.
+/// `routing.confidence.p`, which Egret's own workers and gateways add. Log-probabilities of other
+/// servers are not used: they are of JSON text, not of answers. If a gateway asked a pool of its
+/// own, the confidence is not used either: it is that of the local answer that the pool's replaced.
 fn confidence(completion: &Completion) -> Option<f64> {
     let routing = completion
         .routing
@@ -150,7 +151,7 @@ fn confidence(completion: &Completion) -> Option<f64> {
     (0.0..=1.0).contains(&p).then_some(p)
 }
 
-/// Enough of a foreign text to recognise it in a log.
+/// The beginning of a text from outside, long enough to recognise it in a log.
 pub(crate) fn start_of(text: &str) -> String {
     const CHARS: usize = 120;
     match text.char_indices().nth(CHARS) {
@@ -177,7 +178,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A pool behind a broker, which takes pictures.
+    /// A pool behind a broker, which accepts images.
     pub(crate) fn pool(closed: ClosedForm) -> Pool {
         Pool {
             id: "big".into(),
@@ -196,13 +197,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_question_with_answers_travels_as_a_schema() {
+    fn a_question_with_answers_is_sent_with_a_schema() {
         let body = body(&question(&["yes", "no"]), &pool(ClosedForm::Schema));
         insta::assert_snapshot!(std::str::from_utf8(&body).unwrap(), @r#"{"model":"some-vlm","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,/9j/"}},{"type":"text","text":"Is there a person?"}]}],"max_tokens":16,"temperature":0,"response_format":{"type":"json_schema","json_schema":{"name":"answer","strict":true,"schema":{"type":"object","properties":{"answer":{"type":"string","enum":["yes","no"]}},"required":["answer"],"additionalProperties":false}}}}"#);
     }
 
     #[test]
-    fn a_question_with_answers_travels_as_text_where_schemas_are_not_taken() {
+    fn a_question_with_answers_is_sent_as_text_to_a_pool_without_schemas() {
         let body = body(
             &PoolQuestion {
                 jpeg: None,
@@ -214,14 +215,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn replies_of_sparse_servers_are_read() {
+    fn replies_without_optional_fields_are_read() {
         let sparse = reply(json!({"choices": [{"message": {"content": "Yes."}}]}));
         let answers = question(&["yes", "no"]).answers;
         let settled = settle("big", &sparse, &answers, Duration::from_millis(7)).unwrap();
         assert_eq!(
             (settled.text.as_str(), settled.by.model.as_str()),
             ("yes", "big"),
-            "a reply without a model is the pool's"
+            "without a model name in the reply, the pool's id is used"
         );
         assert_eq!((settled.confidence, settled.by.tokens_out), (None, None));
         let parts = reply(
@@ -231,7 +232,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn replies_without_an_answer_say_what_was_found() {
+    fn errors_about_replies_without_an_answer_name_what_was_found() {
         let answers = question(&["yes", "no"]).answers;
         let errors: Vec<_> = [
             json!({"choices": []}),
@@ -250,18 +251,18 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn free_text_has_a_limit() {
+    fn free_text_over_the_limit_is_refused() {
         let free_text =
             |bytes: usize| reply(json!({"choices": [{"message": {"content": "x".repeat(bytes)}}]}));
         assert!(answer(&free_text(ANSWER_BYTES_MAX), &[]).is_ok());
         assert_eq!(
             answer(&free_text(ANSWER_BYTES_MAX + 1), &[]),
-            Err("the answer has 16385 bytes, at most 16384 are taken".to_owned())
+            Err("the answer has 16385 bytes, expected at most 16384".to_owned())
         );
     }
 
     #[test]
-    fn only_a_probability_is_taken_as_confidence() {
+    fn only_a_probability_is_used_as_confidence() {
         let with = |p: Value| {
             confidence(&reply(
                 json!({"choices": [], "routing": {"where": "local", "confidence": {"p": p}}}),

@@ -1,46 +1,45 @@
-//! A reply's text to one of the question's answers. Pure.
+//! Parses a reply's text into one of the question's answers. Pure.
 //!
-//! The contract: by its JSON (`answer`), else by the single candidate found in it as whole words,
-//! case-folded, else no answer. Never by similarity: a reply that is not clearly one of the answers
-//! is worth less than the local answer it would replace.
+//! The contract: the JSON property `answer`, else the single answer found in the text as whole
+//! words regardless of case, else no answer. Never by similarity: a reply that is not clearly one
+//! of the answers is worth less than the local answer it would replace.
 
 use std::cmp::Reverse;
 
 use serde_json::Value;
 
-/// The answer that `content` gives to a question with `answers`; with none, the text itself.
+/// The one of `answers` that `content` names; without `answers`, the text itself.
 ///
 /// `None` when the text is empty, names no answer, or names more than one.
 pub fn read<'a>(content: &'a str, answers: &'a [String]) -> Option<&'a str> {
     read_property(content, "answer", answers)
 }
 
-/// As [`read`], where the JSON's property has another name.
+/// As [`read`], but for another JSON property than `answer`.
 pub fn read_property<'a>(
     content: &'a str,
     property: &str,
     answers: &'a [String],
 ) -> Option<&'a str> {
-    let content = unfenced(said_aloud(content.trim()));
+    let content = unfenced(without_thinking(content.trim()));
     if answers.is_empty() {
         return (!content.is_empty()).then_some(content);
     }
-    match field(content, property) {
-        // What the reply calls its answer is all that counts; reasons beside it may name the other
-        // answers.
-        Some(named) => choose(&named, answers),
-        None => choose(content, answers),
+    match json_property(content, property) {
+        // Other properties, such as a reason, may name other answers.
+        Some(value) => match_answer(&value, answers),
+        None => match_answer(content, answers),
     }
 }
 
-fn choose<'a>(text: &str, answers: &'a [String]) -> Option<&'a str> {
+fn match_answer<'a>(text: &str, answers: &'a [String]) -> Option<&'a str> {
     let folded = text.trim().to_lowercase();
-    let mut same = answers
+    let mut equal = answers
         .iter()
         .filter(|answer| answer.trim().to_lowercase() == folded);
-    match (same.next(), same.next()) {
+    match (equal.next(), equal.next()) {
         (Some(only), None) => return Some(only),
-        // Answers that differ in case alone are told apart by case.
+        // Answers that differ only in case have to match exactly.
         (Some(_), Some(_)) => {
             return answers
                 .iter()
@@ -49,34 +48,34 @@ fn choose<'a>(text: &str, answers: &'a [String]) -> Option<&'a str> {
         }
         (None, _) => {}
     }
-    single_found(&words(&folded), answers)
+    single_answer_in(&words(&folded), answers)
 }
 
-/// The one answer whose words stand in `text` in a row. "not visible" is not also a "visible": a
-/// find inside a longer one is none.
-fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
-    let mut finds: Vec<(usize, usize, &String)> = Vec::new();
+/// The only answer that occurs in `text` as consecutive words. A match inside a longer one does not
+/// count: "not visible" does not contain the answer "visible".
+fn single_answer_in<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
+    let mut matches: Vec<(usize, usize, &String)> = Vec::new();
     for answer in answers {
         let folded = answer.to_lowercase();
         let wanted = words(&folded);
         if wanted.is_empty() {
-            continue; // an answer of signs alone is only ever matched whole
+            continue; // an answer without letters and digits has to be the whole reply
         }
-        finds.extend(
+        matches.extend(
             text.windows(wanted.len())
                 .enumerate()
                 .filter(|(_, run)| *run == wanted)
-                .map(|(at, _)| (at, at + wanted.len(), answer)),
+                .map(|(start, _)| (start, start + wanted.len(), answer)),
         );
     }
-    // A longer find around another begins no later, so it comes first.
-    finds.sort_by_key(|&(from, to, _)| (from, Reverse(to)));
+    // A match that contains another starts no later and ends no earlier, so it comes first.
+    matches.sort_by_key(|&(start, end, _)| (start, Reverse(end)));
     let (mut found, mut furthest) = (None, (0, 0));
-    for (from, to, answer) in finds {
-        if to < furthest.1 || (to == furthest.1 && from > furthest.0) {
+    for (start, end, answer) in matches {
+        if end < furthest.1 || (end == furthest.1 && start > furthest.0) {
             continue;
         }
-        furthest = (from, to);
+        furthest = (start, end);
         if found.is_some_and(|found| found != answer) {
             return None;
         }
@@ -90,28 +89,28 @@ fn single_found<'a>(text: &[&str], answers: &'a [String]) -> Option<&'a str> {
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut start = None;
-    let mut before = None;
+    let mut previous = None;
     let mut chars = text.char_indices().peekable();
-    while let Some((at, c)) = chars.next() {
-        let after = chars.peek().map(|&(_, c)| c);
+    while let Some((index, c)) = chars.next() {
+        let next = chars.peek().map(|&(_, c)| c);
         let joins = matches!(c, '.' | ',' | '\'' | '’')
-            && before.is_some_and(char::is_alphanumeric)
-            && after.is_some_and(char::is_alphanumeric)
+            && previous.is_some_and(char::is_alphanumeric)
+            && next.is_some_and(char::is_alphanumeric)
             && (matches!(c, '\'' | '’')
-                || (before.is_some_and(char::is_numeric) && after.is_some_and(char::is_numeric)));
+                || (previous.is_some_and(char::is_numeric) && next.is_some_and(char::is_numeric)));
         if c.is_alphanumeric() || joins {
-            start.get_or_insert(at);
+            start.get_or_insert(index);
         } else if let Some(from) = start.take() {
-            words.push(&text[from..at]);
+            words.push(&text[from..index]);
         }
-        before = Some(c);
+        previous = Some(c);
     }
     words.extend(start.map(|from| &text[from..]));
     words
 }
 
-/// A property of a JSON object; numbers and booleans as they are written.
-fn field(content: &str, property: &str) -> Option<String> {
+/// A property of a JSON object as text; numbers and booleans as written in JSON.
+fn json_property(content: &str, property: &str) -> Option<String> {
     if !content.starts_with('{') {
         return None;
     }
@@ -122,20 +121,20 @@ fn field(content: &str, property: &str) -> Option<String> {
     }
 }
 
-/// What stands behind a model's thoughts, for servers that leave them in the answer; nothing where
-/// they were cut off.
-fn said_aloud(content: &str) -> &str {
+/// The text after a model's thinking block, for servers that do not remove it; empty if the block
+/// was cut off.
+fn without_thinking(content: &str) -> &str {
     match content.rsplit_once("</think>") {
-        // JSON from its beginning has no thoughts before it.
-        Some((thoughts, _)) if thoughts.starts_with('{') => content,
-        Some((_, said)) => said.trim(),
+        // A reply that starts as JSON has no thinking block.
+        Some((thinking, _)) if thinking.starts_with('{') => content,
+        Some((_, answer)) => answer.trim(),
         None if content.starts_with("<think>") => "",
         None => content,
     }
 }
 
-/// The inside of a reply that is one Markdown code block, as models that were asked for JSON like
-/// to write.
+/// The content of a reply that is a single Markdown code block, which models often write when they
+/// are asked for JSON.
 fn unfenced(content: &str) -> &str {
     let inside = content
         .strip_prefix("```")
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_read_as_the_contract_says() {
+    fn replies_are_parsed_by_the_contract() {
         struct Case {
             content: &'static str,
             answers: &'static str,
@@ -233,32 +232,32 @@ mod tests {
     }
 
     #[test]
-    fn a_megabyte_of_one_answer_is_read_at_once() {
-        let begun = std::time::Instant::now();
+    fn a_reply_of_a_megabyte_is_parsed_quickly() {
+        let started = std::time::Instant::now();
         assert_eq!(
             read(&"yes ".repeat(REPLY_BYTES_MAX / 4), &answers("yes|no")),
             Some("yes")
         );
-        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     }
 
     proptest! {
         #[test]
-        fn reads_one_of_the_answers_or_nothing(content in any::<String>(), given in proptest::collection::vec("[a-c ]{1,4}", 1..4)) {
+        fn returns_one_of_the_answers_or_none(content in any::<String>(), given in proptest::collection::vec("[a-c ]{1,4}", 1..4)) {
             if let Some(answer) = read(&content, &given) {
                 prop_assert!(given.iter().any(|candidate| candidate == answer));
             }
         }
 
         #[test]
-        fn an_answer_in_its_json_is_always_read(at in 0_usize..3, noise in "[a-z ]{0,20}") {
+        fn an_answer_in_json_is_always_found(index in 0_usize..3, noise in "[a-z ]{0,20}") {
             let given = answers("yes|no|cannot tell");
-            let content = serde_json::json!({"answer": given[at], "reason": noise}).to_string();
-            prop_assert_eq!(read(&content, &given), Some(given[at].as_str()));
+            let content = serde_json::json!({"answer": given[index], "reason": noise}).to_string();
+            prop_assert_eq!(read(&content, &given), Some(given[index].as_str()));
         }
 
         #[test]
-        fn words_between_an_answers_words_do_not_change_it(before in "[f-m ]{0,12}", after in "[f-m ]{0,12}") {
+        fn words_around_an_answer_do_not_change_it(before in "[f-m ]{0,12}", after in "[f-m ]{0,12}") {
             let given = answers("yes|no");
             let content = format!("{before} YES {after}");
             prop_assert_eq!(read(&content, &given), Some("yes"));

@@ -1,41 +1,39 @@
-//! Which failures are worth another attempt, and when. Pure.
+//! Which failed attempts are retried, and when. Pure.
 
 use std::time::Duration;
 
-/// One attempt that brought no reply.
+/// Why one attempt returned no usable reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptFailure {
-    /// What it says about the pool.
+    /// What the failure means for the pool.
     pub class: Class,
-    /// What happened, in words.
+    /// What happened, for logs.
     pub detail: String,
-    /// Whether the pool may charge for it all the same: it may have answered, and the answer was
-    /// lost.
+    /// Whether the pool may charge for the attempt: it may have answered, and the answer was lost.
     pub charged: bool,
-    /// Whether the request got as far as the pool.
+    /// Whether the request reached the pool.
     pub reached: bool,
 }
 
-/// What a server that takes no schemas calls them.
-const NAMES_OF_SCHEMAS: [&str; 2] = ["response_format", "schema"];
+/// Words in the error of a server that does not support schemas.
+const SCHEMA_WORDS: [&str; 2] = ["response_format", "schema"];
 
-/// What a failed attempt says about the pool.
+/// What a failed attempt means for the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Our own way to it is gone: says nothing about the pool.
+    /// Our own connection to the broker is down, which says nothing about the pool.
     LinkDown,
-    /// The pool is not well, and may be later; `wait` is what it asked for. Counts towards the
-    /// breaker.
+    /// The pool is unreachable or overloaded, which may pass. Counts towards the circuit breaker.
     Unhealthy {
-        /// `Retry-After`.
+        /// The wait that the pool asked for in `Retry-After`.
         wait: Option<Duration>,
     },
-    /// The pool is well and will not take this request.
+    /// The pool is healthy, but does not accept this request: a retry would not help.
     Refused,
 }
 
 impl AttemptFailure {
-    /// No connection: the pool never saw the request.
+    /// The request was not sent: the pool never received it.
     pub fn unreachable(class: Class, detail: impl Into<String>) -> Self {
         AttemptFailure {
             class,
@@ -55,7 +53,7 @@ impl AttemptFailure {
         }
     }
 
-    /// A reply of no use, to a request that must not be sent again.
+    /// The reply cannot be used, and a retry would not help.
     pub fn unusable(detail: impl Into<String>) -> Self {
         AttemptFailure {
             class: Class::Refused,
@@ -65,8 +63,8 @@ impl AttemptFailure {
         }
     }
 
-    /// A reply with an error status: 408, 429 and 5xx are worth another attempt, everything else is
-    /// not. A server that takes no schemas says so with 400 or 422, and there is a cure.
+    /// A reply with an error status: 408, 429 and 5xx are retried, everything else is not. For a
+    /// server that refuses schemas with 400 or 422, the detail ends with help.
     pub fn status(status: u16, retry_after: Option<&str>, message: &str) -> Self {
         let class = match status {
             408 | 429 | 500..=599 => Class::Unhealthy {
@@ -80,9 +78,9 @@ impl AttemptFailure {
             format!("status {status}: {message}")
         };
         if matches!(status, 400 | 422)
-            && NAMES_OF_SCHEMAS
+            && SCHEMA_WORDS
                 .iter()
-                .any(|name| message.to_ascii_lowercase().contains(name))
+                .any(|word| message.to_ascii_lowercase().contains(word))
         {
             detail.push_str("; set closed = \"text\" on this pool");
         }
@@ -95,16 +93,16 @@ impl AttemptFailure {
     }
 }
 
-/// `Retry-After` in its seconds form; a date, the other form, is left to the backoff.
+/// `Retry-After` in seconds; for its other form, a date, the backoff is used instead.
 fn seconds(retry_after: &str) -> Option<Duration> {
     retry_after.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// How long to wait for the next attempt; `None` when there is to be none.
+/// The wait before the next attempt; `None` if there is no next attempt.
 ///
-/// `made` attempts of `allowed` are done, `remaining` is left until the deadline, `backoff` is the
-/// wait if the pool asked for none. A wait that does not end before the deadline is not begun: the
-/// local answer stands that much sooner.
+/// `made` attempts of `allowed` are done, `remaining` is left until the deadline, and `backoff` is
+/// the wait if the pool asked for none. A wait that would not end before the deadline is not
+/// started, so that the local answer is used sooner.
 pub fn next_wait(
     class: Class,
     made: u32,
@@ -126,17 +124,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_fall_into_classes() {
-        let again = Class::Unhealthy { wait: None };
+    fn every_status_has_a_class() {
+        let retried = Class::Unhealthy { wait: None };
         for (status, retry_after, class) in [
             (400, None, Class::Refused),
             (401, None, Class::Refused),
             (403, None, Class::Refused),
             (404, None, Class::Refused),
-            (408, None, again),
+            (408, None, retried),
             (413, None, Class::Refused),
             (422, Some("1"), Class::Refused),
-            (429, None, again),
+            (429, None, retried),
             (
                 429,
                 Some("7"),
@@ -144,9 +142,9 @@ mod tests {
                     wait: Some(Duration::from_secs(7)),
                 },
             ),
-            (429, Some("Wed, 21 Oct 2015 07:28:00 GMT"), again),
-            (500, None, again),
-            (502, None, again),
+            (429, Some("Wed, 21 Oct 2015 07:28:00 GMT"), retried),
+            (500, None, retried),
+            (502, None, retried),
             (
                 503,
                 Some("0"),
@@ -154,7 +152,7 @@ mod tests {
                     wait: Some(Duration::ZERO),
                 },
             ),
-            (504, Some("-3"), again),
+            (504, Some("-3"), retried),
             (307, None, Class::Refused),
         ] {
             assert_eq!(
@@ -166,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_without_schemas_is_told_its_cure() {
+    fn an_error_about_schemas_comes_with_help() {
         for (status, message, detail) in [
             (400, "", "status 400"),
             (400, "messages is empty", "status 400: messages is empty"),
@@ -197,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_wait_outlasts_the_deadline_or_the_attempts(
+        fn no_retry_after_the_deadline_or_beyond_the_allowed_attempts(
             wait in proptest::option::of(0_u64..100), made in 1_u32..6, allowed in 1_u32..6, remaining in 0_u64..100, backoff in 0_u64..100,
         ) {
             let seconds = Duration::from_secs;
@@ -205,8 +203,8 @@ mod tests {
             if let Some(wait) = next_wait(class, made, allowed, seconds(remaining), seconds(backoff)) {
                 prop_assert!(wait < seconds(remaining) && made < allowed);
             }
-            for never in [Class::Refused, Class::LinkDown] {
-                prop_assert_eq!(next_wait(never, made, allowed, seconds(remaining), seconds(backoff)), None);
+            for final_class in [Class::Refused, Class::LinkDown] {
+                prop_assert_eq!(next_wait(final_class, made, allowed, seconds(remaining), seconds(backoff)), None);
             }
         }
     }
