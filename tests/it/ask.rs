@@ -336,7 +336,7 @@ fn unreadable_files_exit_with_74() {
         &["--image", "/elsewhere/door.jpg", "q"],
     );
     assert_eq!(code, Some(74));
-    insta::assert_snapshot!(stderr, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2); name a picture file that can be read");
+    insta::assert_snapshot!(stderr, @"egret: cannot show /elsewhere/door.jpg: No such file or directory (os error 2); name an image file that can be read");
     let (code, stderr) = refused(
         &micro(),
         &[TRACT, &["--video", "/elsewhere/door.mp4", "q"]].concat(),

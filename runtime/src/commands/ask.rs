@@ -1,5 +1,5 @@
-//! `egret ask`: one question about pictures, a clip, or nothing but words; one answer with its
-//! confidence.
+//! `egret ask`: asks one question about images, a clip or text alone, and prints the answer with
+//! its confidence.
 
 mod clip;
 mod record;
@@ -18,22 +18,22 @@ use crate::commands::memory;
 /// Arguments of `egret ask`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Bundle folder, as egret-export wrote it.
+    /// Bundle folder, written by egret-export.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Picture file to show; several are shown in the order given.
+    /// Image file to ask about; may be given several times, in order.
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// Video file to show, after the pictures.
+    /// Video file to ask about, put after the images.
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// Standing instructions, put before the question.
+    /// System prompt, put before the question.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Answers to choose from; without them the answer is free text.
+    /// Answers to choose from; without candidates the answer is free text.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     candidates: Vec<String>,
-    /// Whether pictures are split into tiles, for small text.
+    /// Whether images are split into tiles, for small text.
     #[arg(long, value_enum, default_value_t)]
     split: SplitArg,
     /// Longest free-text answer in tokens.
@@ -44,7 +44,7 @@ pub struct Args {
     /// End stdout with one JSON object on one line.
     #[arg(long)]
     json: bool,
-    /// Add what the model was fed and put out to the JSON object.
+    /// Add the model's inputs and logits to the JSON object.
     #[arg(long, requires = "json")]
     trace: bool,
     /// The question.
@@ -55,19 +55,19 @@ pub struct Args {
 /// Arguments of every command that runs a bundle.
 #[derive(Debug, Clone, clap::Args)]
 pub struct EngineArgs {
-    /// Inference engine; auto takes ONNX Runtime when its library is found, else tract.
+    /// Inference engine; auto uses ONNX Runtime if its library is found, else tract.
     #[arg(long, value_enum, default_value_t)]
     backend: BackendArg,
-    /// Inference threads; the engine chooses without it.
+    /// Inference threads; by default the engine chooses.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Fail unless this execution provider really runs.
+    /// Fail unless this execution provider is used.
     #[arg(long, value_name = "EP", value_parser = ["cpu", "cuda", "tensorrt", "tract"])]
     require_execution_provider: Option<String>,
 }
 
 impl EngineArgs {
-    /// How a bundle is to be run.
+    /// The options with which the bundle is opened.
     pub fn options(&self) -> Options {
         Options {
             backend: match self.backend {
@@ -101,7 +101,7 @@ enum SplitArg {
 /// Asks the question and prints the answer.
 ///
 /// # Errors
-/// When a file cannot be read, the bundle cannot be used, or the question cannot be put to it.
+/// When a file cannot be read, the bundle cannot be used, or the model cannot answer the question.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     check_candidates(&args.candidates)?;
     let pictures = args
@@ -132,13 +132,13 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             .or_exit(Exit::Internal)?;
         print(&format!("{record}\n"))?;
     } else {
-        let answer = ask_aloud(&mut vlm, &request)?;
+        let answer = ask_printing(&mut vlm, &request)?;
         print(&summary(&answer, &vlm))?;
     }
     Ok(Exit::Done)
 }
 
-/// One answer, or an empty one, is nothing to choose from.
+/// Refuses a single candidate, and an empty one.
 fn check_candidates(candidates: &[String]) -> Result<(), Failure> {
     let found = match candidates {
         [] => return Ok(()),
@@ -157,8 +157,8 @@ fn check_candidates(candidates: &[String]) -> Result<(), Failure> {
     Err(Failure::new(Exit::Usage, message))
 }
 
-/// The conversation: instructions, then pictures, clip and question, the order the model was tuned
-/// on.
+/// The conversation: system prompt, then images, clip and question, in the order of the model's
+/// training.
 fn turns(args: &Args, pictures: Vec<Picture>, vlm: &Vlm) -> Result<Vec<Turn>, Failure> {
     let system = args.system.iter().map(|text| Turn {
         role: Role::System,
@@ -177,14 +177,14 @@ fn turns(args: &Args, pictures: Vec<Picture>, vlm: &Vlm) -> Result<Vec<Turn>, Fa
         .collect())
 }
 
-/// Most bytes of a picture file that are read: 64 million pixels of 16-bit RGBA, uncompressed. What
-/// is cut off does not decode.
+/// Most bytes read of an image file: 64 million pixels of 16-bit RGBA, uncompressed. A longer file
+/// is cut off, and fails to decode.
 const PICTURE_BYTES_MAX: u64 = 512 << 20;
 
 fn read_picture(path: &Path) -> Result<Picture, Failure> {
     let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
     let read = || {
-        // A pipe would be waited for, and a device read for ever.
+        // Opening a pipe could block, and reading a device might not end.
         readable(path)?;
         let mut bytes = Vec::new();
         std::fs::File::open(path)?
@@ -192,21 +192,21 @@ fn read_picture(path: &Path) -> Result<Picture, Failure> {
             .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let unread = |error: io::Error| named(anyhow!("{error}; name a picture file that can be read"));
+    let unread = |error: io::Error| named(anyhow!("{error}; name an image file that can be read"));
     let bytes = read().map_err(unread).or_exit(Exit::Io)?;
-    // A file that is no picture is a wrong argument: reading it again will not help.
+    // A file that is not an image is a usage error: reading it again will not help.
     Picture::decode(&bytes)
         .map_err(|error| named(error.into()))
         .or_exit(Exit::Usage)
 }
 
-/// Asks, and prints the answer piece by piece, free text while it is decoded.
-fn ask_aloud(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
+/// Asks, and prints the answer piece by piece; free text is printed while it is decoded.
+fn ask_printing(vlm: &mut Vlm, request: &Request) -> Result<Answer, Failure> {
     let mut stdout = Stdout { printed: Ok(()) };
     let answer = vlm.ask_streaming(request, &mut stdout)?;
     stdout.printed?;
     if answer.text.is_empty() {
-        print("(no answer: the model ended at once)")?;
+        print("(no answer: the model produced no text)")?;
     }
     Ok(answer)
 }
@@ -226,21 +226,21 @@ impl Sink for Stdout {
     }
 }
 
-/// What stands below the answer for people.
+/// The lines printed below the answer.
 fn summary(answer: &Answer, vlm: &Vlm) -> String {
-    let choices: Vec<String> = answer
+    let probabilities: Vec<String> = answer
         .candidates
         .iter()
         .map(|candidate| format!("{} {:.3}", candidate.text, candidate.probability))
         .collect();
-    let choices = if choices.is_empty() {
+    let probabilities = if probabilities.is_empty() {
         String::new()
     } else {
-        format!(" ({})", choices.join(", "))
+        format!(" ({})", probabilities.join(", "))
     };
     let identity = vlm.identity();
     format!(
-        "\n\nconfidence {:.3}, uncalibrated{choices}\n{} {} on {} ({}): {} prompt tokens, first token after {:.2} s, {:.2} s in all\n",
+        "\n\nconfidence {:.3}, uncalibrated{probabilities}\n{} {} on {} ({}): {} prompt tokens, first token after {:.2} s, {:.2} s in all\n",
         answer.confidence.p,
         identity.name,
         identity.precision,
@@ -257,6 +257,6 @@ fn print(text: &str) -> Result<(), Failure> {
     stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
-        .context("standard output cannot be written")
+        .context("cannot write to standard output")
         .or_exit(Exit::Io)
 }

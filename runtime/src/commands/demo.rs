@@ -1,8 +1,9 @@
-//! `egret demo`: the agent on bundled cameras and models, with nothing else installed.
+//! `egret demo`: runs the agent on bundled camera recordings and models, with nothing else
+//! installed.
 //!
 //! ```text
 //! this process: pipeline of `egret run` ◀─▶ broker process ◀─▶ worker process (nano-pool)
-//!               auditor: counts the events that arrive, asks the pool about answers that stayed local
+//!               auditor: counts the events received, asks the pool about answers kept local
 //! ```
 
 mod assets;
@@ -37,7 +38,7 @@ use summary::{PipelineCounts, Summary};
 
 /// Timeout for starting a process that loads a model, on a slow SD card.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// After the drain, how long the auditor waits for events that the broker has.
+/// How long the auditor waits, after the agent has stopped, for events that the broker still has.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same after Ctrl-C or SIGTERM.
 const ARRIVAL_TIMEOUT_STOPPED: Duration = Duration::from_millis(500);
@@ -45,7 +46,7 @@ const ARRIVAL_TIMEOUT_STOPPED: Duration = Duration::from_millis(500);
 /// Arguments of `egret demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Stop after this long (`60s`, `2m`) instead of when the frames end.
+    /// Stop after this time (`60s`, `2m`) instead of after the last frame.
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     limit: Option<Duration>,
     /// End stdout with the summary as one JSON object on one line.
@@ -63,7 +64,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Runs the demo.
 ///
 /// # Errors
-/// When a part of it cannot be started, or ends by a fault.
+/// When a part of the demo cannot be started, or fails.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let assets = Assets::find().or_exit(Exit::Io)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -71,7 +72,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         .build()
         .or_exit(Exit::Io)?;
     let outcome = runtime.block_on(demonstrate(args, &assets));
-    // A thread in the middle of an answer must not keep the program from ending.
+    // A thread in the middle of an answer must not delay the end of the program.
     runtime.shutdown_background();
     outcome
 }
@@ -121,7 +122,7 @@ async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
     // The pipeline has ended, so the pairs are complete.
     let mut pairs = recorder.pairs();
     if stopped.is_none() {
-        view.line("asking the pool about what stayed on the box, to compare…");
+        view.line("comparing: asking the pool about the answers that were kept local…");
         tokio::select! {
             () = stage.auditor.ask_about(&mut pairs) => {}
             exit = stop.received() => stopped = Some(exit),
@@ -154,8 +155,8 @@ async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
     Ok(stopped.unwrap_or(Exit::Done))
 }
 
-/// Everything that the agent of the demo needs: a broker, a worker behind it, a subscriber that
-/// counts, and a configuration.
+/// Everything that the demo's agent needs: a broker, a pool worker, a subscriber that counts
+/// events, and a configuration.
 struct Stage {
     config: AgentConfig,
     labels: Vec<Label>,
@@ -201,11 +202,11 @@ impl Stage {
                 .chain([assets.pool_bundle().into_os_string()]),
         )?;
 
-        // Kept, so that the configuration can be read and run again.
+        // Not deleted at the end, so that the configuration can be read and run again.
         let workdir = tempfile::Builder::new()
             .prefix("egret-demo-")
             .tempdir()
-            .context("creating a folder for the configuration; name one that can be written to with TMPDIR")?
+            .context("creating a folder for the configuration; set TMPDIR to a folder that can be written to")?
             .keep();
         let path = workdir.join("egret.toml");
         let text = config::text(assets, address);
@@ -265,7 +266,7 @@ impl StopSignals {
     }
 }
 
-/// The stream of the live view: not that of the JSON line.
+/// Where the live view is printed: not the stream of the JSON line.
 #[derive(Debug, Clone, Copy)]
 enum Out {
     Stdout,
@@ -281,7 +282,7 @@ impl Out {
     }
 
     fn line(self, text: &str) {
-        // A closed terminal must not end the run: events are still published.
+        // A closed terminal must not end the run, which still publishes events.
         let _ = match self {
             Out::Stdout => writeln!(std::io::stdout(), "{text}"),
             Out::Stderr => writeln!(std::io::stderr(), "{text}"),

@@ -1,4 +1,4 @@
-//! The clip that a question is about: the frames of a video file, as the model takes them.
+//! Reads the clip that a question is about: the sampled frames of a video file.
 
 use std::path::Path;
 
@@ -11,10 +11,13 @@ use vlm::video::{Clip, ClipFrame};
 use crate::commands::exit::{Exit, Failure, OrExit};
 
 /// Reads the frames of a video file that `rules` sample.
+///
+/// # Errors
+/// When the file cannot be read, or is not a video with usable frames.
 pub(super) fn read(path: &Path, rules: &VideoRules) -> Result<Clip, Failure> {
     let named = |error: anyhow::Error| error.context(format!("cannot show {}", path.display()));
     let clip = clip::read(path, rules).map_err(|error| Failure {
-        // A file that is no video is a wrong argument: reading it again will not help.
+        // A file that is not a video is a usage error: reading it again will not help.
         exit: if error.is_io() { Exit::Io } else { Exit::Usage },
         error: named(anyhow!(error)),
     })?;

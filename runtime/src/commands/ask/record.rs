@@ -7,7 +7,10 @@ use vlm::answer::{Answer, Timings, Trace};
 use vlm::model::ModelError;
 use vlm::{Identity, LogitsRow};
 
-/// The object, its trace included where the answer has one.
+/// The object, including the trace if the answer has one.
+///
+/// # Errors
+/// When the trace's logits contain NaN or infinity.
 pub(super) fn record(
     answer: &Answer,
     identity: &Identity,
@@ -35,13 +38,13 @@ pub(super) fn record(
         "peak_rss_bytes": peak_rss_bytes,
     });
     if let (Some(trace), Value::Object(record)) = (&answer.trace, &mut record) {
-        record.extend(traced(trace)?);
+        record.extend(trace_fields(trace)?);
     }
     Ok(record)
 }
 
 fn timings_ms(timings: &Timings, load: Duration) -> Value {
-    // Whole microseconds: more digits would be noise.
+    // Rounded down to whole microseconds: more digits would be noise.
     let ms = |duration: Duration| duration.as_micros() as f64 / 1000.0;
     json!({
         "load": ms(load),
@@ -54,7 +57,7 @@ fn timings_ms(timings: &Timings, load: Duration) -> Value {
     })
 }
 
-fn traced(trace: &Trace) -> Result<Map<String, Value>, ModelError> {
+fn trace_fields(trace: &Trace) -> Result<Map<String, Value>, ModelError> {
     let row = LogitsRow::new(&trace.logits)?;
     let top5: Vec<Value> = row
         .top_n(5)
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_with_the_fields_in_order() {
+    fn a_record_is_one_line_with_its_fields_in_order() {
         let line = record(&answer(None), &identity(), Some(1024))
             .unwrap()
             .to_string();
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_has_the_form_of_a_reference_record() {
+    fn a_trace_has_the_fields_of_a_reference_record() {
         let trace = Trace {
             prompt: "User:<image>Is it?".into(),
             input_ids: vec![1, 2],
@@ -148,7 +151,7 @@ mod tests {
             image_features: None,
             logits: vec![0.0, 0.0, 1.0],
         };
-        let fields = Value::Object(traced(&trace).unwrap()).to_string();
+        let fields = Value::Object(trace_fields(&trace).unwrap()).to_string();
         insta::assert_snapshot!(fields, @r#"{"prompt":"User:<image>Is it?","input_ids":[1,2],"pixel_values":{"shape":[1,1,3,4,4],"u8_sha256":"cd"},"logits":{"top5":[[2,1.0],[0,0.0],[1,0.0]],"logsumexp":1.551444713932051}}"#);
     }
 }
