@@ -4,9 +4,9 @@
 //! [`Handle`]. A camera asks all its rules about one frame in one job, so that they share the
 //! frame's prefix in the model's cache.
 //!
-//! The thread never waits for a caller: answers and their pieces go into queues with room for all of
-//! them, which is bounded by `max_new_tokens` and the model's context. A caller that reads slowly,
-//! or not at all, costs that memory and delays no other.
+//! The thread never waits for a caller: answers and their pieces go into queues with room for all
+//! of them, which is bounded by `max_new_tokens` and the model's context. A caller that reads
+//! slowly, or not at all, costs that memory and delays no other.
 
 use firmware_config::agent;
 use futures_util::FutureExt;
@@ -72,7 +72,7 @@ pub enum AskError {
     #[error("the model's queue of {QUEUE} requests is full; try again later")]
     Busy,
     /// The thread ended.
-    #[error("the inference thread has stopped")]
+    #[error("the model was stopped")]
     Stopped,
     /// The request is invalid, or the model failed.
     #[error(transparent)]
@@ -189,14 +189,14 @@ impl Handle {
         Ok(answers.recv().await.ok_or(AskError::Stopped)??)
     }
 
-    /// Resolves when the thread has ended. While a handle is left, that happens only when the engine
-    /// panicked.
+    /// Resolves when the thread has ended. While a handle is left, that happens only when the
+    /// engine panicked.
     pub async fn ended(&self) {
         self.jobs.closed().await;
     }
 
-    /// Asks several requests in a row. Waiting for the first answer includes waiting for room in the
-    /// queue.
+    /// Asks several requests in a row. Waiting for the first answer includes waiting for room in
+    /// the queue.
     pub fn ask_each(&self, requests: Vec<Request>) -> Answers {
         let (replies, answers) = mpsc::channel(requests.len().max(1));
         let jobs = self.jobs.clone();

@@ -216,7 +216,7 @@ async fn a_session_taken_over_is_not_taken_back_at_once() {
         &Environment::system(),
     );
     tokio::spawn(task.run(std::future::pending()));
-    wait_down(&link, "another client connected with our id").await;
+    wait_down(&link, "another client connected with our client id").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(
         connected.try_iter().count(),
@@ -240,7 +240,11 @@ async fn repeated_disconnects_are_reported_with_their_likely_cause() {
     let (first, _deliveries) = open();
     wait_up(&first).await;
     let (_second, _more) = open();
-    wait_down(&first, "does another client connect as egret-gate-01?").await;
+    wait_down(
+        &first,
+        "check whether another client connects as egret-gate-01",
+    )
+    .await;
 }
 
 /// mosquitto's `message_size_limit` is not part of the CONNACK, and the client library closes the

@@ -1,7 +1,8 @@
 //! Hands frames from a camera's thread to its scene: the latest frame, or every frame.
 //!
 //! A live camera never waits: a frame that was not received yet is replaced by the next admitted
-//! one, so the scene always receives the newest. A folder or a file loses no frame: its thread waits.
+//! one, so the scene always receives the newest. A folder or a file loses no frame: its thread
+//! waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,7 +92,7 @@ impl<T> LatestSlot<T> {
 }
 
 impl<T> Sender<T> {
-    /// Hands one item over. Blocks until there is room in a channel of [`every`] item.
+    /// Hands one item over; with [`every`], blocks until there is room.
     pub fn hand_over(&self, item: T) -> Handed {
         match &self.0 {
             Side::Latest(slot) if slot.closed.load(Ordering::Acquire) => Handed::Nowhere,

@@ -112,7 +112,8 @@ pub struct Terms {
     pub threshold: f64,
 }
 
-/// Routes a local answer of `confidence` (0..=1), before any obstacle to an escalation is considered.
+/// Routes a local answer of `confidence` (0..=1), before any obstacle to an escalation is
+/// considered.
 pub fn route(confidence: f64, terms: Terms, kill_switch: KillSwitch) -> Route {
     let route = by_terms(confidence, terms);
     match kill_switch {

@@ -68,8 +68,8 @@ impl Inbox {
     }
 }
 
-/// Parses a command. A retained one is refused: it would be repeated on every connection, long after
-/// it was sent.
+/// Parses a command. A retained one is refused: it would be repeated on every connection, long
+/// after it was sent.
 ///
 /// # Errors
 /// A message, when the command is retained or is not a kill switch position.

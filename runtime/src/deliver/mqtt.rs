@@ -1,9 +1,10 @@
 //! One MQTT v5 connection kept alive: connects, subscribes, sends, receives, reconnects with
 //! backoff.
 //!
-//! Only this folder uses `rumqttc`. A [`Link`] guarantees one thing: [`Link::publish`] resolves with
-//! the publication's own PUBACK, or with [`LinkError::Down`] when the connection ended before it. It
-//! stores nothing: a caller that must not lose a publication keeps it until then (see `outbox`).
+//! Only this folder uses `rumqttc`. A [`Link`] guarantees one thing: [`Link::publish`] resolves
+//! with the publication's own PUBACK, or with [`LinkError::Down`] when the connection ended before
+//! it. It stores nothing: a caller that must not lose a publication keeps it until then (see
+//! `outbox`).
 
 mod task;
 mod wire;
@@ -173,8 +174,8 @@ pub enum ConnectError {
 pub struct LinkStatus {
     /// The current state.
     pub state: LinkState,
-    /// How often the connection came up since the start: a change shows a reconnect even to a watcher
-    /// that missed the states between.
+    /// How often the connection came up since the start: a change shows a reconnect even to a
+    /// watcher that missed the states between.
     pub connections: u64,
 }
 
@@ -338,8 +339,8 @@ impl Deliveries {
 /// One message received.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The message. `retain` is set when the sender set it, and on a retained message that the broker
-    /// had stored.
+    /// The message. `retain` is set when the sender set it, and on a retained message that the
+    /// broker had stored.
     pub publication: Publication,
     /// Acknowledges the delivery; `None` where it needs no acknowledgement.
     pub ack: Option<Ack>,

@@ -2,8 +2,8 @@
 //! and answers are arguments.
 //!
 //! A span opens with a local answer and lasts while the local answers equal the one that opened it.
-//! A pool's answer changes the *settled* answer of the span's event, never when it ends: otherwise a
-//! pool that corrects every frame would end the event on every frame.
+//! A pool's answer changes the *settled* answer of the span's event, never when it ends: otherwise
+//! a pool that corrects every frame would end the event on every frame.
 
 use crate::decide::call::Called;
 use crate::decide::router::Reason;
@@ -81,8 +81,8 @@ impl Spans {
         }
     }
 
-    /// Takes a local answer. Returns the drafts to publish, in order, and the id of the event that the
-    /// answer belongs to.
+    /// Takes a local answer. Returns the drafts to publish, in order, and the id of the event that
+    /// the answer belongs to.
     ///
     /// `fresh_id` returns the id of a new event.
     pub fn observe(
@@ -109,7 +109,8 @@ impl Spans {
         (drafts, id)
     }
 
-    /// Takes the outcome of a pool call for event `id`. Returns the `update`, unless nothing changed.
+    /// Takes the outcome of a pool call for event `id`. Returns the `update`, unless nothing
+    /// changed.
     ///
     /// Outcomes come in any order; the one about the newest frame settles the event.
     pub fn pool_outcome(&mut self, id: &str, outcome: PoolOutcome) -> Option<Draft> {
@@ -215,7 +216,8 @@ impl Event {
     ) -> Option<Draft> {
         let draft = &mut self.draft;
         let answered = draft.escalation.outcome == EscalationOutcome::Answered;
-        // Only a newer answer outranks this one; a newer frame published without an answer does not.
+        // Only a newer answer outranks this one; a newer frame published without an answer does
+        // not.
         if answered && asked.number < self.published_frame {
             return None;
         }

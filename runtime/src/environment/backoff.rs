@@ -1,4 +1,5 @@
-//! Exponential backoff with a cap, and with jitter so that a fleet does not reconnect at once. Pure.
+//! Exponential backoff with a cap, and with jitter so that a fleet does not reconnect at once.
+//! Pure.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ impl Backoff {
         }
     }
 
-    /// The wait after one more failure: between half and all of the doubled wait, as `jitter` (0..1)
-    /// says.
+    /// The wait after one more failure: between half and all of the doubled wait, as `jitter`
+    /// (0..1) says.
     pub fn next_wait(&mut self, jitter: f64) -> Duration {
         let doubled = self
             .first

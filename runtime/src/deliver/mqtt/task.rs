@@ -130,8 +130,8 @@ impl LinkTask {
         }
     }
 
-    /// Connects, and reconnects, until `shutdown`; then disconnects cleanly, so that the broker does
-    /// not publish the last will.
+    /// Connects, and reconnects, until `shutdown`; then disconnects cleanly, so that the broker
+    /// does not publish the last will.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);

@@ -19,8 +19,8 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Timeout of the TCP and TLS handshakes and the CONNACK together.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The library's connect options. By default it would start clean sessions, and close the connection
-/// on packets above 10 KiB.
+/// The library's connect options. By default it would start clean sessions, and close the
+/// connection on packets above 10 KiB.
 ///
 /// # Errors
 /// When a user, password or CA file cannot be used.

@@ -16,7 +16,7 @@ fn push(outbox: &mut Outbox) -> u64 {
     })
 }
 
-/// Sends everything there is to send; the seqs in order.
+/// Sends every event there is to send, and returns their sequence numbers in order.
 fn sent(outbox: &mut Outbox) -> Vec<u64> {
     std::iter::from_fn(|| outbox.next_to_send())
         .filter_map(|next| {
@@ -30,7 +30,7 @@ fn sent(outbox: &mut Outbox) -> Vec<u64> {
 }
 
 #[test]
-fn leaves_only_when_acknowledged() {
+fn an_event_is_removed_only_when_acknowledged() {
     let mut outbox = outbox(7, 10);
     assert_eq!((push(&mut outbox), push(&mut outbox)), (1, 2));
     assert_eq!(sent(&mut outbox), [1, 2]);
@@ -48,7 +48,7 @@ fn leaves_only_when_acknowledged() {
 }
 
 #[test]
-fn says_how_much_waits_and_for_how_long() {
+fn reports_the_queued_bytes_and_the_oldest_age() {
     let mut outbox = outbox(7, 10);
     assert_eq!(
         (outbox.queued_bytes(), outbox.oldest_age(Duration::ZERO)),
@@ -74,7 +74,7 @@ fn says_how_much_waits_and_for_how_long() {
 }
 
 #[test]
-fn large_events_fill_it_before_their_number_does() {
+fn large_events_reach_the_byte_limit_before_the_capacity() {
     let mut outbox = outbox(7, 10_000);
     for _ in 0..3 {
         outbox.push("t".into(), Duration::ZERO, |_, _| {
@@ -86,7 +86,7 @@ fn large_events_fill_it_before_their_number_does() {
 }
 
 #[test]
-fn what_was_acknowledged_just_before_a_loss_is_sent_again() {
+fn events_acknowledged_just_before_a_disconnect_are_sent_again() {
     let mut outbox = outbox(7, 10);
     for _ in 0..4 {
         push(&mut outbox);
@@ -116,7 +116,7 @@ fn what_was_acknowledged_just_before_a_loss_is_sent_again() {
 }
 
 #[test]
-fn the_oldest_is_dropped_and_declared() {
+fn the_oldest_event_is_dropped_and_declared_as_a_gap() {
     let mut outbox = outbox(7, 2);
     for _ in 0..5 {
         push(&mut outbox);
@@ -134,7 +134,7 @@ fn the_oldest_is_dropped_and_declared() {
         ))
     );
     assert_eq!(sent(&mut outbox), [4, 5]);
-    // The gap is on its way, so the next drop is another gap.
+    // The gap was already sent, so the next drop is another gap.
     push(&mut outbox);
     assert_eq!(
         outbox.next_to_send(),
@@ -197,9 +197,9 @@ fn a_refused_event_does_not_block_the_others() {
 enum Act {
     Push,
     Send,
-    /// The broker has it and we know.
+    /// The broker received the next packet, and its acknowledgement arrived.
     Ack,
-    /// The connection ends; of what was sent since the last one the broker keeps this share.
+    /// The connection ends; of the events not saved yet the broker keeps this share.
     Lose {
         kept_percent: usize,
     },
@@ -218,7 +218,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// What a broker has, of which it has saved the part that was acknowledged at least a second ago.
+/// What a broker received; it has saved the events that it acknowledged at least a second ago.
 #[derive(Default)]
 struct Broker {
     received: BTreeSet<u64>,
@@ -227,10 +227,10 @@ struct Broker {
 }
 
 proptest! {
-    /// Against a broker that forgets what it had not saved when it dies: in the end nothing is
-    /// missing that was not declared.
+    /// Against a broker that loses what it had not saved: in the end every event was received or
+    /// declared as part of a gap.
     #[test]
-    fn no_hole(acts in prop::collection::vec(act(), 1..300), capacity in 1_usize..20) {
+    fn no_event_is_missing_without_a_declared_gap(acts in prop::collection::vec(act(), 1..300), capacity in 1_usize..20) {
         let mut outbox = outbox(1, capacity);
         let mut broker = Broker::default();
         let mut wire: VecDeque<Next> = VecDeque::new();
@@ -275,7 +275,7 @@ proptest! {
             receive(&mut outbox, &mut broker, next, now);
         }
         prop_assert!(outbox.is_empty());
-        let told: BTreeSet<u64> = broker.received.union(&broker.declared).copied().collect();
-        prop_assert_eq!(told, (1..=outbox.counts().produced).collect::<BTreeSet<_>>());
+        let accounted_for: BTreeSet<u64> = broker.received.union(&broker.declared).copied().collect();
+        prop_assert_eq!(accounted_for, (1..=outbox.counts().produced).collect::<BTreeSet<_>>());
     }
 }

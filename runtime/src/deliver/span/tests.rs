@@ -52,7 +52,7 @@ fn seen(answer: &str, outcome: EscalationOutcome) -> Observation {
     seen_on(1, answer, outcome)
 }
 
-/// `asked`, answered by a pool.
+/// The pool's answer to `asked`.
 fn says(asked: Observation, answer: &str) -> PoolOutcome {
     let by = By {
         place: AnswerSource::Pool,
@@ -66,7 +66,7 @@ fn says(asked: Observation, answer: &str) -> PoolOutcome {
     outcome(asked, Ok(settled), 1, 10)
 }
 
-/// `asked`, without an answer after two attempts.
+/// The outcome of `asked` without an answer after two attempts.
 fn fails(asked: Observation, reason: Reason) -> PoolOutcome {
     outcome(asked, Err(EscalationError::new(reason, "why")), 2, 20)
 }
@@ -100,8 +100,8 @@ fn failed(reason: Reason) -> PoolOutcome {
     fails(seen("yes", EscalationOutcome::Pending), reason)
 }
 
-/// One line per draft: step, id, answer in force, state, outcome, first reason, marks.
-fn told(drafts: impl IntoIterator<Item = Draft>) -> String {
+/// One line per draft: step, id, settled answer, state, escalation outcome, reasons, marks.
+fn lines(drafts: impl IntoIterator<Item = Draft>) -> String {
     let line = |draft: Draft| {
         let Draft {
             step,
@@ -135,11 +135,11 @@ fn told(drafts: impl IntoIterator<Item = Draft>) -> String {
 }
 
 fn observe(spans: &mut Spans, id: &str, observation: Observation) -> String {
-    told(spans.observe(observation, || id.into()).0)
+    lines(spans.observe(observation, || id.into()).0)
 }
 
 #[test]
-fn equal_answers_are_one_event_and_another_ends_it() {
+fn equal_answers_are_one_event_and_a_different_answer_ends_it() {
     let mut spans = spans(false);
     assert_eq!(
         observe(&mut spans, "a", seen("yes", EscalationOutcome::None)),
@@ -153,46 +153,46 @@ fn equal_answers_are_one_event_and_another_ends_it() {
         observe(&mut spans, "b", seen("no", EscalationOutcome::None)),
         "End a yes ON None CONFIDENT\nNew b no OFF None CONFIDENT"
     );
-    assert_eq!(told(spans.end()), "End b no OFF None CONFIDENT");
-    assert_eq!(told(spans.end()), "");
+    assert_eq!(lines(spans.end()), "End b no OFF None CONFIDENT");
+    assert_eq!(lines(spans.end()), "");
 }
 
 #[test]
-fn a_correction_updates_and_does_not_end() {
+fn a_correction_updates_the_event_without_ending_it() {
     let mut spans = spans(false);
     assert_eq!(
         observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending)),
         "New a yes ON Pending LOW_CONFIDENCE"
     );
     assert_eq!(
-        told(spans.pool_outcome("a", pool("no"))),
+        lines(spans.pool_outcome("a", pool("no"))),
         "Update a no OFF Answered LOW_CONFIDENCE"
     );
-    // The local model still says what opened the event: nothing new, and the pool's repeated answer
-    // is no news either.
+    // The local model repeats the answer that opened the event, and the pool its correction: neither
+    // is published.
     assert_eq!(
         observe(&mut spans, "b", seen("yes", EscalationOutcome::Pending)),
         ""
     );
-    assert_eq!(told(spans.pool_outcome("a", pool("no"))), "");
-    assert_eq!(told(spans.pool_outcome("a", failed(Reason::Deadline))), "");
-    // The pool changes its mind: the settled answer changed.
+    assert_eq!(lines(spans.pool_outcome("a", pool("no"))), "");
+    assert_eq!(lines(spans.pool_outcome("a", failed(Reason::Deadline))), "");
+    // The pool's answer changed, and with it the settled answer.
     assert_eq!(
-        told(spans.pool_outcome("a", pool("yes"))),
+        lines(spans.pool_outcome("a", pool("yes"))),
         "Update a yes ON Answered LOW_CONFIDENCE"
     );
 }
 
 #[test]
-fn failures_are_told_once() {
+fn an_unchanged_failure_is_published_once() {
     let mut spans = spans(false);
     observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending));
     assert_eq!(
-        told(spans.pool_outcome("a", failed(Reason::Deadline))),
+        lines(spans.pool_outcome("a", failed(Reason::Deadline))),
         "Update a yes ON Expired DEADLINE+LOW_CONFIDENCE"
     );
     observe(&mut spans, "b", seen("yes", EscalationOutcome::Pending));
-    assert_eq!(told(spans.pool_outcome("a", failed(Reason::Deadline))), "");
+    assert_eq!(lines(spans.pool_outcome("a", failed(Reason::Deadline))), "");
     assert_eq!(
         observe(&mut spans, "b", seen("yes", EscalationOutcome::Denied)),
         "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE"
@@ -202,22 +202,22 @@ fn failures_are_told_once() {
         ""
     );
     assert_eq!(
-        told(spans.pool_outcome("a", pool("yes"))),
+        lines(spans.pool_outcome("a", pool("yes"))),
         "Update a yes ON Answered LOW_CONFIDENCE"
     );
 }
 
 #[test]
-fn an_answer_after_the_end_is_late() {
+fn a_pool_answer_after_the_end_is_marked_late() {
     let mut spans = spans(false);
     observe(&mut spans, "a", seen("yes", EscalationOutcome::Pending));
     observe(&mut spans, "b", seen("no", EscalationOutcome::None));
     assert_eq!(
-        told(spans.pool_outcome("a", pool("no"))),
+        lines(spans.pool_outcome("a", pool("no"))),
         "Update a no OFF Answered LOW_CONFIDENCE late"
     );
-    // Its one call is settled, so it is forgotten.
-    assert_eq!(told(spans.pool_outcome("a", pool("yes"))), "");
+    // The event's only call is settled, so the event is forgotten.
+    assert_eq!(lines(spans.pool_outcome("a", pool("yes"))), "");
 }
 
 #[test]
@@ -229,22 +229,24 @@ fn must_escalate_is_unknown_until_a_pool_answers() {
     );
     let expired = "Update a yes unknown Expired DEADLINE+LOW_CONFIDENCE provisional";
     assert_eq!(
-        told(spans.pool_outcome("a", failed(Reason::Deadline))),
+        lines(spans.pool_outcome("a", failed(Reason::Deadline))),
         expired
     );
     assert_eq!(
-        told(spans.pool_outcome("a", pool("yes"))),
+        lines(spans.pool_outcome("a", pool("yes"))),
         "Update a yes ON Answered LOW_CONFIDENCE"
     );
 }
 
 #[test]
-fn an_update_tells_of_the_frame_that_the_pool_judged() {
+fn an_update_is_about_the_frame_that_the_pool_judged() {
     let mut spans = spans(false);
     observe(&mut spans, "a", seen_on(1, "yes", EscalationOutcome::None));
     let unsure = seen_on(2, "yes", EscalationOutcome::Pending);
     assert_eq!(observe(&mut spans, "b", unsure.clone()), "");
-    let update = spans.pool_outcome("a", says(unsure, "no")).expect("news");
+    let update = spans
+        .pool_outcome("a", says(unsure, "no"))
+        .expect("an update");
     assert_eq!(
         (
             update.opened_on.sha256.as_str(),
@@ -255,26 +257,26 @@ fn an_update_tells_of_the_frame_that_the_pool_judged() {
     assert_eq!(
         update.first.as_ref().and_then(|first| first.confidence),
         Some(0.5),
-        "the answer that was not sure enough"
+        "the local answer that was below the threshold"
     );
-    // A pool was asked because of it, and not because the answer that opened the event was sure.
-    assert_eq!(told([update]), "Update a no OFF Answered LOW_CONFIDENCE");
+    // The reason is that of this answer, not the one of the confident answer that opened the event.
+    assert_eq!(lines([update]), "Update a no OFF Answered LOW_CONFIDENCE");
 }
 
 #[test]
-fn a_failure_tells_of_the_wish_behind_it() {
+fn a_failed_escalation_keeps_the_reason_for_the_escalation() {
     let mut spans = spans(false);
     observe(&mut spans, "a", seen_on(1, "yes", EscalationOutcome::None));
     let unsure = seen_on(2, "yes", EscalationOutcome::Pending);
     observe(&mut spans, "b", unsure.clone());
     assert_eq!(
-        told(spans.pool_outcome("a", fails(unsure, Reason::Deadline))),
+        lines(spans.pool_outcome("a", fails(unsure, Reason::Deadline))),
         "Update a yes ON Expired DEADLINE+LOW_CONFIDENCE"
     );
 }
 
 #[test]
-fn the_newest_frame_settles_whatever_comes_last() {
+fn the_outcome_about_the_newest_frame_settles_the_event() {
     let mut spans = spans(false);
     let asked: Vec<_> = (1..=3)
         .map(|number| seen_on(number, "yes", EscalationOutcome::Pending))
@@ -283,22 +285,22 @@ fn the_newest_frame_settles_whatever_comes_last() {
         observe(&mut spans, "a", observation.clone());
     }
     assert_eq!(
-        told(spans.pool_outcome("a", says(asked[2].clone(), "no"))),
+        lines(spans.pool_outcome("a", says(asked[2].clone(), "no"))),
         "Update a no OFF Answered LOW_CONFIDENCE"
     );
     assert_eq!(
-        told(spans.pool_outcome("a", says(asked[0].clone(), "yes"))),
+        lines(spans.pool_outcome("a", says(asked[0].clone(), "yes"))),
         "",
-        "older than what is known"
+        "an answer about an older frame is not published"
     );
     assert_eq!(
-        told(spans.pool_outcome("a", fails(asked[1].clone(), Reason::Deadline))),
+        lines(spans.pool_outcome("a", fails(asked[1].clone(), Reason::Deadline))),
         ""
     );
 }
 
 #[test]
-fn an_older_failure_is_no_news() {
+fn a_failure_about_an_older_frame_is_not_published() {
     let mut spans = spans(false);
     let asked = seen_on(1, "yes", EscalationOutcome::Pending);
     observe(&mut spans, "a", asked.clone());
@@ -311,13 +313,13 @@ fn an_older_failure_is_no_news() {
         "Update a yes ON Denied LINK_DOWN+LOW_CONFIDENCE"
     );
     assert_eq!(
-        told(spans.pool_outcome("a", fails(asked.clone(), Reason::Deadline))),
+        lines(spans.pool_outcome("a", fails(asked.clone(), Reason::Deadline))),
         ""
     );
     assert_eq!(
-        told(spans.pool_outcome("a", says(asked, "no"))),
+        lines(spans.pool_outcome("a", says(asked, "no"))),
         "Update a no OFF Answered LOW_CONFIDENCE",
-        "an answer always is"
+        "the first answer is published even if its frame is older"
     );
 }
 
@@ -348,13 +350,15 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 fn number(frame: &FrameInfo) -> u64 {
-    frame.sha256[1..].parse().expect("as `seen_on` names it")
+    frame.sha256[1..]
+        .parse()
+        .expect("the number that `seen_on` puts there")
 }
 
 proptest! {
-    /// The promises a subscriber relies on, checked over what is published.
+    /// The guarantees that subscribers rely on.
     #[test]
-    fn every_event_is_told_in_order(acts in prop::collection::vec(act(), 1..80)) {
+    fn every_event_is_published_in_order(acts in prop::collection::vec(act(), 1..80)) {
         let mut spans = spans(false);
         let (mut ids, mut frames, mut waiting) = (0, 1, Vec::new());
         let mut log: Vec<Draft> = Vec::new();
@@ -367,8 +371,8 @@ proptest! {
                     let observation = seen_on(frames, &answer, outcome);
                     frames += 1;
                     let (drafts, id) = spans.observe(observation.clone(), || { ids += 1; ids.to_string() });
-                    // A new event exactly when the answer differs from the one that opened the
-                    // last.
+                    // A new event begins exactly when the answer differs from the one that opened
+                    // the last event.
                     let is_new = drafts.iter().any(|draft| draft.step == Step::New);
                     prop_assert_eq!(is_new, opened_by.as_ref() != Some(&answer));
                     opened_by = Some(answer);
@@ -393,7 +397,7 @@ proptest! {
         for draft in log {
             match draft.step {
                 Step::New => {
-                    prop_assert!(open.is_none() && !last.contains_key(&draft.id), "a second new without an end");
+                    prop_assert!(open.is_none() && !last.contains_key(&draft.id), "a new before the end of the last event, or with its id");
                     open = Some(draft.id.clone());
                 }
                 Step::Update => {
@@ -402,10 +406,10 @@ proptest! {
                     if draft.escalation.outcome == EscalationOutcome::Answered {
                         prop_assert_eq!(&draft.escalation.reasons, &[Reason::LowConfidence]);
                         if before.escalation.outcome == EscalationOutcome::Answered {
-                            prop_assert!(number(&before.frame) <= number(&draft.frame), "an older frame settled it");
+                            prop_assert!(number(&before.frame) <= number(&draft.frame), "an answer about an older frame settled it");
                         }
                     }
-                    prop_assert!(before.settled.text != draft.settled.text || before.escalation.outcome != draft.escalation.outcome, "an update without news");
+                    prop_assert!(before.settled.text != draft.settled.text || before.escalation.outcome != draft.escalation.outcome, "an update that changes nothing");
                 }
                 Step::End => prop_assert_eq!(open.take(), Some(draft.id.clone())),
             }
