@@ -21,8 +21,8 @@ pub trait Camera: Send {
     /// Blocks until the next frame; `None` when the source has ended, which a live one never does.
     ///
     /// # Errors
-    /// When there is no frame, or [`Stop`] was thrown. An error that [spares the
-    /// camera](CaptureError::spares_camera) costs one frame, and the next call returns the frame
+    /// When there is no frame, or [`Stop`] was set. An error that [costs one
+    /// frame](CaptureError::costs_one_frame) costs one frame, and the next call returns the frame
     /// after it; after any other, drop the camera and open it again.
     fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
 
@@ -58,7 +58,7 @@ pub fn open(
 /// Why there is no frame. Sources are named without user and password.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// [`Stop`] was thrown.
+    /// [`Stop`] was set.
     #[error("stopped")]
     Stopped,
     /// A folder or file that cannot be opened.
@@ -176,7 +176,7 @@ pub enum CaptureError {
 impl CaptureError {
     /// Whether only this one frame is lost.
     #[must_use]
-    pub fn spares_camera(&self) -> bool {
+    pub fn costs_one_frame(&self) -> bool {
         matches!(
             self,
             CaptureError::Unreadable { .. } | CaptureError::FrameTooLarge { .. }

@@ -8,32 +8,32 @@ use std::time::Duration;
 pub struct Stop(Arc<(Mutex<bool>, Condvar)>);
 
 impl Stop {
-    /// A switch that is not yet thrown.
+    /// A switch that is not yet set.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Throws it: a blocked [`Camera::next_frame`](crate::Camera::next_frame) returns within 100
+    /// Sets it: a blocked [`Camera::next_frame`](crate::Camera::next_frame) returns within 100
     /// ms.
     pub fn stop(&self) {
-        let (stopped, thrown) = &*self.0;
+        let (stopped, set) = &*self.0;
         *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        thrown.notify_all();
+        set.notify_all();
     }
 
-    /// Whether it was thrown.
+    /// Whether it was set.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps for `timeout`, or until it is thrown; true when it was.
+    /// Sleeps for `timeout`, or until it is set; true when it was.
     #[must_use]
     pub fn wait(&self, timeout: Duration) -> bool {
-        let (stopped, thrown) = &*self.0;
+        let (stopped, set) = &*self.0;
         let guard = stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let (guard, _) = thrown
+        let (guard, _) = set
             .wait_timeout_while(guard, timeout, |stopped| !*stopped)
             .unwrap_or_else(PoisonError::into_inner);
         *guard

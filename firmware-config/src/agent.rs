@@ -311,6 +311,9 @@ pub enum KillSwitch {
 }
 
 impl KillSwitch {
+    /// Every position.
+    pub const ALL: [KillSwitch; 3] = [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly];
+
     /// As it is written in the configuration and over MQTT.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -328,17 +331,16 @@ impl std::str::FromStr for KillSwitch {
     /// The opposite of [`KillSwitch::as_str`], to the letter: a command that turns a switch is not
     /// guessed at.
     fn from_str(text: &str) -> Result<Self, UnknownKillSwitch> {
-        parse::KILL_SWITCHES
-            .iter()
-            .find(|(name, _)| *name == text)
-            .map(|(_, switch)| *switch)
+        KillSwitch::ALL
+            .into_iter()
+            .find(|switch| switch.as_str() == text)
             .ok_or(UnknownKillSwitch)
     }
 }
 
-/// A text that is no kill switch.
+/// A text that is not the name of a kill switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected off, local-only or pool-only")]
+#[error("expected {}, {} or {}", KillSwitch::ALL[0].as_str(), KillSwitch::ALL[1].as_str(), KillSwitch::ALL[2].as_str())]
 pub struct UnknownKillSwitch;
 
 /// The OpenAI-compatible endpoint.
@@ -410,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_kill_switch_is_read_as_it_is_written() {
-        for switch in [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly] {
+        for switch in KillSwitch::ALL {
             assert_eq!(switch.as_str().parse(), Ok(switch));
         }
         for text in ["", "OFF", " off", "local"] {

@@ -56,7 +56,7 @@ pub trait Cameras: Send + Sync {
     fn start(&self, capture: Capture) -> io::Result<Join>;
 }
 
-/// Waits for a capture that has ended; its result tells of a panic.
+/// Waits for a capture that has ended; its result is an error if it panicked.
 pub type Join = Box<dyn FnOnce() -> thread::Result<()> + Send>;
 
 /// A thread for each camera.
@@ -170,7 +170,7 @@ impl Capture {
             let frame = match camera.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
-                Err(error) if error.spares_camera() => {
+                Err(error) if error.costs_one_frame() => {
                     self.bad_frame(None, &error);
                     continue;
                 }
@@ -235,7 +235,7 @@ impl Capture {
             image,
             ..
         } = frame;
-        let (picture, own_jpeg) = spared(|| decoded(image))?;
+        let (picture, own_jpeg) = catch_decoder_panic(|| decoded(image))?;
         let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
         let now = self.environment.clock.now();
         let decision = self.gate.decide(&thumbnail, now);
@@ -264,7 +264,7 @@ impl Capture {
         match self.frames.hand_over(admitted) {
             Handed::Over => {}
             Handed::Superseding => self.superseded(1),
-            Handed::Nowhere => return Ok(ControlFlow::Break(())),
+            Handed::Closed => return Ok(ControlFlow::Break(())),
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -308,7 +308,9 @@ enum FrameError {
 
 /// Runs `decode`. A decoder has to read whatever a camera sends: one that panics costs that frame
 /// and nothing else.
-fn spared<T>(decode: impl FnOnce() -> Result<T, PictureError>) -> Result<T, FrameError> {
+fn catch_decoder_panic<T>(
+    decode: impl FnOnce() -> Result<T, PictureError>,
+) -> Result<T, FrameError> {
     let decoded = catch_unwind(AssertUnwindSafe(decode));
     Ok(decoded.map_err(|panic| FrameError::Panicked(panic_message(&*panic)))??)
 }

@@ -121,6 +121,11 @@ pub enum Record {
         /// Why, in words.
         reason: String,
     },
+    /// A camera's scene takes no more frames: the agent stops.
+    Stopping {
+        /// The camera.
+        cam: String,
+    },
     /// A camera's scene did not finish before the deadline of a stop.
     TimedOut {
         /// The camera.
@@ -177,13 +182,16 @@ impl Observer for Log {
                 cam, rule, called, ..
             } => {
                 if let Err(error) = &called.result {
-                    info!(cam, rule, "the local answer stands: {error}");
+                    info!(cam, rule, "the local answer is kept: {error}");
                 }
             }
-            Record::TimedOut { cam } => warn!(cam, "out of time"),
+            Record::TimedOut { cam } => {
+                warn!(cam, "the time to stop ran out; work under way is given up")
+            }
             Record::Frame { .. }
             | Record::FramesSuperseded { .. }
             | Record::Asked { .. }
+            | Record::Stopping { .. }
             | Record::Answer(_)
             | Record::Event { .. } => {}
         }

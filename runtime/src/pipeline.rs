@@ -67,7 +67,7 @@ const PUBLISHER_GRACE: Duration = Duration::from_millis(1500);
 const PUBLISHER_END_GRACE: Duration = Duration::from_millis(100);
 /// The same at the end of finite sources, when nothing has to end soon.
 const PUBLISHER_GRACE_AT_END: Duration = Duration::from_secs(10);
-/// What the link may take to say goodbye.
+/// What the link may take to disconnect cleanly.
 const LINK_GRACE: Duration = Duration::from_millis(500);
 
 /// Why the agent did not start, or broke off.

@@ -22,11 +22,10 @@ use crate::capture::admitted::AdmittedFrame;
 use crate::capture::handoff;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::{Called, Escalations};
-use crate::decide::router::Reason;
 use crate::decide::settled::Settled;
 use crate::deliver::post::Post;
 use crate::deliver::publisher::Posted;
-use crate::environment::random::Random;
+use crate::environment::random::Ids;
 use crate::infer::{Answers, Handle};
 use crate::observe::Observer;
 use crate::pool::{EscalationError, PoolQuestion, question};
@@ -65,7 +64,7 @@ pub struct Scene {
     answers: Option<Answers>,
     calls: FuturesUnordered<BoxFuture<'static, (CallId, Called<Settled>)>>,
     /// Ends the call of this id when sent to.
-    recalls: BTreeMap<CallId, oneshot::Sender<()>>,
+    recalls: BTreeMap<CallId, oneshot::Sender<EscalationError>>,
     /// Places of posted events, in the order of posting.
     stored: FuturesOrdered<oneshot::Receiver<u64>>,
 }
@@ -73,7 +72,7 @@ pub struct Scene {
 impl Scene {
     /// The scene of one of the configuration's cameras, that has seen nothing. `ids` makes the ids
     /// of its events and questions.
-    pub fn new(config: &AgentConfig, camera: &Camera, context: SceneContext, ids: Random) -> Self {
+    pub fn new(config: &AgentConfig, camera: &Camera, context: SceneContext, ids: Ids) -> Self {
         let core = SceneCore::new(
             config,
             camera,
@@ -187,9 +186,9 @@ impl Scene {
                 pool,
                 question,
             } => return Some(self.call(call, pool.as_deref(), question)),
-            Effect::Recall(call) => {
+            Effect::Recall(call, error) => {
                 // A call that has just ended needs no recall.
-                _ = self.recalls.remove(&call).map(|recall| recall.send(()));
+                _ = self.recalls.remove(&call).map(|recall| recall.send(error));
             }
             Effect::Post(post) => {
                 let is_event = matches!(post, Post::Event { .. });
@@ -215,11 +214,11 @@ impl Scene {
                 let (recall, recalled) = oneshot::channel();
                 self.recalls.insert(call, recall);
                 let recalled = async move {
-                    if recalled.await.is_err() {
+                    match recalled.await {
+                        Ok(error) => error,
                         // The sender is kept until the call has ended.
-                        std::future::pending::<()>().await;
+                        Err(_) => std::future::pending().await,
                     }
-                    EscalationError::new(Reason::Deadline, "the agent stops")
                 };
                 let ended = prepared
                     .make(recalled)

@@ -17,6 +17,7 @@ use std::time::Duration;
 use firmware_config::agent::AgentConfig;
 use tokio::sync::watch;
 use tokio::time::sleep;
+use vlm::{Answer, Identity, Request, Sink, VlmError};
 
 use self::broker::{BrokerDouble, Seen};
 use self::cameras::CameraDoubles;
@@ -27,6 +28,7 @@ use self::pools::PoolDoubles;
 use crate::environment::Environment;
 use crate::environment::clock::Clock;
 use crate::environment::random::Random;
+use crate::infer::Answerer;
 use crate::infer::tests::Scripted;
 use crate::metrics::Totals;
 use crate::{infer, pipeline};
@@ -123,8 +125,11 @@ async fn simulate(seed: u64, length: Duration) -> Run {
         random: Random::seeded(world.number()),
         clock: clock.clone(),
     };
-    let (says, takes) = (chance(&clock), chance(&clock));
-    let model = Scripted::new(move |_| (says.answer().into(), says.confidence()));
+    let (says, takes, fails) = (chance(&clock), chance(&clock), chance(&clock));
+    let model = ModelDouble(
+        Scripted::new(move |_| (says.answer().into(), says.confidence())),
+        fails,
+    );
     let (model, inference) = infer::channel(model);
     tokio::spawn(inference.run_simulated(move || takes.between(0.05, 0.9)));
 
@@ -142,6 +147,26 @@ async fn simulate(seed: u64, length: Duration) -> Run {
         ledger,
         seen,
         totals,
+    }
+}
+
+/// A model that fails now and then.
+struct ModelDouble(Scripted, Chance);
+
+impl Answerer for ModelDouble {
+    fn identity(&self) -> &Identity {
+        self.0.identity()
+    }
+
+    fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError> {
+        match self.1.fails(0.01) {
+            true => Err(VlmError::NoEndToken),
+            false => self.0.answer(request, sink),
+        }
+    }
+
+    fn token_count(&self, text: &str) -> usize {
+        self.0.token_count(text)
     }
 }
 
@@ -179,6 +204,7 @@ fn every_mutant_is_found() {
         (Mutant::LostOutcome, "no outcome"),
         (Mutant::UndeclaredGap, "neither received nor declared"),
         (Mutant::EventAfterEnd, "after its end"),
+        (Mutant::FrameAfterStop, "after the stop"),
     ] {
         let found = violations(&run(1, DAY / 4, Some(mutant)));
         assert!(

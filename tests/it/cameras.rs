@@ -115,7 +115,7 @@ fn one_image_that_cannot_be_read_does_not_end_a_folder() {
     let mut camera = open(Source::Folder(folder.path().into()), PERIOD, &Stop::new()).unwrap();
     let error = camera.next_frame().unwrap_err();
     assert!(
-        error.spares_camera() && error.to_string().contains("a.jpg"),
+        error.costs_one_frame() && error.to_string().contains("a.jpg"),
         "{error}"
     );
     assert_eq!(
@@ -186,7 +186,7 @@ fn a_file_that_is_no_video_is_reported_with_ffmpegs_stderr() {
         "{error}"
     );
     assert!(
-        error.to_string().contains("garbage.mp4") && !error.spares_camera(),
+        error.to_string().contains("garbage.mp4") && !error.costs_one_frame(),
         "{error}"
     );
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use firmware_config::manifest::Precision;
 use runtime::decide::router::Reason;
-use runtime::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::deliver::mqtt::{Incoming, Link, LinkOptions, LinkState, Publication, Qos};
 use runtime::environment::Environment;
 use runtime::pool::{PoolQuestion, Pools, Spent, mqtt};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ fn worker(broker: &Broker) -> Started {
 }
 
 /// A connection that is up, with what arrives on `subscription`.
-async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link, Deliveries) {
+async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link, Incoming) {
     let options = LinkOptions {
         subscriptions: vec![(subscription.to_owned(), Qos::AtLeastOnce)],
         ..LinkOptions::new(config::mqtt(&broker.url()), client_id)

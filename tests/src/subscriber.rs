@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runtime::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::deliver::mqtt::{Incoming, Link, LinkOptions, LinkState, Publication, Qos};
 use runtime::environment::Environment;
 
 use crate::config::mqtt;
@@ -17,7 +17,7 @@ const CAPACITY: u16 = 1000;
 #[derive(Debug)]
 pub struct Subscriber {
     link: Link,
-    deliveries: Deliveries,
+    deliveries: Incoming,
 }
 
 impl Subscriber {

@@ -121,7 +121,7 @@ mod tests {
             Folder::open(folder.path(), Duration::ZERO, &Stop::new()).expect("two images");
         let error = folder.next_frame().expect_err("too large");
         assert!(
-            matches!(error, CaptureError::FrameTooLarge { .. }) && error.spares_camera(),
+            matches!(error, CaptureError::FrameTooLarge { .. }) && error.costs_one_frame(),
             "{error}"
         );
         let next = folder.next_frame();

@@ -16,7 +16,7 @@ use super::slot::{Arrival, Slot, WhenFull};
 use super::{Camera, CaptureError};
 use crate::{Frame, FrameImage, Stop};
 
-/// Longest time until a thrown [`Stop`] is noticed.
+/// Longest time until a set [`Stop`] is noticed.
 const STOP_POLL: Duration = Duration::from_millis(50);
 /// Least time that a live source has for its first image: a connection, and the wait for a key
 /// frame, come before it.

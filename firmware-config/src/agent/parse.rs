@@ -456,11 +456,14 @@ fn transport(section: &Section<'_>, has_broker: bool) -> Option<PoolTransport> {
 }
 
 /// Every kill switch by its name.
-pub(super) const KILL_SWITCHES: &[(&str, KillSwitch)] = &[
-    (KillSwitch::Off.as_str(), KillSwitch::Off),
-    (KillSwitch::LocalOnly.as_str(), KillSwitch::LocalOnly),
-    (KillSwitch::PoolOnly.as_str(), KillSwitch::PoolOnly),
-];
+const KILL_SWITCHES: &[(&str, KillSwitch)] = &{
+    let [off, local_only, pool_only] = KillSwitch::ALL;
+    [
+        (off.as_str(), off),
+        (local_only.as_str(), local_only),
+        (pool_only.as_str(), pool_only),
+    ]
+};
 
 fn policy(section: &Section<'_>) -> Policy {
     Policy {

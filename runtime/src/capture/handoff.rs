@@ -45,7 +45,7 @@ pub enum Handed {
     /// It will be received, and replaced one that was not.
     Superseding,
     /// The receiver is gone.
-    Nowhere,
+    Closed,
 }
 
 /// A channel that holds one item: a new one replaces it.
@@ -95,7 +95,7 @@ impl<T> Sender<T> {
     /// Hands one item over; with [`every`], blocks until there is room.
     pub fn hand_over(&self, item: T) -> Handed {
         match &self.0 {
-            Side::Latest(slot) if slot.closed.load(Ordering::Acquire) => Handed::Nowhere,
+            Side::Latest(slot) if slot.closed.load(Ordering::Acquire) => Handed::Closed,
             Side::Latest(slot) => {
                 let before = slot.put(item);
                 slot.changed.notify_one();
@@ -106,7 +106,7 @@ impl<T> Sender<T> {
                 }
             }
             Side::Every(sender) if sender.blocking_send(item).is_ok() => Handed::Over,
-            Side::Every(_) => Handed::Nowhere,
+            Side::Every(_) => Handed::Closed,
         }
     }
 }
@@ -182,6 +182,6 @@ mod tests {
     async fn handing_over_without_a_receiver_is_reported() {
         let (sender, receiver) = latest();
         drop(receiver);
-        assert_eq!(sender.hand_over(1), Handed::Nowhere);
+        assert_eq!(sender.hand_over(1), Handed::Closed);
     }
 }

@@ -16,6 +16,14 @@ pub enum CameraState {
 }
 
 impl CameraState {
+    /// Every state.
+    pub const ALL: [CameraState; 4] = [
+        CameraState::Online,
+        CameraState::Stalled,
+        CameraState::Offline,
+        CameraState::Ended,
+    ];
+
     /// As published.
     pub fn as_str(self) -> &'static str {
         match self {

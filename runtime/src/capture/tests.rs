@@ -122,14 +122,15 @@ fn a_bad_frame_costs_itself_alone() {
 
 #[test]
 fn a_decoder_that_panics_costs_its_frame_alone() {
-    let panicked = spared::<()>(|| panic!("index {} out of range", 7)).expect_err("it panics");
+    let panicked =
+        catch_decoder_panic::<()>(|| panic!("index {} out of range", 7)).expect_err("it panics");
     assert_eq!(
         panicked.to_string(),
         "the decoder panicked: index 7 out of range; please report it, with the image"
     );
     let image = FrameImage::Encoded(Bytes::from_static(b"no image"));
     assert!(matches!(
-        spared(|| decoded(image)),
+        catch_decoder_panic(|| decoded(image)),
         Err(FrameError::Picture(_))
     ));
 }

@@ -12,7 +12,7 @@ use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::model_server::{self, ModelArgs};
 use crate::commands::preflight;
 use crate::decide::call::Escalations;
-use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, LinkTask, Qos};
+use crate::deliver::mqtt::{Incoming, Link, LinkOptions, LinkTask, Qos};
 use crate::environment::Environment;
 use crate::metrics::Metrics;
 use crate::pool::{self, Pools};
@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 /// The connection to MQTT pools, where a broker is configured.
-fn link(config: &AgentConfig, environment: &Environment) -> Option<(Link, LinkTask, Deliveries)> {
+fn link(config: &AgentConfig, environment: &Environment) -> Option<(Link, LinkTask, Incoming)> {
     let node = &config.node.id;
     let options = LinkOptions::new(config.mqtt.clone()?, format!("egret-{node}-gateway"));
     let options = LinkOptions {
@@ -144,7 +144,7 @@ fn escalations(
 }
 
 /// Hands replies to the calls that wait for them, until the connection is closed.
-async fn deliver_replies(mut deliveries: Deliveries, pools: Pools) {
+async fn deliver_replies(mut deliveries: Incoming, pools: Pools) {
     while let Some(delivery) = deliveries.recv().await {
         pools.on_reply(delivery.publication);
     }

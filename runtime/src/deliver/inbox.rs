@@ -5,7 +5,7 @@ use std::sync::Arc;
 use firmware_config::agent::{KillSwitch, UnknownKillSwitch};
 use tracing::{debug, info, warn};
 
-use super::mqtt::{Deliveries, Publication};
+use super::mqtt::{Incoming, Publication};
 use super::post::{Kind, Post};
 use super::topics::Topics;
 use crate::metrics::Metrics;
@@ -23,7 +23,7 @@ pub struct Inbox {
 
 impl Inbox {
     /// Publishes the kill switch's state, then reads deliveries until the connection's task ends.
-    pub async fn run(self, mut deliveries: Deliveries) {
+    pub async fn run(self, mut deliveries: Incoming) {
         self.publish_kill_switch().await;
         let pools = &self.context.escalations.pools;
         while let Some(delivery) = deliveries.recv().await {

@@ -204,7 +204,7 @@ pub struct BrokerConnection {
     /// Sends publications.
     pub link: Link,
     /// What arrives.
-    pub deliveries: Deliveries,
+    pub deliveries: Incoming,
     /// Keeps the connection until the future it is given resolves.
     pub run: Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>,
 }
@@ -229,7 +229,7 @@ impl Brokers for MqttBrokers {
 pub(crate) struct FarSide {
     pub(crate) requests: mpsc::Receiver<PublishRequest>,
     pub(crate) status: watch::Sender<LinkStatus>,
-    pub(crate) deliveries: mpsc::Sender<Delivery>,
+    pub(crate) deliveries: mpsc::Sender<Received>,
     acks_sender: mpsc::Sender<(u64, u16)>,
     acks: mpsc::Receiver<(u64, u16)>,
     dropped: Arc<AtomicU64>,
@@ -237,14 +237,14 @@ pub(crate) struct FarSide {
 
 impl Link {
     /// Makes a connection: the handle, the task that must be run, and what arrives.
-    pub fn open(options: LinkOptions, environment: &Environment) -> (Link, LinkTask, Deliveries) {
+    pub fn open(options: LinkOptions, environment: &Environment) -> (Link, LinkTask, Incoming) {
         let (link, far_side, deliveries) = Link::ends(options.receive_max);
         let (clock, random) = (environment.clock.clone(), environment.random.clone());
         let task = LinkTask::new(options, far_side, clock, random);
         (link, task, deliveries)
     }
 
-    pub(crate) fn ends(receive_max: u16) -> (Link, FarSide, Deliveries) {
+    pub(crate) fn ends(receive_max: u16) -> (Link, FarSide, Incoming) {
         let (requests_sender, requests) = mpsc::channel(WINDOW);
         let (status, status_seen) = watch::channel(LinkStatus {
             state: LinkState::Down("not connected yet".into()),
@@ -269,7 +269,7 @@ impl Link {
             acks,
             dropped: Arc::clone(&dropped),
         };
-        (link, far_side, Deliveries { queue, dropped })
+        (link, far_side, Incoming { queue, dropped })
     }
 
     /// Sends one publication; resolves with its PUBACK (QoS 1) or when it is written (QoS 0).
@@ -319,18 +319,18 @@ impl Link {
 
 /// What arrives on a connection's subscriptions.
 #[derive(Debug)]
-pub struct Deliveries {
-    queue: mpsc::Receiver<Delivery>,
+pub struct Incoming {
+    queue: mpsc::Receiver<Received>,
     dropped: Arc<AtomicU64>,
 }
 
-impl Deliveries {
+impl Incoming {
     /// The next delivery; `None` after the task ended.
-    pub async fn recv(&mut self) -> Option<Delivery> {
+    pub async fn recv(&mut self) -> Option<Received> {
         self.queue.recv().await
     }
 
-    /// Deliveries dropped because they were not read in time.
+    /// Incoming dropped because they were not read in time.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -338,7 +338,7 @@ impl Deliveries {
 
 /// One message received.
 #[derive(Debug)]
-pub struct Delivery {
+pub struct Received {
     /// The message. `retain` is set when the sender set it, and on a retained message that the
     /// broker had stored.
     pub publication: Publication,

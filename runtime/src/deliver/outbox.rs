@@ -16,6 +16,9 @@ use delivery::{Counts, Delivery, Due};
 pub use gap::Gap;
 use store::{Entry, Store};
 
+/// Why an event that the store could not keep is given up.
+const LOST: &str = "lost";
+
 /// What is to be sent next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
@@ -80,14 +83,18 @@ impl Outbox {
     ) -> u64 {
         let seq = self.delivery.next_seq();
         let payload = payload(self.epoch(), seq);
-        for dropped in self.delivery.push(payload.len(), now) {
-            self.store.forget(dropped);
-        }
-        self.store.put(Entry {
+        let dropped = self.delivery.push(payload.len(), now);
+        let kept = self.store.put(Entry {
             seq,
             topic,
             payload,
         });
+        if kept.is_err() {
+            self.delivery.give_up(seq, LOST);
+        }
+        for dropped in dropped {
+            self.store.forget(dropped);
+        }
         seq
     }
 
@@ -104,7 +111,7 @@ impl Outbox {
                 Due::Gap(id, gap) => return Some(Next::Gap(id, gap)),
                 Due::Event(seq) => match self.store.get(seq) {
                     Some(entry) => return Some(Next::Event(entry)),
-                    None => self.delivery.give_up(seq, "lost"),
+                    None => self.delivery.give_up(seq, LOST),
                 },
             }
         }

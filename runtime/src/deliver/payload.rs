@@ -137,7 +137,7 @@ pub struct GapPayload<'a> {
     /// The last sequence number given up.
     pub to_seq: u64,
     /// `size`, the outbox was full and dropped its oldest events; `refused`, the broker does not
-    /// take them.
+    /// take them; `lost`, the outbox could not keep them.
     pub reason: &'a str,
     /// How many events were given up. Fewer than `from_seq` to `to_seq` where several gaps were
     /// merged; the others of that range are published as usual.

@@ -296,8 +296,6 @@ impl Publisher {
         }
         let (events, bytes) = (self.outbox.queued(), self.outbox.queued_bytes());
         metrics.agent.outbox(events, bytes);
-        let (events, bytes) = (self.outbox.queued(), self.outbox.queued_bytes());
-        metrics.agent.outbox(events, bytes);
     }
 
     fn set_health(&mut self) {

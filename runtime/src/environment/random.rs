@@ -7,6 +7,23 @@ use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt, SeedableRng};
 use uuid::{Builder, Uuid};
 
+/// Makes ids, from a generator of its own: what needs ids and nothing else owns one, and shares
+/// nothing.
+#[derive(Debug)]
+pub struct Ids(StdRng);
+
+impl Ids {
+    /// Repeatable: the same `seed` gives the same ids for the same times.
+    pub fn seeded(seed: u64) -> Self {
+        Ids(StdRng::seed_from_u64(seed))
+    }
+
+    /// A UUIDv7 made at `time`.
+    pub fn uuid(&mut self, time: Timestamp) -> Uuid {
+        uuid(time, self.0.random())
+    }
+}
+
 /// A source of random numbers; cheap to clone, and clones draw from the same sequence.
 #[derive(Debug, Clone)]
 pub struct Random(Arc<Mutex<StdRng>>);
@@ -38,15 +55,18 @@ impl Random {
 
     /// A UUIDv7 made at `time`.
     pub fn uuid(&self, time: Timestamp) -> Uuid {
-        let bytes: [u8; 10] = self.draw(|rng| rng.random());
-        let millis = u64::try_from(time.as_millisecond()).unwrap_or(0);
-        Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid()
+        uuid(time, self.draw(|rng| rng.random()))
     }
 
     fn draw<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
         // A generator is whole between two draws, whatever panicked beside it.
         draw(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn uuid(time: Timestamp, random: [u8; 10]) -> Uuid {
+    let millis = u64::try_from(time.as_millisecond()).unwrap_or(0);
+    Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
 #[cfg(test)]
@@ -67,6 +87,8 @@ mod tests {
     fn ids_are_ordered_by_time() {
         let random = Random::from_system();
         let at = |millis| random.uuid(Timestamp::from_millisecond(millis).expect("in range"));
+        let mut ids = Ids::seeded(1);
+        assert!(ids.uuid(Timestamp::UNIX_EPOCH) < ids.uuid(Timestamp::MAX));
         let (first, second) = (at(1_767_225_600_000), at(1_767_225_600_001));
         assert_eq!(first.get_version_num(), 7);
         assert!(first < second, "{first} {second}");

@@ -12,13 +12,6 @@ use crate::decide::router::{Route, Target};
 
 type Counters<L> = Family<L, prometheus_client::metrics::counter::Counter>;
 
-const CAMERA_STATES: [CameraState; 4] = [
-    CameraState::Online,
-    CameraState::Stalled,
-    CameraState::Offline,
-    CameraState::Ended,
-];
-
 /// What became of a frame at the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateDecision {
@@ -149,7 +142,7 @@ impl AgentMetrics {
 
     /// Shows the state that `camera` is in now.
     pub fn camera_state(&self, camera: &str, now: CameraState) {
-        for state in CAMERA_STATES {
+        for state in CameraState::ALL {
             let labels = CameraLabels {
                 camera: camera.to_owned(),
                 state: state.as_str(),

@@ -13,9 +13,6 @@ use super::{Counter, Durations, Group};
 use crate::decide::router::Reason;
 use crate::deliver::mqtt::{Link, LinkState, LinkStatus};
 
-const KILL_SWITCHES: [KillSwitch; 3] =
-    [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly];
-
 /// Pool calls, the link and the kill switch.
 #[derive(Debug)]
 pub struct RoutingMetrics {
@@ -104,7 +101,7 @@ impl RoutingMetrics {
 
     /// Shows the kill switch that is in force now.
     pub fn kill_switch(&self, now: KillSwitch) {
-        for switch in KILL_SWITCHES {
+        for switch in KillSwitch::ALL {
             let labels = SwitchLabels {
                 state: switch.as_str(),
             };

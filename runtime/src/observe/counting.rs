@@ -52,7 +52,7 @@ impl Observer for Metrics {
                 }
             }
             // The outbox counts events itself.
-            Record::Event { .. } | Record::TimedOut { .. } => {}
+            Record::Event { .. } | Record::Stopping { .. } | Record::TimedOut { .. } => {}
             Record::Camera { cam, state, .. } => self.agent.camera_state(cam, *state),
         }
     }

@@ -28,7 +28,7 @@ use crate::deliver::publisher::{self, Posted, Publisher};
 use crate::deliver::topics::Topics;
 use crate::environment::Environment;
 use crate::environment::clock::Clock;
-use crate::environment::random::Random;
+use crate::environment::random::Ids;
 use crate::infer::{self, Answerer, Handle};
 use crate::metrics::Metrics;
 use crate::pool::mqtt::reply_topic;
@@ -191,7 +191,7 @@ pub(super) fn start_camera(
     };
     let opening = CameraStatus::opening(environment.clock.wall());
     let (status, status_seen) = watch::channel(opening);
-    let ids = Random::seeded(environment.random.number());
+    let ids = Ids::seeded(environment.random.number());
     let scene =
         Scene::new(config, camera, context.clone(), ids).run(frames, status_seen, stop_scene);
     let (id, stop) = (camera.id.clone(), Stop::new());

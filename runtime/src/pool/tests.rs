@@ -133,7 +133,7 @@ async fn every_failure_carries_its_code() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_that_is_not_configured_is_no_pool() {
+async fn an_unknown_pool_is_not_asked() {
     let pools = pools(&[pool("big", true)], []);
     let error = pools.ask("small", &question(), &mut Spent::default()).await;
     let error = error.expect_err("not configured");

@@ -21,13 +21,13 @@ use super::request;
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::Called;
-use crate::decide::router::{Route, Target, Terms, route};
+use crate::decide::router::{Reason, Route, Target, Terms, route};
 use crate::decide::settled::Settled;
 use crate::deliver::event::{Draft, Escalation, EscalationOutcome, RuleState, Step};
 use crate::deliver::post::{Kind, Post};
 use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
 use crate::deliver::topics::Topics;
-use crate::environment::random::Random;
+use crate::environment::random::Ids;
 use crate::observe::{LocalAnswer, Record};
 use crate::pool::{EscalationError, PoolQuestion};
 
@@ -87,8 +87,8 @@ pub enum Effect {
         /// The question.
         question: PoolQuestion,
     },
-    /// End a call under way; its [`Input::CallEnded`] comes back all the same.
-    Recall(CallId),
+    /// End a call under way with this error; its [`Input::CallEnded`] comes back all the same.
+    Recall(CallId, EscalationError),
     /// Publish this. For an event [`Input::Stored`] comes back, in the order of posting.
     Post(Post),
     /// Show this to the log, the metrics, and other observers.
@@ -102,7 +102,7 @@ pub struct SceneCore {
     topics: Topics,
     model: Identity,
     rules: Vec<Rule>,
-    ids: Random,
+    ids: Ids,
     /// The camera's status, as last published.
     status: CameraStatus,
     asking: Option<Asking>,
@@ -118,7 +118,7 @@ pub struct SceneCore {
 enum ScenePhase {
     /// Frames may come.
     Watching,
-    /// The agent stops; frames and answers may come until then.
+    /// The agent stops: no more frames are taken, and answers may come until then.
     Stopping { deadline: Duration },
     /// No more frames; what was begun goes on, until the deadline if there is one.
     Finishing { deadline: Option<Duration> },
@@ -172,7 +172,7 @@ impl SceneCore {
         camera: &agent::Camera,
         model: Identity,
         status: CameraStatus,
-        ids: Random,
+        ids: Ids,
     ) -> Self {
         let rules = camera.rules.iter().map(|rule| Rule {
             config: rule.clone(),
@@ -218,7 +218,7 @@ impl SceneCore {
             Input::Camera(status) => self.camera(status, &mut effects),
             Input::Stored(seq) => self.stored(seq, &mut effects),
             Input::FramesEnded => self.frames_ended(),
-            Input::Stop { deadline } => self.stop(deadline),
+            Input::Stop { deadline } => self.stop(deadline, &mut effects),
             Input::Tick => {}
         }
         if self.next_wake().is_some_and(|deadline| now >= deadline) {
@@ -248,16 +248,22 @@ impl SceneCore {
         self.phase == ScenePhase::Finished
     }
 
-    /// Whether the local model still owes answers about a frame.
+    /// Whether the local model has answers outstanding.
     pub fn is_asking(&self) -> bool {
         self.asking.is_some()
     }
 
+    fn takes_frames(&self) -> bool {
+        #[cfg(test)]
+        if crate::simulation::mutants::is_active(crate::simulation::mutants::Mutant::FrameAfterStop)
+        {
+            return !self.is_asking();
+        }
+        self.phase == ScenePhase::Watching && !self.is_asking()
+    }
+
     fn frame(&mut self, frame: AdmittedFrame, effects: &mut Vec<Effect>) {
-        if !matches!(
-            self.phase,
-            ScenePhase::Watching | ScenePhase::Stopping { .. }
-        ) {
+        if !self.takes_frames() {
             return;
         }
         effects.push(Effect::Record(Record::Asked {
@@ -297,9 +303,17 @@ impl SceneCore {
     }
 
     fn model_gone(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(Asking { frame, next_rule }) = self.asking.take() {
-            effects.push(self.failed(next_rule, &frame, "the model was stopped".into()));
-        }
+        self.give_up_asking("the inference thread has stopped", effects);
+    }
+
+    /// Gives up the frame being asked about: each of its rules without an answer failed.
+    fn give_up_asking(&mut self, why: &str, effects: &mut Vec<Effect>) -> bool {
+        let Some(Asking { frame, next_rule }) = self.asking.take() else {
+            return false;
+        };
+        let rules = next_rule..self.rules.len();
+        effects.extend(rules.map(|rule| self.failed(rule, &frame, why.to_owned())));
+        true
     }
 
     fn failed(&self, rule: usize, frame: &AdmittedFrame, error: String) -> Effect {
@@ -368,7 +382,7 @@ impl SceneCore {
         };
         self.calls.insert(call, made);
         if self.phase == ScenePhase::TimedOut {
-            effects.push(Effect::Recall(call));
+            effects.push(recall(call));
         }
     }
 
@@ -379,7 +393,7 @@ impl SceneCore {
         }
     }
 
-    /// Gives a routed answer to its rule's span and posts what comes of it. Returns the event's id
+    /// Gives a routed answer to its rule's span and posts its events. Returns the event's id
     /// and the observation that a pool may be asked about.
     fn publish(&mut self, decision: Routed, effects: &mut Vec<Effect>) -> (String, Observation) {
         let Routed {
@@ -423,7 +437,7 @@ impl SceneCore {
         let Rule { config, pool, .. } = &self.rules[rule];
         let outcome = match route.target {
             Target::Escalate => EscalationOutcome::Pending,
-            // Behind the deciding reason stands a wish that was not granted.
+            // A second reason means that an escalation was wanted and denied.
             Target::Local if route.reasons.len() > 1 => EscalationOutcome::Denied,
             Target::Local => EscalationOutcome::None,
         };
@@ -546,7 +560,10 @@ impl SceneCore {
         };
     }
 
-    fn stop(&mut self, deadline: Duration) {
+    fn stop(&mut self, deadline: Duration, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Record(Record::Stopping {
+            cam: self.cam.clone(),
+        }));
         self.phase = match self.phase {
             ScenePhase::Watching | ScenePhase::Stopping { .. } => ScenePhase::Stopping { deadline },
             ScenePhase::Finishing { .. } => ScenePhase::Finishing {
@@ -559,12 +576,12 @@ impl SceneCore {
     /// Gives up what is still under way. Recalled calls end, each with its outcome.
     fn time_out(&mut self, effects: &mut Vec<Effect>) {
         self.phase = ScenePhase::TimedOut;
-        if self.asking.take().is_some() {
+        if self.give_up_asking("the agent stops", effects) {
             effects.push(Effect::StopAsking);
         }
         let made = |call: &PendingCall| matches!(call, PendingCall::Made { .. });
         let calls = self.calls.iter().filter(|(_, call)| made(call));
-        effects.extend(calls.map(|(call, _)| Effect::Recall(*call)));
+        effects.extend(calls.map(|(call, _)| recall(*call)));
         effects.push(Effect::Record(Record::TimedOut {
             cam: self.cam.clone(),
         }));
@@ -577,6 +594,11 @@ impl SceneCore {
         );
         no_frames && self.asking.is_none() && self.calls.is_empty()
     }
+}
+
+fn recall(call: CallId) -> Effect {
+    let error = EscalationError::new(Reason::Deadline, "the agent stops");
+    Effect::Recall(call, error)
 }
 
 fn retained(topic: String, payload: Bytes, kind: Kind) -> Effect {

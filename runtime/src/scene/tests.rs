@@ -15,7 +15,7 @@ use crate::decide::call::Called;
 use crate::decide::router::Reason;
 use crate::decide::settled::{AnswerSource, By, Settled};
 use crate::deliver::post::{Kind, Post};
-use crate::environment::random::Random;
+use crate::environment::random::Ids;
 use crate::observe::Record;
 use crate::pool::{EscalationError, Spent};
 
@@ -59,7 +59,7 @@ impl Rig {
             &config.cameras[0],
             crate::infer::tests::identity(),
             online,
-            Random::seeded(1),
+            Ids::seeded(1),
         );
         Rig {
             core,
@@ -152,7 +152,7 @@ fn lines(effects: &[Effect]) -> String {
         Effect::Ask(requests) => Some(format!("ask {}", requests.len())),
         Effect::StopAsking => Some("stop asking".into()),
         Effect::Call { pool, .. } => Some(format!("call {pool:?}")),
-        Effect::Recall(_) => Some("recall".into()),
+        Effect::Recall(..) => Some("recall".into()),
         Effect::Post(Post::Event { draft, .. }) => {
             let reasons: Vec<_> = draft
                 .escalation
@@ -212,7 +212,7 @@ fn an_unsure_answer_waits_for_its_call_to_be_made() {
 }
 
 #[test]
-fn what_denies_a_call_is_its_first_reason() {
+fn the_first_reason_of_a_denied_call_says_what_denied_it() {
     for reason in [
         Reason::NoCapableModel,
         Reason::LinkDown,
@@ -231,7 +231,7 @@ fn what_denies_a_call_is_its_first_reason() {
 }
 
 #[test]
-fn the_kill_switch_is_the_one_of_the_moment() {
+fn the_kill_switch_in_force_when_the_answer_comes_counts() {
     let mut rig = Rig::new("");
     let (seen, call) = rig.look("yes", 0.6, KillSwitch::LocalOnly);
     let expected = "ask 1\nNew yes ON Denied KILL_SWITCH+LOW_CONFIDENCE";
@@ -242,7 +242,7 @@ fn the_kill_switch_is_the_one_of_the_moment() {
 }
 
 #[test]
-fn a_camera_that_goes_away_ends_its_events_and_knows_nothing() {
+fn a_lost_camera_ends_its_events_and_its_states_are_unknown() {
     let away = |state, losses| CameraStatus {
         state,
         reason: "gone".into(),
@@ -291,7 +291,7 @@ fn a_stop_gives_what_was_begun_until_its_deadline() {
     rig.now = deadline;
     assert_eq!(
         lines(&rig.on(Input::Tick)),
-        "stop asking\nrecall\ntimed out"
+        "failed: the agent stops\nstop asking\nrecall\ntimed out"
     );
     assert!(
         !rig.core.is_finished(),
@@ -357,7 +357,7 @@ fn a_model_that_fails_or_is_gone_costs_answers_only() {
     assert!(rig.core.is_asking());
     assert_eq!(
         lines(&rig.on(Input::ModelGone)),
-        "failed: the model was stopped"
+        "failed: the inference thread has stopped"
     );
     assert!(!rig.core.is_asking());
 }
@@ -376,7 +376,7 @@ fn a_must_escalate_rule_is_unknown_until_a_pool_answers() {
             state: CameraState::Online,
             ..CameraStatus::opening(Timestamp::UNIX_EPOCH)
         },
-        Random::seeded(1),
+        Ids::seeded(1),
     );
     let call = rig.look("yes", 0.99, KillSwitch::Off).1.expect("a call");
     let made = rig.on(Input::CallMade(call));

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::deliver::mqtt::{Deliveries, Delivery, Link, LinkError, LinkOptions, Publication, Qos};
+use crate::deliver::mqtt::{Incoming, Link, LinkError, LinkOptions, Publication, Qos, Received};
 use crate::environment::Environment;
 use crate::infer::Handle;
 use crate::metrics::{RequestOutcome, WorkerMetrics};
@@ -67,7 +67,7 @@ pub struct Worker<'a> {
 
 impl Worker<'_> {
     /// Answers one request after another, until the connection is closed for good.
-    pub async fn run(&self, mut deliveries: Deliveries) {
+    pub async fn run(&self, mut deliveries: Incoming) {
         let reader = Reader::default();
         let clock = &self.environment.clock;
         let arrived = |delivery| Arrived {
@@ -81,7 +81,7 @@ impl Worker<'_> {
                 None => deliveries.recv().await.map(arrived),
             };
             let Some(Arrived {
-                delivery: Delivery { publication, ack },
+                delivery: Received { publication, ack },
                 at,
             }) = next
             else {
@@ -181,7 +181,7 @@ impl Worker<'_> {
 
 /// A request, and when it arrived: its expiry counts from then.
 struct Arrived {
-    delivery: Delivery,
+    delivery: Received,
     at: Duration,
 }
 
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn requests_wait_in_order_and_within_a_limit() {
         let request = |name: u8, bytes: usize| Arrived {
-            delivery: Delivery {
+            delivery: Received {
                 publication: Publication {
                     topic: name.to_string(),
                     payload: vec![name; bytes].into(),

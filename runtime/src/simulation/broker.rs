@@ -1,7 +1,7 @@
 //! A broker that goes away, is killed before it saved what it acknowledged, and has a worker that
 //! answers requests, late, twice or not at all.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use tokio::time::sleep;
 use super::chance::Chance;
 use super::pools::reply;
 use crate::deliver::mqtt::{
-    BrokerConnection, Brokers, Delivery, FarSide, Link, LinkError, LinkOptions, LinkState,
-    Publication, PublishRequest,
+    BrokerConnection, Brokers, FarSide, Link, LinkError, LinkOptions, LinkState, Publication,
+    PublishRequest, Received,
 };
 use crate::environment::Environment;
 
@@ -31,8 +31,10 @@ const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) struct Seen {
     /// EventKeys of events.
     pub(super) events: BTreeSet<(String, u64)>,
-    /// Declared gaps: epoch, first, last.
-    pub(super) gaps: Vec<(String, u64, u64)>,
+    /// Declared gaps: epoch, first, last, and how many of them.
+    pub(super) gaps: BTreeSet<(String, u64, u64, u64)>,
+    /// The last retained publication of each topic.
+    pub(super) retained: BTreeMap<String, String>,
 }
 
 /// What every event and gap has.
@@ -42,6 +44,7 @@ struct EventKey {
     seq: Option<u64>,
     from_seq: Option<u64>,
     to_seq: Option<u64>,
+    count: Option<u64>,
 }
 
 /// One broker; clones share it.
@@ -138,8 +141,14 @@ impl Session {
                 biased;
                 () = &mut life => if !chance.is_calm() { return },
                 Some((publication, acked)) = acks.next() => {
-                    self.take(publication);
-                    let _ = acked.send(Ok(()));
+                    if chance.fails(0.001) {
+                        let topic = publication.topic;
+                        let reason = "QuotaExceeded".into();
+                        let _ = acked.send(Err(LinkError::Refused { topic, reason }));
+                    } else {
+                        self.take(publication);
+                        let _ = acked.send(Ok(()));
+                    }
                 }
                 Some(reply) = self.replies.next() => self.deliver(reply),
                 Some(PublishRequest { publication, reply }) = self.far_side.requests.recv() => {
@@ -212,7 +221,7 @@ impl Session {
     }
 
     fn deliver(&self, publication: Publication) {
-        let delivery = Delivery {
+        let delivery = Received {
             publication,
             ack: None,
         };
@@ -248,14 +257,15 @@ impl Session {
                 let EventKey { epoch, seq, .. } = place();
                 saved.events.insert((epoch, seq.expect("a seq")));
             } else if publication.topic.ends_with("/gap") {
-                let EventKey {
-                    epoch,
-                    from_seq,
-                    to_seq,
-                    ..
-                } = place();
-                let (from, to) = (from_seq.expect("from_seq"), to_seq.expect("to_seq"));
-                saved.gaps.push((epoch, from, to));
+                let key = place();
+                let gap = (key.from_seq, key.to_seq, key.count);
+                let (Some(from), Some(to), Some(count)) = gap else {
+                    panic!("an incomplete gap: {key:?}");
+                };
+                saved.gaps.insert((key.epoch, from, to, count));
+            } else if publication.retain {
+                let text = String::from_utf8_lossy(&publication.payload).into_owned();
+                saved.retained.insert(publication.topic, text);
             }
         }
     }

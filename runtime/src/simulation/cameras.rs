@@ -1,7 +1,6 @@
 //! Cameras that go away, stall, and send what is no image; as tasks instead of threads.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use devices::camera::CaptureError;
@@ -109,7 +108,7 @@ impl CameraDouble {
             }
         };
         Frame {
-            captured_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            captured_at: self.chance.wall(),
             name: None,
             image,
         }

@@ -1,12 +1,12 @@
 //! What fails, when, and for how long.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::environment::clock::Clock;
 use crate::environment::random::Random;
 
-/// The luck of one double.
+/// The random faults of one double.
 #[derive(Debug)]
 pub(super) struct Chance {
     random: Random,
@@ -32,6 +32,11 @@ impl Chance {
             calm_from,
             outage: Mutex::new(Outage::Unknown),
         }
+    }
+
+    /// The wall clock's time.
+    pub(super) fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock.unix_secs())
     }
 
     pub(super) fn is_calm(&self) -> bool {

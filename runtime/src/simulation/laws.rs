@@ -3,8 +3,8 @@
 //! - Every rule of every frame asked about has one answer, or a failure; every answer has one
 //!   route; every escalated answer has one outcome, and no other has any.
 //! - What was produced was received or declared, once everything that is left could arrive.
-//! - An event begins with `new` and ends with `end`; only a late update comes after that, and
-//!   nothing begins after the last frame.
+//! - An event begins with `new` and ends with `end`; only a late update comes after that.
+//! - After the stop no frame is asked about, and what is retained says that everything has ended.
 //! - Never are more calls under way than the policy allows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,8 @@ struct Books {
     /// Everything before the stop, in order, as a hash.
     trace: u64,
     stopped: bool,
-    timed_out: bool,
+    /// Cameras whose scenes take no more frames.
+    stopping: BTreeSet<String>,
     admitted: u64,
     superseded: u64,
     asked: BTreeSet<(String, u64)>,
@@ -43,7 +44,7 @@ struct Books {
     escalated: BTreeSet<Question>,
     in_flight: BTreeSet<Question>,
     outcomes: BTreeMap<Question, usize>,
-    /// Last step of each event.
+    /// The last step of each event.
     events: BTreeMap<String, Step>,
     seqs: Vec<u64>,
 }
@@ -83,6 +84,11 @@ impl Books {
             } => self.admitted += 1,
             Record::FramesSuperseded { count, .. } => self.superseded += count,
             Record::Asked { cam, frame } => {
+                if self.stopping.contains(cam) {
+                    self.violated(format!(
+                        "{cam}: frame {frame} was asked about after the stop"
+                    ));
+                }
                 if !self.asked.insert((cam.clone(), *frame)) {
                     self.violated(format!("{cam}: frame {frame} was asked about twice"));
                 }
@@ -118,8 +124,9 @@ impl Books {
                 self.seqs.push(*seq);
                 self.step(&draft.id, draft.step, draft.late);
             }
-            Record::TimedOut { .. } => self.timed_out = true,
-            Record::Frame { .. }
+            Record::Stopping { cam } => _ = self.stopping.insert(cam.clone()),
+            Record::TimedOut { .. }
+            | Record::Frame { .. }
             | Record::FrameBad { .. }
             | Record::CameraFailed { .. }
             | Record::Camera { .. } => {}
@@ -167,8 +174,6 @@ pub(super) fn violations(ledger: &Witness, seen: &Seen, totals: &Totals) -> Vec<
             let question = (cam.clone(), *frame, (*rule).to_owned());
             match books.answered.get(&question) {
                 Some(1) => {}
-                // What was under way when the time of a stop ran out.
-                None if books.timed_out => {}
                 answers => found.push(format!("{question:?}: {answers:?} answers")),
             }
         }
@@ -212,18 +217,53 @@ pub(super) fn violations(ledger: &Witness, seen: &Seen, totals: &Totals) -> Vec<
     if epochs.len() != 1 {
         found.push(format!("{} epochs", epochs.len()));
     }
-    let mut covered: BTreeSet<u64> = seen.events.iter().map(|(_, seq)| *seq).collect();
-    for (_, from, to) in &seen.gaps {
+    let received: BTreeSet<u64> = seen.events.iter().map(|(_, seq)| *seq).collect();
+    let mut covered = received.clone();
+    for (_, from, to, _) in &seen.gaps {
         covered.extend(*from..=*to);
     }
-    let missing = produced - covered.len() as u64;
+    if covered.range(produced + 1..).next().is_some() || covered.contains(&0) {
+        found.push(format!(
+            "{produced} events were produced, and others received or declared"
+        ));
+    }
+    let missing = (1..=produced).filter(|seq| !covered.contains(seq)).count();
     if missing > 0 {
         found.push(format!(
             "{missing} events were neither received nor declared"
         ));
     }
+    let declared: u64 = seen.gaps.iter().map(|(.., count)| count).sum();
+    // A gap that grew between two connections is declared twice.
+    if declared < totals.events_dropped {
+        let dropped = totals.events_dropped;
+        found.push(format!(
+            "{dropped} events were dropped, {declared} declared"
+        ));
+    }
+    // A range may span events that were received; the counts leave no room to hide one in it.
+    if (received.len() as u64) < totals.events_published {
+        let (published, received) = (totals.events_published, received.len());
+        found.push(format!(
+            "{published} events were published, {received} received"
+        ));
+    }
     if totals.events_published + totals.events_dropped != produced {
         found.push(format!("the outbox's counts do not add up: {totals:?}"));
+    }
+
+    // What a subscriber that comes later finds.
+    let retained = |topic: &str, part: &str| {
+        let text = seen.retained.get(topic);
+        text.is_some_and(|text| text.contains(part))
+    };
+    if !retained("egret/sim/status", r#""state":"stopped""#) {
+        found.push("the retained status is not stopped".into());
+    }
+    for (cam, _) in RULES {
+        if !retained(&format!("egret/sim/cam/{cam}/status"), r#""state":"ended""#) {
+            found.push(format!("{cam}: the retained camera status is not ended"));
+        }
     }
     found
 }

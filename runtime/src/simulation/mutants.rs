@@ -13,6 +13,8 @@ pub(crate) enum Mutant {
     UndeclaredGap,
     /// An event goes on after its `end`.
     EventAfterEnd,
+    /// A frame is taken after the stop.
+    FrameAfterStop,
 }
 
 thread_local! {

@@ -14,7 +14,7 @@ use crate::pool::PoolsError;
 use crate::pool::retry::{AttemptFailure, Class};
 use crate::pool::transport::{Attempt, Connector, Transport};
 
-/// Makes pools of one temper.
+/// Makes pools that share their faults.
 #[derive(Debug)]
 pub(super) struct PoolDoubles(Arc<Chance>);
 

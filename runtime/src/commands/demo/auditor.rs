@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::children::Sidecar;
 use super::config::{NODE, POOL};
 use super::summary::Pair;
-use crate::deliver::mqtt::{Deliveries, Link, LinkOptions, Qos};
+use crate::deliver::mqtt::{Incoming, Link, LinkOptions, Qos};
 use crate::environment::Environment;
 use crate::observe::LocalAnswer;
 use crate::pool::mqtt::reply_topic;
@@ -151,7 +151,7 @@ impl Auditor {
 }
 
 /// Counts events and hands replies over, until the connection's task ends.
-async fn listen(mut deliveries: Deliveries, pools: Pools, count: watch::Sender<u64>) {
+async fn listen(mut deliveries: Incoming, pools: Pools, count: watch::Sender<u64>) {
     let mut seen = BTreeSet::new();
     while let Some(delivery) = deliveries.recv().await {
         if delivery.publication.topic == pools.reply_topic() {

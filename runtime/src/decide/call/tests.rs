@@ -1,4 +1,4 @@
-//! What is in the way of a call, and what a call uses, over a pool that does as it is told.
+//! What is in the way of a call, and what a call uses, over a scripted pool.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ fn prepare(escalations: &Escalations, images: bool) -> Result<Call, EscalationEr
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_in_the_way_is_reported_before_anything_is_sent() {
+async fn a_denied_call_sends_nothing_and_says_why() {
     for (rest, error) in [
         (
             "images = false\n",
@@ -123,7 +123,7 @@ async fn an_answer_comes_with_what_it_took() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_none_is_an_invalid_format() {
+async fn a_reply_without_an_answer_is_an_invalid_format() {
     let escalations = escalations(Act::Say("perhaps"), "");
     let call = prepare(&escalations, true).expect("nothing is in the way");
     let called = call

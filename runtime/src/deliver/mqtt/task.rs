@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 
 use super::wire::{self, CONNECT_TIMEOUT, KEEP_ALIVE};
 use super::{
-    Ack, Delivery, FarSide, LinkError, LinkOptions, LinkState, PublishRequest, Qos, WINDOW,
+    Ack, FarSide, LinkError, LinkOptions, LinkState, PublishRequest, Qos, Received, WINDOW,
 };
 use crate::environment::backoff::Backoff;
 use crate::environment::clock::Clock;
@@ -340,7 +340,7 @@ impl LinkTask {
             queue: self.far_side.acks_sender.clone(),
         });
         // Never wait here: a slow reader would stop the pings, and the broker would disconnect us.
-        if let Err(error) = self.far_side.deliveries.try_send(Delivery {
+        if let Err(error) = self.far_side.deliveries.try_send(Received {
             publication: wire::received(publish),
             ack,
         }) {

@@ -247,11 +247,12 @@ impl Delivery {
             return;
         }
         self.counts.dropped += 1;
+        // Where there is room the last gap grows by its neighbour alone; else any gap that is not
+        // in flight does, and never are as many in flight.
         let full = self.gaps.len() >= GAPS_MAX;
-        if let Some(Tracked {
-            item: (_, gap),
-            in_flight: false,
-        }) = self.gaps.back_mut()
+        let mut waiting = self.gaps.iter_mut().rev().filter(|slot| !slot.in_flight);
+        let gap = waiting.next().map(|slot| &mut slot.item.1);
+        if let Some(gap) = gap
             && (full || (gap.to_seq + 1 == seq && gap.reason == reason))
         {
             gap.to_seq = gap.to_seq.max(seq);

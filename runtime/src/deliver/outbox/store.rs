@@ -1,6 +1,7 @@
 //! Where the outbox keeps its events.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use bytes::Bytes;
 
@@ -18,8 +19,11 @@ pub struct Entry {
 /// Keeps events until they are forgotten. What is kept, and for how long, is decided by
 /// [`Delivery`](super::delivery::Delivery).
 pub trait Store: Send {
-    /// Keeps `entry`. Places only grow.
-    fn put(&mut self, entry: Entry);
+    /// Keeps `entry`, whose place is above all before it.
+    ///
+    /// # Errors
+    /// When it cannot be kept; it is declared as a gap then.
+    fn put(&mut self, entry: Entry) -> io::Result<()>;
 
     /// The event at `seq`; `None` if it was forgotten or lost.
     fn get(&self, seq: u64) -> Option<Entry>;
@@ -35,8 +39,9 @@ pub struct MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn put(&mut self, entry: Entry) {
+    fn put(&mut self, entry: Entry) -> io::Result<()> {
         self.entries.insert(entry.seq, entry);
+        Ok(())
     }
 
     fn get(&self, seq: u64) -> Option<Entry> {
