@@ -40,7 +40,7 @@ use vlm::{Vlm, VlmError};
 use crate::capture::Join;
 use crate::decide::call::Escalations;
 use crate::deliver::mqtt::LinkState;
-use crate::deliver::publisher::Posted;
+use crate::deliver::post::Posts;
 use crate::deliver::topics::Topics;
 use crate::environment::Environment;
 use crate::environment::clock::Clock;
@@ -179,7 +179,7 @@ struct Agent {
     scenes_stop: watch::Sender<Option<Duration>>,
     model: Handle,
     gateway: Option<Stoppable>,
-    posts: mpsc::Sender<Posted>,
+    posts: Posts,
     publisher: JoinHandle<()>,
     publisher_grace: watch::Sender<Duration>,
     inbox: Option<JoinHandle<()>>,
@@ -229,7 +229,8 @@ impl Agent {
         let node = &config.node.id;
         let escalations = Escalations::new(pools, policy, link.clone(), node, &environment)?;
 
-        let (posts, posted) = mpsc::channel(POSTS);
+        let (queue, posted) = mpsc::channel(POSTS);
+        let posts = Posts::new(queue);
         let (publisher_grace, grace) = watch::channel(PUBLISHER_GRACE_AT_END);
         let context = SceneContext {
             node: config.node.id.clone(),
@@ -242,7 +243,7 @@ impl Agent {
                 observer,
             ])),
         };
-        context.post(parts::info(&context, &topics, &config)).await;
+        posts.post(parts::info(&context, &topics, &config)).await;
 
         // Publisher, inbox and link; gateway; cameras: from the broker to the lens.
         let (publisher, inbox, link_task) =

@@ -15,7 +15,7 @@ use firmware_config::agent::{AgentConfig, Camera};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use vlm::{Answer, VlmError};
 
 use crate::capture::admitted::AdmittedFrame;
@@ -23,8 +23,7 @@ use crate::capture::handoff;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::{Called, Escalations};
 use crate::decide::settled::Settled;
-use crate::deliver::post::Post;
-use crate::deliver::publisher::Posted;
+use crate::deliver::post::{Post, Posts};
 use crate::environment::random::Ids;
 use crate::infer::{Answers, Handle};
 use crate::observe::Observer;
@@ -41,20 +40,9 @@ pub struct SceneContext {
     /// Pools, policy and the clock.
     pub escalations: Escalations,
     /// To the publisher.
-    pub posts: mpsc::Sender<Posted>,
+    pub posts: Posts,
     /// Everything that happens is shown to it.
     pub observer: Arc<dyn Observer>,
-}
-
-impl SceneContext {
-    /// Posts one thing; waits for room. What it returns resolves with the event's place once the
-    /// outbox has it.
-    pub async fn post(&self, post: Post) -> oneshot::Receiver<u64> {
-        let (stored, seq) = oneshot::channel();
-        // The publisher takes posts until the last scene is gone, unless it ended by a fault.
-        let _ = self.posts.send(Posted { post, stored }).await;
-        seq
-    }
 }
 
 /// One camera with its rules, at work.
@@ -192,7 +180,7 @@ impl Scene {
             }
             Effect::Post(post) => {
                 let is_event = matches!(post, Post::Event { .. });
-                let seq = self.context.post(post).await;
+                let seq = self.context.posts.post(post).await;
                 if is_event {
                     self.stored.push_back(seq);
                 }

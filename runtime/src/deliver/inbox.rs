@@ -6,17 +6,19 @@ use firmware_config::agent::{KillSwitch, UnknownKillSwitch};
 use tracing::{debug, info, warn};
 
 use super::mqtt::{Incoming, Publication};
-use super::post::{Kind, Post};
+use super::post::{Kind, Post, Posts};
 use super::topics::Topics;
+use crate::decide::call::Escalations;
 use crate::metrics::Metrics;
-use crate::scene::SceneContext;
 
 /// Routes deliveries to the parts that wait for them.
 pub struct Inbox {
     /// The topics of this node.
     pub topics: Topics,
     /// The pools, the kill switch, and the publisher.
-    pub context: SceneContext,
+    pub escalations: Escalations,
+    /// To the publisher.
+    pub posts: Posts,
     /// Where drops and refusals are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -25,7 +27,7 @@ impl Inbox {
     /// Publishes the kill switch's state, then reads deliveries until the connection's task ends.
     pub async fn run(self, mut deliveries: Incoming) {
         self.publish_kill_switch().await;
-        let pools = &self.context.escalations.pools;
+        let pools = &self.escalations.pools;
         while let Some(delivery) = deliveries.recv().await {
             let publication = delivery.publication;
             if publication.topic == self.topics.kill_switch_set() {
@@ -47,7 +49,7 @@ impl Inbox {
         match kill_switch_command(publication) {
             Ok(switch) => {
                 info!("kill switch set to {}", switch.as_str());
-                self.context.escalations.policy.set_kill_switch(switch);
+                self.escalations.policy.set_kill_switch(switch);
                 self.publish_kill_switch().await;
             }
             Err(why) => {
@@ -58,13 +60,13 @@ impl Inbox {
     }
 
     async fn publish_kill_switch(&self) {
-        let switch = self.context.escalations.policy.kill_switch();
+        let switch = self.escalations.policy.kill_switch();
         let state = Post::Retained {
             topic: self.topics.kill_switch_state(),
             payload: switch.as_str().into(),
             kind: Kind::Word,
         };
-        self.context.post(state).await;
+        self.posts.post(state).await;
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::interval;
 use tracing::{error, info, warn};
 
@@ -20,7 +20,7 @@ use super::event::{Draft, Origin, Step};
 use super::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication};
 use super::outbox::{Gap, Next, Outbox};
 use super::payload::{HealthPayload, NodeState, OutboxPayload, StatusPayload};
-use super::post::{Kind, Post};
+use super::post::{Kind, Post, Posted};
 use super::retained::Retained;
 use super::topics::{PublishOptions, Topics};
 use crate::environment::clock::Clock;
@@ -30,15 +30,6 @@ use crate::metrics::Metrics;
 const IN_FLIGHT_MAX: usize = 32;
 /// How often `health` is published.
 const HEALTH_PERIOD: Duration = Duration::from_secs(30);
-
-/// A post on its way to the publisher.
-#[derive(Debug)]
-pub struct Posted {
-    /// What to publish.
-    pub post: Post,
-    /// Is sent the event's seq when the outbox has it; dropped for a retained publication.
-    pub stored: oneshot::Sender<u64>,
-}
 
 /// The publishing side of the agent.
 pub struct Publisher {

@@ -23,8 +23,8 @@ use crate::deliver::mqtt::{BrokerConnection, LastWill, LinkOptions, Publication,
 use crate::deliver::outbox::Outbox;
 use crate::deliver::outbox::store::MemoryStore;
 use crate::deliver::payload::{InfoPayload, NodeState};
-use crate::deliver::post::{Kind, Post};
-use crate::deliver::publisher::{self, Posted, Publisher};
+use crate::deliver::post::{Kind, Post, Posted};
+use crate::deliver::publisher::{self, Publisher};
 use crate::deliver::topics::Topics;
 use crate::environment::Environment;
 use crate::environment::clock::Clock;
@@ -119,7 +119,8 @@ pub(super) fn start_broker_side(
     let publisher = Publisher::new(&context.node, outbox, link, clock, Arc::clone(metrics));
     let inbox = Inbox {
         topics: Topics::new(&context.node),
-        context: context.clone(),
+        escalations: context.escalations.clone(),
+        posts: context.posts.clone(),
         metrics: Arc::clone(metrics),
     };
     (
