@@ -1,6 +1,7 @@
 //! Cameras that go away, stall, and send what is no image; as tasks instead of threads.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use devices::camera::CaptureError;
@@ -42,6 +43,7 @@ impl Cameras for CameraDoubles {
                 _ = stopping.wait_for(|stopping| *stopping) => {}
                 () = camera.run() => {}
             }
+            camera.last_frames().await;
             camera.capture.ended("stopped");
         });
         Ok(Box::new(|| Ok(())))
@@ -90,6 +92,21 @@ impl CameraDouble {
             let frame = self.frame();
             if self.capture.frame(frame).is_break() {
                 std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// What a camera still delivers until it notices the stop.
+    async fn last_frames(&mut self) {
+        loop {
+            for _ in 0..3 {
+                sleep(Duration::from_millis(100)).await;
+                let frame = self.frame();
+                // A scene that is gone takes no more.
+                let _ = self.capture.frame(frame);
+            }
+            if self.capture.stop().is_stopped() {
+                return;
             }
         }
     }

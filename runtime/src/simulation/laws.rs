@@ -34,6 +34,7 @@ struct Books {
     violations: Vec<String>,
     /// Everything before the stop, in order, as a hash.
     trace: u64,
+    traced: bool,
     stopped: bool,
     /// Cameras whose scenes take no more frames.
     stopping: BTreeSet<String>,
@@ -50,6 +51,11 @@ struct Books {
 }
 
 impl Witness {
+    /// Hashes everything that happens from now on.
+    pub(super) fn start_trace(&self) {
+        self.books().traced = true;
+    }
+
     /// The agent is asked to stop.
     pub(super) fn stopped(&self) {
         self.books().stopped = true;
@@ -74,14 +80,15 @@ impl Observer for Witness {
 impl Books {
     fn take(&mut self, record: &Record) {
         // The order in which cameras learn of a stop is tokio's choice.
-        if !self.stopped {
+        if self.traced && !self.stopped {
             self.trace = fnv(self.trace, &format!("{record:?}"));
         }
         match record {
             Record::Frame {
+                cam,
                 decision: Decision::Admit(_),
                 ..
-            } => self.admitted += 1,
+            } if !self.stopping.contains(cam) => self.admitted += 1,
             Record::FramesSuperseded { count, .. } => self.superseded += count,
             Record::Asked { cam, frame } => {
                 if self.stopping.contains(cam) {
@@ -242,10 +249,10 @@ pub(super) fn violations(ledger: &Witness, seen: &Seen, totals: &Totals) -> Vec<
         ));
     }
     // A range may span events that were received; the counts leave no room to hide one in it.
-    if (received.len() as u64) < totals.events_published {
-        let (published, received) = (totals.events_published, received.len());
+    if received.len() as u64 + declared < produced {
+        let received = received.len();
         found.push(format!(
-            "{published} events were published, {received} received"
+            "{produced} events, {received} received and {declared} declared"
         ));
     }
     if totals.events_published + totals.events_dropped != produced {

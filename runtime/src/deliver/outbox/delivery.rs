@@ -152,7 +152,7 @@ impl Delivery {
             // One in flight may already be with the broker: better to drop the oldest that is not.
             let index = self.queue.iter().position(|slot| !slot.in_flight);
             if let Some(queued) = self.take(index.unwrap_or(0)) {
-                self.declare(queued.seq, "size");
+                self.drop_and_declare(queued.seq, "size");
                 dropped.push(queued.seq);
             }
         }
@@ -167,12 +167,17 @@ impl Delivery {
     }
 
     /// Gives up an event that will never be published, for `reason`.
+    ///
+    /// A repeat is declared, too: the broker may have lost what it acknowledged before. It stays
+    /// counted as published.
     pub fn give_up(&mut self, seq: u64, reason: &'static str) {
         if let Some(index) = self.queue.iter().position(|slot| slot.item.seq == seq) {
             self.take(index);
+            self.drop_and_declare(seq, reason);
+        } else if let Some(index) = self.again.iter().position(|slot| slot.item == seq) {
+            self.again.remove(index);
             self.declare(seq, reason);
         }
-        self.again.retain(|slot| slot.item != seq);
     }
 
     /// The next one to send, marked as in flight; `None` when everything is.
@@ -240,13 +245,17 @@ impl Delivery {
         Some(queued)
     }
 
-    fn declare(&mut self, seq: u64, reason: &'static str) {
+    fn drop_and_declare(&mut self, seq: u64, reason: &'static str) {
         #[cfg(test)]
         if crate::simulation::mutants::is_active(crate::simulation::mutants::Mutant::UndeclaredGap)
         {
             return;
         }
         self.counts.dropped += 1;
+        self.declare(seq, reason);
+    }
+
+    fn declare(&mut self, seq: u64, reason: &'static str) {
         // Where there is room the last gap grows by its neighbour alone; else any gap that is not
         // in flight does, and never are as many in flight.
         let full = self.gaps.len() >= GAPS_MAX;
