@@ -8,7 +8,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When there is no such file, or it is something else: opening a named pipe would block until
-/// somebody writes to it.
+/// another process writes to it.
 pub(crate) fn regular(path: &Path) -> io::Result<Metadata> {
     let metadata = fs::metadata(path)?;
     if metadata.is_file() {

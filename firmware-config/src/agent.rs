@@ -350,6 +350,12 @@ pub struct Gateway {
     pub listen: std::net::SocketAddr,
 }
 
+impl Gateway {
+    /// Where it listens unless another address is configured: this host alone.
+    pub const LISTEN: std::net::SocketAddr =
+        std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
 /// The outcome of one [`Request`](crate::request::Request).
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -97,6 +99,17 @@ pub struct Confidence {
     pub p: f64,
     /// What it was computed from.
     pub source: ConfidenceSource,
+}
+
+impl Serialize for Confidence {
+    /// `{p, source, state}`: the state of a confidence that is not calibrated is `uncertified`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Confidence", 3)?;
+        object.serialize_field("p", &self.p)?;
+        object.serialize_field("source", self.source.as_str())?;
+        object.serialize_field("state", "uncertified")?;
+        object.end()
+    }
 }
 
 /// What a confidence was computed from.

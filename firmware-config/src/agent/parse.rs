@@ -43,8 +43,6 @@ const DEADLINE: Duration = Duration::from_secs(8);
 const ATTEMPTS: u32 = 3;
 const IN_FLIGHT: u32 = 4;
 const OUTBOX_EVENTS: u32 = 10_000;
-const LISTEN: std::net::SocketAddr =
-    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 impl AgentConfig {
     /// Reads the text of a configuration; diagnostics begin with `file_name`. Relative paths are
@@ -129,7 +127,9 @@ fn root(root: &Section<'_>) -> Option<AgentConfig> {
 
     let policy = root.table("policy", policy).unwrap_or_default();
     let gateway = root.table("gateway", |gateway| Gateway {
-        listen: gateway.optional("listen", listen).unwrap_or(LISTEN),
+        listen: gateway
+            .optional("listen", listen)
+            .unwrap_or(Gateway::LISTEN),
     });
 
     Some(AgentConfig {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use firmware_config::agent::{AgentConfig, KillSwitch, Policy};
+use firmware_config::agent::{AgentConfig, Gateway, KillSwitch, Policy};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
@@ -17,9 +17,6 @@ use crate::environment::Environment;
 use crate::metrics::Metrics;
 use crate::pool::{self, Pools};
 use crate::serve::gateway::{self, Parts};
-
-/// The address without `--listen` and without a configured one.
-const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
 
 /// Arguments of `egret serve`.
 #[derive(Debug, clap::Args)]
@@ -44,10 +41,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         .as_ref()
         .and_then(|config| config.gateway.as_ref())
         .map(|gateway| gateway.listen);
-    let listen = args
-        .listen
-        .or(configured)
-        .map_or_else(|| LISTEN_DEFAULT.parse().or_exit(Exit::Internal), Ok)?;
+    let listen = args.listen.or(configured).unwrap_or(Gateway::LISTEN);
     for finding in config.iter().flat_map(preflight::check) {
         warn!("{finding}");
     }

@@ -31,7 +31,7 @@ pub(super) fn record(
         "finish_reason": answer.finish_reason.as_str(),
         "tokens": tokens,
         "candidates": candidates,
-        "confidence": {"p": answer.confidence.p, "source": answer.confidence.source.as_str(), "state": "uncertified"},
+        "confidence": answer.confidence,
         "prompt_tokens": answer.prompt_tokens,
         "timings_ms": timings_ms(&answer.timings, identity.load),
         "model": identity,

@@ -81,7 +81,7 @@ pub fn usage(answer: &Answer) -> Usage {
 
 /// `{p, source, state}` of an answer, with every candidate's probability where there are any.
 pub fn confidence(answer: &Answer) -> Value {
-    let mut confidence = json!({"p": answer.confidence.p, "source": answer.confidence.source.as_str(), "state": "uncertified"});
+    let mut confidence = json!(answer.confidence);
     if !answer.candidates.is_empty() {
         let candidates = answer
             .candidates
