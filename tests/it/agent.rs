@@ -485,7 +485,7 @@ fn the_gateway_serves_beside_the_cameras_and_after_they_end() {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
             let body = serde_json::json!({"model": "auto", "messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 4});
-            let client = reqwest::Client::new();
+            let client = tests::http_client();
             let reply = loop {
                 // It listens only after it has loaded its model.
                 match client.post(&url).header("content-type", "application/json").body(body.to_string()).send().await {

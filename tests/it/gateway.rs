@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use firmware_config::agent::{KillSwitch, Policy};
 use firmware_config::manifest::Precision;
-use reqwest::{Client, Response};
+use reqwest::Response;
 use runtime::decide::call::Escalations;
 use runtime::environment::Environment;
 use runtime::infer::Answerer;
@@ -187,14 +187,8 @@ async fn a_pool_behind_tls_is_asked_only_when_its_certificate_is_trusted() {
     assert!(text.contains("certificate"), "{text}");
 }
 
-pub(crate) fn http() -> Client {
-    // Fails when another test has installed it already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder().no_proxy().build().unwrap()
-}
-
 pub(crate) async fn ask(gateway: &Started, request: Value) -> Response {
-    http()
+    tests::http_client()
         .post(format!("{}/chat/completions", gateway.url()))
         .header("content-type", "application/json")
         .body(request.to_string())
@@ -458,7 +452,7 @@ async fn a_client_that_leaves_frees_the_model() {
     );
     tokio::spawn(gateway::serve(parts, listener, std::future::pending()));
     let ask = |fields: Value| {
-        http()
+        tests::http_client()
             .post(&url)
             .body(said("local", fields).to_string())
             .send()
@@ -482,7 +476,7 @@ async fn a_client_that_leaves_frees_the_model() {
 async fn other_paths_and_methods_are_answered() {
     let mut gateway = alone("edge");
     let root = gateway.url().trim_end_matches("/v1").to_owned();
-    let client = http();
+    let client = tests::http_client();
     let get = async |path: &str| client.get(format!("{root}{path}")).send().await.unwrap();
     assert_eq!(
         body(get("/healthz").await).await["model"]["backend"],

@@ -16,7 +16,7 @@ use tests::config::{config, folder_camera};
 use tests::pool_server::{Act, PoolServer};
 use tests::scripted::{Scripted, pictures};
 
-use crate::gateway::{alone, ask, http, said};
+use crate::gateway::{alone, ask, said};
 
 #[derive(Debug, Deserialize)]
 struct Family {
@@ -247,7 +247,7 @@ async fn the_agents_metrics_are_read_by_prometheus() {
 async fn settled(url: String) -> Scraped {
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if http().get(&url).send().await.is_err() {
+        if tests::http_client().get(&url).send().await.is_err() {
             continue; // It does not listen yet.
         }
         let scraped = Scraped::at(url.clone()).await;

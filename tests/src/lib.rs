@@ -17,6 +17,16 @@ pub mod subscriber;
 pub mod synth;
 pub mod transformers;
 
+/// An HTTP client for servers on loopback.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn http_client() -> reqwest::Client {
+    // A provider that is installed already is just as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
 /// A file of `tests/data`.
 pub fn data(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
