@@ -168,6 +168,15 @@ impl Source {
             Source::Rtsp(_) => false,
         }
     }
+
+    /// Whether reading the source takes the program `ffmpeg`.
+    #[must_use]
+    pub fn needs_ffmpeg(&self) -> bool {
+        match self {
+            Source::Folder(_) => false,
+            Source::File(_) | Source::Rtsp(_) => true,
+        }
+    }
 }
 
 impl std::fmt::Display for Source {

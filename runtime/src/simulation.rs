@@ -132,7 +132,7 @@ async fn simulate(seed: u64, length: Duration, traced: bool) -> Run {
     let (model, inference) = infer::channel(model);
     tokio::spawn(inference.run_simulated(move || takes.between(0.05, 0.9)));
 
-    let witness = Arc::new(Witness::default());
+    let witness = Arc::new(Witness::new(clock.clone()));
     if traced {
         witness.start_trace();
     }

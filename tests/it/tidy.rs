@@ -301,6 +301,8 @@ fn pure_modules_take_time_and_randomness_as_arguments() {
         "std::net",
         "tokio",
         ".await",
+        "Mutex",
+        "tracing::",
     ];
     let impure = files_naming_outside_tests(&PRODUCT, &words);
     let found: Vec<_> = impure

@@ -83,7 +83,7 @@ pub fn check(config: &AgentConfig) -> Vec<Finding> {
     if config
         .cameras
         .iter()
-        .any(|camera| !matches!(camera.source, Source::Folder(_)))
+        .any(|camera| camera.source.needs_ffmpeg())
         && !in_path("ffmpeg")
     {
         report(

@@ -5,29 +5,36 @@
 //! - What was produced was received or declared, once everything that is left could arrive.
 //! - An event begins with `new` and ends with `end`; only a late update comes after that.
 //! - After the stop no frame is asked about, and what is retained says that everything has ended.
-//! - Never are more calls under way than the policy allows.
+//! - Never are more calls under way, or made within a minute, than the policy allows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::broker::Seen;
 use crate::capture::gate::Decision;
 use crate::decide::router::Target;
 use crate::deliver::event::Step;
+use crate::environment::clock::Clock;
 use crate::metrics::Totals;
 use crate::observe::{Observer, Record};
 
 /// `in-flight` of the simulated policy.
 const IN_FLIGHT_MAX: usize = 3;
+/// `calls-per-minute` of the simulated policy.
+const CALLS_PER_MINUTE: usize = 12;
 /// Rules of each simulated camera.
 const RULES: &[(&str, &[&str])] = &[("yard", &["person", "parcel"]), ("gate", &["open"])];
 
 /// (camera, frame number, rule).
 type Question = (String, u64, String);
 
-/// What the agent showed, judged while it comes where that needs the order.
-#[derive(Debug, Default)]
-pub(super) struct Witness(Mutex<Books>);
+/// What the agent showed, judged while it comes where that needs the order or the time.
+#[derive(Debug)]
+pub(super) struct Witness {
+    clock: Clock,
+    books: Mutex<Books>,
+}
 
 #[derive(Debug, Default)]
 struct Books {
@@ -44,6 +51,8 @@ struct Books {
     answered: BTreeMap<Question, usize>,
     escalated: BTreeSet<Question>,
     in_flight: BTreeSet<Question>,
+    /// When calls of the last minute were made.
+    calls: VecDeque<Duration>,
     outcomes: BTreeMap<Question, usize>,
     /// The last step of each event.
     events: BTreeMap<String, Step>,
@@ -51,6 +60,13 @@ struct Books {
 }
 
 impl Witness {
+    pub(super) fn new(clock: Clock) -> Self {
+        Witness {
+            clock,
+            books: Mutex::default(),
+        }
+    }
+
     /// Hashes everything that happens from now on.
     pub(super) fn start_trace(&self) {
         self.books().traced = true;
@@ -67,18 +83,19 @@ impl Witness {
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.0.lock().expect("not poisoned")
+        self.books.lock().expect("not poisoned")
     }
 }
 
 impl Observer for Witness {
     fn observe(&self, record: &Record) {
-        self.books().take(record);
+        let now = self.clock.now();
+        self.books().take(record, now);
     }
 }
 
 impl Books {
-    fn take(&mut self, record: &Record) {
+    fn take(&mut self, record: &Record, now: Duration) {
         // The order in which cameras learn of a stop is tokio's choice.
         if self.traced && !self.stopped {
             self.trace = fnv(self.trace, &format!("{record:?}"));
@@ -108,6 +125,14 @@ impl Books {
                 if answer.route.target == Target::Escalate {
                     self.escalated.insert(question.clone());
                     self.in_flight.insert(question.clone());
+                    let minute = Duration::from_secs(60);
+                    self.calls.push_back(now);
+                    while self.calls.front().is_some_and(|at| now - *at >= minute) {
+                        self.calls.pop_front();
+                    }
+                    if self.calls.len() > CALLS_PER_MINUTE {
+                        self.violated(format!("{} calls in a minute", self.calls.len()));
+                    }
                     if self.in_flight.len() > IN_FLIGHT_MAX {
                         self.violated(format!("{} calls in flight", self.in_flight.len()));
                     }
