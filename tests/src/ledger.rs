@@ -129,7 +129,7 @@ impl Ledger {
     /// Waits until `condition` holds.
     ///
     /// # Panics
-    /// After [`TIMEOUT`].
+    /// When it does not hold in time.
     pub async fn wait_until(&self, mut condition: impl FnMut(&Ledger) -> bool) {
         let started = Instant::now();
         while !condition(self) {

@@ -13,7 +13,7 @@ const MARK: &str = "egret/mark";
 /// Publications that a subscriber can hold.
 const CAPACITY: u16 = 1000;
 
-/// A subscriber without a persistent session, for up to [`CAPACITY`] publications.
+/// A subscriber without a persistent session, for up to 1000 publications.
 #[derive(Debug)]
 pub struct Subscriber {
     link: Link,
