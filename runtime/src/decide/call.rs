@@ -171,19 +171,6 @@ impl Call {
     }
 }
 
-impl<T> Called<T> {
-    /// A call that was not made: nothing was sent.
-    pub fn denied(pool: Option<&str>, error: EscalationError) -> Self {
-        Called {
-            pool: pool.unwrap_or_default().to_owned(),
-            result: Err(error),
-            spent: Spent::default(),
-            cost_usd: None,
-            latency: Duration::ZERO,
-        }
-    }
-}
-
 impl Called<Completion> {
     /// Reads the pool's answer, one of `answers` or free text.
     pub fn settle(self, answers: &[String]) -> Called<Settled> {

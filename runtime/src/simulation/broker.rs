@@ -29,7 +29,7 @@ const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a subscriber of a broker that forgets nothing it saved would have.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
-    /// EventKeys of events.
+    /// Places of events: epoch and seq.
     pub(super) events: BTreeSet<(String, u64)>,
     /// Declared gaps: epoch, first, last, and how many of them.
     pub(super) gaps: BTreeSet<(String, u64, u64, u64)>,

@@ -193,8 +193,8 @@ impl Books {
 }
 
 /// Every law that was broken.
-pub(super) fn violations(ledger: &Witness, seen: &Seen, totals: &Totals) -> Vec<String> {
-    let books = ledger.books();
+pub(super) fn violations(witness: &Witness, seen: &Seen, totals: &Totals) -> Vec<String> {
+    let books = witness.books();
     let mut found = books.violations.clone();
 
     for (cam, frame) in &books.asked {
