@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use firmware_config::agent::{KillSwitch, Policy};
+use firmware_config::agent::Policy;
 use firmware_config::manifest::Precision;
 use reqwest::Response;
 use runtime::decide::call::Escalations;
@@ -430,13 +430,7 @@ impl Answerer for EndlessModel {
 async fn a_client_that_leaves_frees_the_model() {
     let (local, _thread) =
         pipeline::spawn_inference(EndlessModel(Scripted::new(|_| ("end".into(), 0.5)))).unwrap();
-    let policy = Policy {
-        kill_switch: KillSwitch::Off,
-        calls_per_minute: None,
-        in_flight_max: 1,
-        bytes_per_minute: None,
-        usd_per_day: None,
-    };
+    let policy = Policy::default();
     let environment = Environment::system();
     let parts = Parts {
         local,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use firmware_config::agent::{AgentConfig, Gateway, KillSwitch, Policy};
+use firmware_config::agent::{AgentConfig, Gateway, Policy};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
@@ -119,13 +119,7 @@ fn escalations(
     link: Option<Link>,
     environment: &Environment,
 ) -> Result<Escalations, Failure> {
-    let alone = Policy {
-        kill_switch: KillSwitch::Off,
-        calls_per_minute: None,
-        in_flight_max: 1,
-        bytes_per_minute: None,
-        usd_per_day: None,
-    };
+    let alone = Policy::default();
     let (pools, node, policy) = match config {
         Some(config) => (
             config.pools.as_slice(),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use firmware_config::agent::{KillSwitch, Policy};
+use firmware_config::agent::Policy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -14,13 +14,7 @@ use crate::infer::tests::Scripted;
 async fn gateway() -> SocketAddr {
     let (local, inference) = infer::channel(Scripted::new(|_| ("yes".into(), 0.5)));
     std::thread::spawn(move || inference.run());
-    let policy = Policy {
-        kill_switch: KillSwitch::Off,
-        calls_per_minute: None,
-        in_flight_max: 1,
-        bytes_per_minute: None,
-        usd_per_day: None,
-    };
+    let policy = Policy::default();
     let environment = Environment::system();
     let parts = Parts {
         local,
