@@ -95,6 +95,7 @@ pub struct Capture {
     stop: Stop,
     environment: Environment,
     observer: Arc<dyn Observer>,
+    decode: Decode,
     gate: Gate,
     backoff: Backoff,
     /// Frames seen so far.
@@ -102,6 +103,9 @@ pub struct Capture {
     /// Of them, when the source was opened.
     seen_before: u64,
 }
+
+/// Decodes a frame's image; with it the camera's own JPEG, if the image is one.
+type Decode = fn(FrameImage) -> Result<(Picture, Option<Bytes>), PictureError>;
 
 /// What follows a failure of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +118,7 @@ pub enum AfterFailure {
 
 impl Capture {
     /// A capture that has not begun. It hands admitted frames to `frames` and shows its state in
-    /// `status`; throwing `stop` ends it.
+    /// `status`; setting `stop` ends it.
     pub fn new(
         camera: agent::Camera,
         frames: handoff::Sender<AdmittedFrame>,
@@ -124,6 +128,7 @@ impl Capture {
         observer: Arc<dyn Observer>,
     ) -> Self {
         Capture {
+            decode: decoded,
             gate: Gate::new(camera.gate),
             backoff: Backoff::new(REOPEN.0, REOPEN.1),
             camera,
@@ -235,7 +240,7 @@ impl Capture {
             image,
             ..
         } = frame;
-        let (picture, own_jpeg) = catch_decoder_panic(|| decoded(image))?;
+        let (picture, own_jpeg) = catch_decoder_panic(self.decode, image)?;
         let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
         let now = self.environment.clock.now();
         let decision = self.gate.decide(&thumbnail, now);
@@ -306,12 +311,13 @@ enum FrameError {
     Panicked(String),
 }
 
-/// Runs `decode`. A decoder has to read whatever a camera sends: one that panics costs that frame
+/// Decodes `image`. A decoder has to read whatever a camera sends: one that panics costs that frame
 /// and nothing else.
-fn catch_decoder_panic<T>(
-    decode: impl FnOnce() -> Result<T, PictureError>,
-) -> Result<T, FrameError> {
-    let decoded = catch_unwind(AssertUnwindSafe(decode));
+fn catch_decoder_panic(
+    decode: Decode,
+    image: FrameImage,
+) -> Result<(Picture, Option<Bytes>), FrameError> {
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode(image)));
     Ok(decoded.map_err(|panic| FrameError::Panicked(panic_message(&*panic)))??)
 }
 

@@ -122,17 +122,15 @@ fn a_bad_frame_costs_itself_alone() {
 
 #[test]
 fn a_decoder_that_panics_costs_its_frame_alone() {
-    let panicked =
-        catch_decoder_panic::<()>(|| panic!("index {} out of range", 7)).expect_err("it panics");
-    assert_eq!(
-        panicked.to_string(),
-        "the decoder panicked: index 7 out of range; please report it, with the image"
-    );
-    let image = FrameImage::Encoded(Bytes::from_static(b"no image"));
-    assert!(matches!(
-        catch_decoder_panic(|| decoded(image)),
-        Err(FrameError::Picture(_))
-    ));
+    let mut rig = rig("rtsp://192.0.2.7/1");
+    rig.capture.decode = |_| panic!("index {} out of range", 7);
+    assert!(rig.capture.frame(grey(10)).is_continue());
+    rig.capture.decode = decoded;
+    assert!(rig.capture.frame(grey(10)).is_continue());
+    insta::assert_snapshot!(rig.lines.lines().join("\n"), @"
+    bad Some(1): the decoder panicked: index 7 out of range; please report it, with the image
+    frame 2 Admit(First)
+    ");
 }
 
 #[test]
