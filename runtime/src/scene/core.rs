@@ -30,6 +30,8 @@ use crate::deliver::topics::Topics;
 use crate::environment::random::Ids;
 use crate::observe::{LocalAnswer, Record};
 use crate::pool::{EscalationError, PoolQuestion};
+#[cfg(test)]
+use crate::simulation::mutants::{self, Mutant};
 
 /// Names one pool call within a scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -255,8 +257,7 @@ impl SceneCore {
 
     fn takes_frames(&self) -> bool {
         #[cfg(test)]
-        if crate::simulation::mutants::is_active(crate::simulation::mutants::Mutant::FrameAfterStop)
-        {
+        if mutants::is_active(Mutant::FrameAfterStop) {
             return !self.is_asking();
         }
         self.phase == ScenePhase::Watching && !self.is_asking()
@@ -462,7 +463,7 @@ impl SceneCore {
             return;
         };
         #[cfg(test)]
-        if crate::simulation::mutants::is_active(crate::simulation::mutants::Mutant::LostOutcome) {
+        if mutants::is_active(Mutant::LostOutcome) {
             return;
         }
         let Rule { config, spans, .. } = &mut self.rules[rule];
@@ -522,9 +523,7 @@ impl SceneCore {
         let any = !ends.is_empty();
         for draft in ends {
             #[cfg(test)]
-            if crate::simulation::mutants::is_active(
-                crate::simulation::mutants::Mutant::EventAfterEnd,
-            ) {
+            if mutants::is_active(Mutant::EventAfterEnd) {
                 self.post(draft.clone(), effects);
                 let step = Step::Update;
                 self.post(Draft { step, ..draft }, effects);

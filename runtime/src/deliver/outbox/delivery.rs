@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Gap;
+#[cfg(test)]
+use crate::simulation::mutants::{self, Mutant};
 
 /// How far behind its acknowledgements a broker may be with saving. Mosquitto can be configured to
 /// save every second.
@@ -247,8 +249,7 @@ impl Delivery {
 
     fn drop_and_declare(&mut self, seq: u64, reason: &'static str) {
         #[cfg(test)]
-        if crate::simulation::mutants::is_active(crate::simulation::mutants::Mutant::UndeclaredGap)
-        {
+        if mutants::is_active(Mutant::UndeclaredGap) {
             return;
         }
         self.counts.dropped += 1;

@@ -3,7 +3,7 @@ use std::collections::{BTreeSet, VecDeque};
 use proptest::prelude::*;
 
 use super::delivery::BYTES_MAX;
-use super::store::MemoryStore;
+use super::store::{Entry, MemoryStore, Store};
 use super::*;
 
 fn outbox(epoch: u64, capacity: usize) -> Outbox {
@@ -162,6 +162,52 @@ fn the_oldest_event_is_dropped_and_declared_as_a_gap() {
             }
         ))
     );
+}
+
+/// A store that keeps nothing from some place on, or loses what it kept.
+struct BrokenStore {
+    memory: MemoryStore,
+    full_from: u64,
+    loses: u64,
+}
+
+impl Store for BrokenStore {
+    fn put(&mut self, entry: Entry) -> std::io::Result<()> {
+        if entry.seq >= self.full_from {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.memory.put(entry)
+    }
+
+    fn get(&self, seq: u64) -> Option<Entry> {
+        (seq != self.loses).then(|| self.memory.get(seq)).flatten()
+    }
+
+    fn forget(&mut self, seq: u64) {
+        self.memory.forget(seq);
+    }
+}
+
+#[test]
+fn what_the_store_cannot_keep_is_declared_lost() {
+    let store = BrokenStore {
+        memory: MemoryStore::default(),
+        full_from: 3,
+        loses: 1,
+    };
+    let mut outbox = Outbox::new(7, 10, Box::new(store));
+    assert_eq!([(); 3].map(|()| push(&mut outbox)), [1, 2, 3]);
+    let mut lost = Vec::new();
+    let mut sent = Vec::new();
+    while let Some(next) = outbox.next_to_send() {
+        match next {
+            Next::Gap(_, gap) => lost.push((gap.from_seq, gap.to_seq, gap.count, gap.reason)),
+            Next::Event(entry) => sent.push(entry.seq),
+        }
+    }
+    assert_eq!(sent, [2]);
+    assert_eq!(lost, [(3, 3, 1, "lost"), (1, 1, 1, "lost")]);
+    assert_eq!(outbox.counts().dropped, 2);
 }
 
 #[test]
