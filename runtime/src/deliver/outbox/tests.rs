@@ -211,6 +211,25 @@ fn what_the_store_cannot_keep_is_declared_lost() {
 }
 
 #[test]
+fn a_repeat_that_is_refused_is_declared() {
+    let mut outbox = outbox(7, 10);
+    push(&mut outbox);
+    assert_eq!(sent(&mut outbox), [1]);
+    outbox.acked(1, Duration::ZERO);
+    outbox.disconnected();
+    assert_eq!(sent(&mut outbox), [1], "the broker may not have saved it");
+    outbox.refused(1);
+    let Some(Next::Gap(_, gap)) = outbox.next_to_send() else {
+        panic!("it may be lost, and nothing says so");
+    };
+    assert_eq!(
+        (gap.from_seq, gap.to_seq, gap.count, gap.reason),
+        (1, 1, 1, "refused")
+    );
+    assert_eq!((outbox.counts().published, outbox.counts().dropped), (1, 0));
+}
+
+#[test]
 fn a_refused_event_does_not_block_the_others() {
     let mut outbox = outbox(7, 10);
     push(&mut outbox);
