@@ -13,8 +13,8 @@ use exporter::checkpoint::Checkpoint;
 use exporter::graph::onnx::GraphFile;
 use firmware_config::agent::AgentConfig;
 use firmware_config::manifest::Manifest;
+use runtime::openai::Completion;
 use runtime::pool::{question, reading};
-use runtime::serve::openai::Completion;
 use vlm::template::{Part, Template};
 use vlm::{Content, PIXELS_MAX, Picture, Role, Tokenizer, Turn};
 

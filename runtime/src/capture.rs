@@ -8,13 +8,13 @@
 pub mod admitted;
 pub mod gate;
 pub mod handoff;
+pub mod record;
 pub mod status;
 
 use std::any::Any;
 use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -29,12 +29,13 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use vlm::{Picture, PictureError};
 
-use crate::environment::Environment;
-use crate::environment::backoff::Backoff;
-use crate::observe::{Observer, Record};
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::random::Random;
 use admitted::AdmittedFrame;
 use gate::{Decision, Gate, Thumbnail, ThumbnailError};
 use handoff::Handed;
+use record::{CaptureRecord, Report};
 use status::{CameraState, CameraStatus};
 
 /// First and longest wait before a camera is opened again.
@@ -93,8 +94,9 @@ pub struct Capture {
     frames: handoff::Sender<AdmittedFrame>,
     status: watch::Sender<CameraStatus>,
     stop: Stop,
-    environment: Environment,
-    observer: Arc<dyn Observer>,
+    clock: Clock,
+    random: Random,
+    report: Report,
     decode: Decode,
     gate: Gate,
     backoff: Backoff,
@@ -117,15 +119,16 @@ pub enum AfterFailure {
 }
 
 impl Capture {
-    /// A capture that has not begun. It hands admitted frames to `frames` and shows its state in
-    /// `status`; setting `stop` ends it.
+    /// A capture that has not begun. It hands admitted frames to `frames`, shows its state in
+    /// `status`, and reports what happens; setting `stop` ends it.
     pub fn new(
         camera: agent::Camera,
         frames: handoff::Sender<AdmittedFrame>,
         status: watch::Sender<CameraStatus>,
         stop: Stop,
-        environment: Environment,
-        observer: Arc<dyn Observer>,
+        clock: Clock,
+        random: Random,
+        report: Report,
     ) -> Self {
         Capture {
             decode: decoded,
@@ -135,8 +138,9 @@ impl Capture {
             frames,
             status,
             stop,
-            environment,
-            observer,
+            clock,
+            random,
+            report,
             seen: 0,
             seen_before: 0,
         }
@@ -216,11 +220,10 @@ impl Capture {
         let reopen_in = if self.camera.source.is_finite() {
             None
         } else {
-            let jitter = self.environment.random.unit();
+            let jitter = self.random.unit();
             Some(self.backoff.next_wait(jitter))
         };
-        self.observer.observe(&Record::CameraFailed {
-            cam: self.camera.id.clone(),
+        (self.report)(CaptureRecord::Failed {
             error: error.to_string(),
             reopen_in,
         });
@@ -242,10 +245,9 @@ impl Capture {
         } = frame;
         let (picture, own_jpeg) = catch_decoder_panic(self.decode, image)?;
         let thumbnail = Thumbnail::of_rgb(picture.width(), picture.height(), picture.pixels())?;
-        let now = self.environment.clock.now();
+        let now = self.clock.now();
         let decision = self.gate.decide(&thumbnail, now);
-        self.observer.observe(&Record::Frame {
-            cam: self.camera.id.clone(),
+        (self.report)(CaptureRecord::Frame {
             frame: self.seen,
             name: name.clone(),
             decision,
@@ -276,23 +278,19 @@ impl Capture {
 
     fn superseded(&self, count: u64) {
         if count > 0 {
-            self.observer.observe(&Record::FramesSuperseded {
-                cam: self.camera.id.clone(),
-                count,
-            });
+            (self.report)(CaptureRecord::FramesSuperseded { count });
         }
     }
 
     fn bad_frame(&self, frame: Option<u64>, error: &dyn std::error::Error) {
-        self.observer.observe(&Record::FrameBad {
-            cam: self.camera.id.clone(),
+        (self.report)(CaptureRecord::FrameBad {
             frame,
             error: error.to_string(),
         });
     }
 
     fn set_state(&self, state: CameraState, reason: &str) {
-        let now = self.environment.clock.wall();
+        let now = self.clock.wall();
         self.status
             .send_if_modified(|status| status.change(state, reason, now));
     }

@@ -3,7 +3,6 @@
 //! | question | module | pure |
 //! |---|---|---|
 //! | who settles it, and why | [`router`] | yes |
-//! | what an answer is, and where it came from | [`settled`] | yes |
 //! | what may escalations cost | [`budget`] | yes |
 //! | what holds for the whole box: kill switch, in-flight limit, budgets | [`policy`] | |
 //! | what is in the way of one escalation, and what came of it | [`call`] | |
@@ -12,4 +11,3 @@ pub mod budget;
 pub mod call;
 pub mod policy;
 pub mod router;
-pub mod settled;

@@ -6,12 +6,10 @@
 //! | the JSON of the states beside events | [`payload`] | yes |
 //! | keeps events until they are acknowledged | [`outbox`] | yes |
 //! | sends, and sends again when the broker was gone | [`publisher`] | |
-//! | keeps one connection to a broker alive | [`mqtt`] | |
 //! | takes what the broker delivers: replies of pools, commands | [`inbox`] | |
 
 pub mod event;
 pub mod inbox;
-pub mod mqtt;
 pub mod outbox;
 pub mod payload;
 pub mod post;

@@ -1,22 +1,19 @@
-//! The box around the agent. [`Environment`] is the only way to time, chance and the outside:
-//! nothing else in this crate reads a clock or draws a random number, so a simulation that passes
-//! its own runs the same agent, repeatably.
-
-pub mod backoff;
-pub mod clock;
-pub mod random;
+//! The box around the agent: [`Environment`] is the only way to time, chance and the outside, so a
+//! simulation that passes its own runs the same agent, repeatably.
 
 use std::fmt;
 use std::sync::Arc;
 
+use firmware_config::agent::Pool;
 use uuid::Uuid;
 
 use crate::capture::{self, CameraThreads, Cameras};
-use crate::deliver::mqtt::{Brokers, MqttBrokers};
+use crate::clock::Clock;
+use crate::mqtt::{BrokerConnection, Brokers, Link, LinkOptions, MqttBrokers};
 use crate::pool::https::HttpsConnector;
 use crate::pool::transport::Connector;
-use clock::Clock;
-use random::Random;
+use crate::pool::{Pools, PoolsError};
+use crate::random::Random;
 
 /// Time, chance and the outside; cheap to clone.
 #[derive(Clone)]
@@ -47,6 +44,26 @@ impl Environment {
     /// A UUIDv7 made now.
     pub fn uuid(&self) -> Uuid {
         self.random.uuid(self.clock.wall())
+    }
+
+    /// A connection to a broker that does not connect yet.
+    pub fn connect_broker(&self, options: LinkOptions) -> BrokerConnection {
+        let (clock, random) = (self.clock.clone(), self.random.clone());
+        self.brokers.connect(options, clock, random)
+    }
+
+    /// The pools of a configuration; `link` is the way to those over MQTT.
+    ///
+    /// # Errors
+    /// As [`Pools::new`].
+    pub fn connect_pools(
+        &self,
+        pools: &[Pool],
+        link: Option<Link>,
+        node_id: &str,
+    ) -> Result<Pools, PoolsError> {
+        let (clock, random) = (self.clock.clone(), self.random.clone());
+        Pools::new(pools, link, node_id, &*self.pools, clock, random)
     }
 
     /// This box.

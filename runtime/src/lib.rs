@@ -23,20 +23,28 @@
 //! | [`infer`] | the local model answers | | one thread |
 //! | [`decide`] | who settles an answer, and what that may cost | [`router`](decide::router), [`budget`](decide::budget) | [`call`](decide::call), [`policy`](decide::policy) |
 //! | [`pool`] | a bigger model is asked | [`breaker`](pool::breaker), [`retry`](pool::retry), [`question`](pool::question), [`reading`](pool::reading) | [`Pools`](pool::Pools) |
-//! | [`deliver`] | an event is kept until the broker has it | [`span`](deliver::span), [`delivery`](deliver::outbox::delivery) | [`publisher`](deliver::publisher), [`mqtt`](deliver::mqtt) |
+//! | [`deliver`] | an event is kept until the broker has it | [`span`](deliver::span), [`delivery`](deliver::outbox::delivery) | [`publisher`](deliver::publisher), [`inbox`](deliver::inbox) |
+//! | [`mqtt`] | one connection to a broker is kept alive | | [`LinkTask`](mqtt::LinkTask) |
 //! | [`serve`] | the same model and router for OpenAI clients and other boxes | | [`gateway`](serve::gateway), [`worker`](serve::worker) |
 //! | [`commands`] | one file for each subcommand of `egret` | | |
 //!
-//! [`environment`] is the only way to time, chance and the outside; [`observe`] shows what happens
-//! to the log, the [`metrics`] and the demo. [`pipeline`] makes the threads, tasks and queues
-//! between the parts and ends them in order; the tests drive the same wiring through simulated days.
+//! They share a few words: [`settled`] (an answer, and where it came from), [`reason`] (why it was
+//! settled there), [`openai`] (the wire format of pools and clients).
+//!
+//! An [`Environment`](environment::Environment) is the only way to time, chance and the outside;
+//! nothing but [`clock`] reads a clock, and nothing but [`random`] draws a number. [`observe`] shows
+//! what happens to the log, the [`metrics`] and the demo. [`pipeline`] makes the threads, tasks and
+//! queues between the parts and ends them in order; the tests drive the same wiring through
+//! simulated days. These modules import each other one way, never in a circle.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     test,
     allow(clippy::disallowed_methods, reason = "tests set the time themselves")
 )]
 
+pub mod backoff;
 pub mod capture;
+pub mod clock;
 pub mod commands;
 pub mod decide;
 pub mod deliver;
@@ -44,10 +52,15 @@ pub mod environment;
 pub mod infer;
 mod json;
 pub mod metrics;
+pub mod mqtt;
 pub mod observe;
+pub mod openai;
 pub mod pipeline;
 pub mod pool;
+pub mod random;
+pub mod reason;
 pub mod scene;
 pub mod serve;
+pub mod settled;
 #[cfg(test)]
 mod simulation;

@@ -3,17 +3,16 @@
 mod counting;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tracing::{info, warn};
 
-use crate::capture::gate::Decision;
+use crate::capture::record::CaptureRecord;
 use crate::capture::status::CameraState;
 use crate::decide::call::Called;
 use crate::decide::router::Route;
-use crate::decide::settled::{By, Settled};
 use crate::deliver::event::Draft;
+use crate::settled::{By, Settled};
 
 /// Is shown everything that happens, in order for each camera. Called from the agent's tasks and
 /// threads: it must not block.
@@ -36,41 +35,12 @@ impl Observer for FanOut {
 /// One thing that happened.
 #[derive(Debug, Clone)]
 pub enum Record {
-    /// The gate decided about a frame.
-    Frame {
+    /// Something happened in a camera's capture.
+    Capture {
         /// The camera.
         cam: String,
-        /// Its number, from 1, within the camera.
-        frame: u64,
-        /// The file it came from, for sources that have one.
-        name: Option<String>,
-        /// Admit or skip.
-        decision: Decision,
-    },
-    /// A frame could not be used.
-    FrameBad {
-        /// The camera.
-        cam: String,
-        /// Its number, from 1; `None` for one that could not even be read.
-        frame: Option<u64>,
-        /// What is wrong with it.
-        error: String,
-    },
-    /// Frames were replaced by newer ones before they were asked about.
-    FramesSuperseded {
-        /// The camera.
-        cam: String,
-        /// How many.
-        count: u64,
-    },
-    /// A camera failed or stalled.
-    CameraFailed {
-        /// The camera.
-        cam: String,
-        /// What happened.
-        error: String,
-        /// When it is opened again; `None` when it is given up.
-        reopen_in: Option<Duration>,
+        /// What.
+        record: CaptureRecord,
     },
     /// An admitted frame reached its rules.
     Asked {
@@ -165,15 +135,7 @@ pub struct Log;
 impl Observer for Log {
     fn observe(&self, record: &Record) {
         match record {
-            Record::FrameBad { cam, error, .. } => warn!(cam, "frame not usable: {error}"),
-            Record::CameraFailed {
-                cam,
-                error,
-                reopen_in,
-            } => match reopen_in {
-                Some(wait) => warn!(cam, "{error}; opening it again in {wait:.1?}"),
-                None => warn!(cam, "{error}; giving it up"),
-            },
+            Record::Capture { cam, record } => log_capture(cam, record),
             Record::Camera { cam, state, reason } => info!(cam, "{} {reason}", state.as_str()),
             Record::AnswerFailed {
                 cam, rule, error, ..
@@ -188,13 +150,22 @@ impl Observer for Log {
             Record::TimedOut { cam } => {
                 warn!(cam, "the time to stop ran out; work under way is given up")
             }
-            Record::Frame { .. }
-            | Record::FramesSuperseded { .. }
-            | Record::Asked { .. }
+            Record::Asked { .. }
             | Record::Stopping { .. }
             | Record::Answer(_)
             | Record::Event { .. } => {}
         }
+    }
+}
+
+fn log_capture(cam: &str, record: &CaptureRecord) {
+    match record {
+        CaptureRecord::FrameBad { error, .. } => warn!(cam, "frame not usable: {error}"),
+        CaptureRecord::Failed { error, reopen_in } => match reopen_in {
+            Some(wait) => warn!(cam, "{error}; opening it again in {wait:.1?}"),
+            None => warn!(cam, "{error}; giving it up"),
+        },
+        CaptureRecord::Frame { .. } | CaptureRecord::FramesSuperseded { .. } => {}
     }
 }
 

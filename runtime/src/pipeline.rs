@@ -38,14 +38,14 @@ use tracing::{error, info, warn};
 use vlm::{Vlm, VlmError};
 
 use crate::capture::Join;
+use crate::clock::Clock;
 use crate::decide::call::Escalations;
-use crate::deliver::mqtt::LinkState;
 use crate::deliver::post::Posts;
 use crate::deliver::topics::Topics;
 use crate::environment::Environment;
-use crate::environment::clock::Clock;
 use crate::infer::{Answerer, Handle};
 use crate::metrics::{Metrics, Totals};
+use crate::mqtt::LinkState;
 use crate::observe::{FanOut, Log, Observer};
 use crate::pool::PoolsError;
 use crate::scene::SceneContext;

@@ -20,19 +20,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{self, Pool, PoolTransport};
 
-use crate::decide::router::Reason;
-use crate::decide::settled::Settled;
-use crate::deliver::mqtt::{Link, Publication};
-use crate::environment::Environment;
-use crate::environment::backoff::Backoff;
-use crate::environment::clock::Clock;
-use crate::environment::random::Random;
-use crate::serve::openai::Completion;
-use crate::serve::openai::error::ErrorBody;
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::mqtt::{Link, Publication};
+use crate::openai::Completion;
+use crate::openai::error::ErrorBody;
+use crate::random::Random;
+use crate::reason::Reason;
+use crate::settled::Settled;
 use breaker::{Breaker, Thresholds};
 pub use error::EscalationError;
 use retry::{AttemptFailure, Class};
-use transport::{Attempt, Transport};
+use transport::{Attempt, Connector, Transport};
 
 /// Correlation Data and idempotency key: a UUIDv7.
 pub type QuestionId = [u8; 16];
@@ -119,13 +118,15 @@ impl Pools {
         pools: &[Pool],
         link: Option<Link>,
         node_id: &str,
-        environment: &Environment,
+        connector: &dyn Connector,
+        clock: Clock,
+        random: Random,
     ) -> Result<Self, PoolsError> {
         let replies = Arc::new(mqtt::Replies::new(node_id));
         let member = |config: &Pool| {
             let transport: Box<dyn Transport> = match (&config.transport, &link) {
                 (PoolTransport::Https { url, api_key_file }, _) => {
-                    environment.pools.connect(url, api_key_file.as_deref())?
+                    connector.connect(url, api_key_file.as_deref())?
                 }
                 (PoolTransport::Mqtt, Some(link)) => Box::new(mqtt::Mqtt::new(
                     link.clone(),
@@ -147,8 +148,8 @@ impl Pools {
         Ok(Pools {
             pools: pools.iter().map(member).collect::<Result<_, _>>()?,
             replies: Arc::clone(&replies),
-            clock: environment.clock.clone(),
-            random: environment.random.clone(),
+            clock,
+            random,
         })
     }
 

@@ -22,12 +22,12 @@ use crate::capture::admitted::AdmittedFrame;
 use crate::capture::handoff;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::{Called, Escalations};
-use crate::decide::settled::Settled;
 use crate::deliver::post::{Post, Posts};
-use crate::environment::random::Ids;
 use crate::infer::{Answers, Handle};
 use crate::observe::Observer;
 use crate::pool::{EscalationError, PoolQuestion, question};
+use crate::random::Ids;
+use crate::settled::Settled;
 use core::{CallId, Effect, Input, SceneCore};
 
 /// What all scenes of an agent share.

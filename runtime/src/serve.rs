@@ -5,9 +5,7 @@
 //! | the OpenAI-compatible HTTP endpoint | [`gateway`] |
 //! | a pool's worker behind a broker | [`worker`] |
 //! | a chat request as a question to the model, its answer as a completion | [`chat`] |
-//! | OpenAI's JSON as it is on the wire | [`openai`] |
 
 pub mod chat;
 pub mod gateway;
-pub mod openai;
 pub mod worker;

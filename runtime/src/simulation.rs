@@ -25,12 +25,12 @@ use self::chance::Chance;
 use self::laws::Witness;
 use self::mutants::Mutant;
 use self::pools::PoolDoubles;
+use crate::clock::Clock;
 use crate::environment::Environment;
-use crate::environment::clock::Clock;
-use crate::environment::random::Random;
 use crate::infer::Answerer;
 use crate::infer::tests::Scripted;
 use crate::metrics::Totals;
+use crate::random::Random;
 use crate::{infer, pipeline};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -5,10 +5,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use firmware_config::agent::AgentConfig;
-use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication};
-use runtime::environment::Environment;
+use runtime::clock::Clock;
+use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
 use runtime::observe::EventLog;
 use runtime::pipeline::{self, RunError};
+use runtime::random::Random;
 use tests::broker::Broker;
 use tests::config::{camera, config, folder_camera};
 use tests::ledger::Ledger;
@@ -252,7 +253,8 @@ async fn the_kill_switch_is_set_over_mqtt_but_not_by_a_retained_message() {
                 .unwrap(),
             "operator",
         ),
-        &Environment::system(),
+        Clock::system(),
+        Random::from_system(),
     );
     tokio::spawn(task.run(std::future::pending()));
     link.status()

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use firmware_config::agent::Mqtt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use runtime::deliver::mqtt::{Link, LinkError, LinkOptions, LinkState, Publication, Qos};
-use runtime::environment::Environment;
+use runtime::clock::Clock;
+use runtime::mqtt::{Link, LinkError, LinkOptions, LinkState, Publication, Qos};
+use runtime::random::Random;
 use tempfile::TempDir;
 use tests::broker::Broker;
 use tests::config::mqtt;
@@ -72,7 +73,7 @@ async fn assert_round_trip(mqtt: Mqtt) {
         subscriptions: vec![(topic.clone(), Qos::AtLeastOnce)],
         ..LinkOptions::new(mqtt, "box")
     };
-    let (link, task, mut deliveries) = Link::open(options, &Environment::system());
+    let (link, task, mut deliveries) = Link::open(options, Clock::system(), Random::from_system());
     tokio::spawn(task.run(std::future::pending()));
     wait_up(&link).await;
     // More than one read of a socket or one frame of a websocket.
@@ -103,7 +104,7 @@ async fn wait_up(link: &Link) {
 
 /// Waits until the link is down for a reason that contains `expected`.
 async fn wait_down(link: &Link, expected: &str) {
-    let is_down = |status: &runtime::deliver::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
+    let is_down = |status: &runtime::mqtt::LinkStatus| matches!(&status.state, LinkState::Down(why) if why.contains(expected));
     let mut status = link.status();
     let down = tokio::time::timeout(TIMEOUT, status.wait_for(is_down)).await;
     assert!(down.is_ok(), "expected {expected:?}: {:?}", link.state());
@@ -130,8 +131,11 @@ async fn a_certificate_of_an_unknown_ca_is_refused() {
         ca_file: Some(others.file("ca.pem")),
         ..mqtt(&url)
     };
-    let (link, task, _deliveries) =
-        Link::open(LinkOptions::new(mqtt, "box"), &Environment::system());
+    let (link, task, _deliveries) = Link::open(
+        LinkOptions::new(mqtt, "box"),
+        Clock::system(),
+        Random::from_system(),
+    );
     tokio::spawn(task.run(std::future::pending()));
     wait_down(&link, "certificate").await;
 }
@@ -188,7 +192,8 @@ async fn user_and_password_come_from_files() {
     assert_round_trip(with(&file("right", "s3cret\n"))).await;
     let (link, task, _deliveries) = Link::open(
         LinkOptions::new(with(&file("wrong", "guess\n")), "box"),
-        &Environment::system(),
+        Clock::system(),
+        Random::from_system(),
     );
     tokio::spawn(task.run(std::future::pending()));
     wait_down(&link, "NotAuthorized").await;
@@ -213,7 +218,8 @@ async fn a_session_taken_over_is_not_taken_back_at_once() {
     });
     let (link, task, _deliveries) = Link::open(
         LinkOptions::new(mqtt(&url), "egret-gate-01"),
-        &Environment::system(),
+        Clock::system(),
+        Random::from_system(),
     );
     tokio::spawn(task.run(std::future::pending()));
     wait_down(&link, "another client connected with our client id").await;
@@ -232,7 +238,8 @@ async fn repeated_disconnects_are_reported_with_their_likely_cause() {
     let open = || {
         let (link, task, deliveries) = Link::open(
             LinkOptions::new(mqtt(&broker.url()), "egret-gate-01"),
-            &Environment::system(),
+            Clock::system(),
+            Random::from_system(),
         );
         tokio::spawn(task.run(std::future::pending()));
         (link, deliveries)
@@ -254,7 +261,8 @@ async fn a_publication_over_an_unannounced_size_limit_does_not_block_others() {
     let broker = Broker::with("message_size_limit 1000\n");
     let (link, task, _deliveries) = Link::open(
         LinkOptions::new(mqtt(&broker.url()), "box"),
-        &Environment::system(),
+        Clock::system(),
+        Random::from_system(),
     );
     tokio::spawn(task.run(std::future::pending()));
     wait_up(&link).await;

@@ -6,12 +6,13 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use firmware_config::agent::AgentConfig;
-use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication};
+use runtime::clock::Clock;
 use runtime::deliver::topics::Topics;
-use runtime::environment::Environment;
 use runtime::metrics::Totals;
+use runtime::mqtt::{Link, LinkOptions, LinkState, Publication};
 use runtime::observe::Log;
 use runtime::pipeline;
+use runtime::random::Random;
 use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::config::{self, config, folder_camera};
@@ -122,7 +123,8 @@ async fn the_consumer_finds_holes_and_honours_gaps_and_repeats() {
     let mut consumer = Example::start("consumer.py", &[&broker.url()]);
     let (link, task, _deliveries) = Link::open(
         LinkOptions::new(config::mqtt(&broker.url()), "by-hand"),
-        &Environment::system(),
+        Clock::system(),
+        Random::from_system(),
     );
     tokio::spawn(task.run(std::future::pending()));
     link.status()

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
-use runtime::decide::router::Reason;
-use runtime::decide::settled::Settled;
 use runtime::environment::Environment;
 use runtime::pool::{EscalationError, PoolQuestion, Pools, Spent};
+use runtime::reason::Reason;
+use runtime::settled::Settled;
 use tests::pool_server::{Act, PoolServer};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -39,7 +39,9 @@ fn question() -> PoolQuestion {
 }
 
 fn pools(pool: Pool) -> Pools {
-    Pools::new(&[pool], None, "gate-01", &Environment::system()).unwrap()
+    Environment::system()
+        .connect_pools(&[pool], None, "gate-01")
+        .unwrap()
 }
 
 /// What came of one question.

@@ -151,7 +151,7 @@ fn each_third_party_library_is_used_in_one_place() {
         // `backend.rs` declares our module of that name.
         ("ort::", &["vlm/src/backend/ort", "vlm/src/backend.rs"]),
         ("tract_onnx", &["vlm/src/backend/tract"]),
-        ("rumqttc", &["runtime/src/deliver/mqtt", "tests/"]),
+        ("rumqttc", &["runtime/src/mqtt", "tests/"]),
         ("rumqttd", &["runtime/src/commands/demo/broker.rs"]),
         ("prost::", &["exporter/src/graph/"]),
         ("tokenizers::", &["vlm/src/tokenizer.rs"]),
@@ -246,7 +246,7 @@ fn pure_modules_take_time_and_randomness_as_arguments() {
         "deliver/outbox/delivery",
         "deliver/outbox/gap",
         "scene/core",
-        "environment/backoff",
+        "backoff",
         "commands/labels",
     ];
     let pools = [
@@ -355,7 +355,7 @@ fn queues_are_bounded_and_made_where_the_architecture_says() {
     let allowed = [
         "runtime/src/pipeline",
         // Modules that own both ends of a queue.
-        "runtime/src/deliver/mqtt.rs",
+        "runtime/src/mqtt.rs",
         "runtime/src/infer.rs",
         "runtime/src/capture/handoff.rs",
         // The output of one child process.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use firmware_config::agent::AgentConfig;
-use runtime::deliver::mqtt::Publication;
 use runtime::deliver::topics::{PublishOptions, Topics};
+use runtime::mqtt::Publication;
 use runtime::observe::EventLog;
 use runtime::pipeline;
 use serde_json::Value;

@@ -6,10 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use firmware_config::manifest::Precision;
-use runtime::decide::router::Reason;
-use runtime::deliver::mqtt::{Incoming, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::clock::Clock;
 use runtime::environment::Environment;
+use runtime::mqtt::{Incoming, Link, LinkOptions, LinkState, Publication, Qos};
 use runtime::pool::{PoolQuestion, Pools, Spent, mqtt};
+use runtime::random::Random;
+use runtime::reason::Reason;
 use serde_json::{Value, json};
 use tests::broker::Broker;
 use tests::bundles::bundle;
@@ -39,7 +41,7 @@ async fn connect(broker: &Broker, client_id: &str, subscription: &str) -> (Link,
         subscriptions: vec![(subscription.to_owned(), Qos::AtLeastOnce)],
         ..LinkOptions::new(config::mqtt(&broker.url()), client_id)
     };
-    let (link, task, deliveries) = Link::open(options, &Environment::system());
+    let (link, task, deliveries) = Link::open(options, Clock::system(), Random::from_system());
     tokio::spawn(task.run(std::future::pending()));
     link.status()
         .wait_for(|status| status.state == LinkState::Up)
@@ -61,7 +63,9 @@ async fn node(broker: &Broker, deadline: Duration, attempts: u32) -> Pools {
         attempts,
         usd_per_call: None,
     };
-    let pools = Pools::new(&[pool], Some(link), "gate-01", &Environment::system()).unwrap();
+    let pools = Environment::system()
+        .connect_pools(&[pool], Some(link), "gate-01")
+        .unwrap();
     let receiver = pools.clone();
     tokio::spawn(async move {
         while let Some(delivery) = deliveries.recv().await {
@@ -237,7 +241,8 @@ async fn a_killed_workers_request_goes_to_another() {
             manual_acks: true,
             ..LinkOptions::new(config::mqtt(&broker.url()), "doomed")
         },
-        &Environment::system(),
+        Clock::system(),
+        Random::from_system(),
     );
     let doomed = tokio::spawn(task.run(std::future::pending()));
     link.status()

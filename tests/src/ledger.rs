@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use runtime::deliver::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
-use runtime::environment::Environment;
+use runtime::clock::Clock;
+use runtime::mqtt::{Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::random::Random;
 use serde_json::Value;
 
 use crate::config::mqtt;
@@ -50,7 +51,8 @@ impl Ledger {
             manual_acks: true,
             ..LinkOptions::new(mqtt(url), "ledger")
         };
-        let (link, task, mut deliveries) = Link::open(options, &Environment::system());
+        let (link, task, mut deliveries) =
+            Link::open(options, Clock::system(), Random::from_system());
         tokio::spawn(task.run(std::future::pending()));
         link.status()
             .wait_for(|status| status.state == LinkState::Up)
@@ -108,7 +110,8 @@ impl Ledger {
     pub async fn mark(&self, url: &str) {
         let (link, task, _deliveries) = Link::open(
             LinkOptions::new(mqtt(url), "marker"),
-            &Environment::system(),
+            Clock::system(),
+            Random::from_system(),
         );
         tokio::spawn(task.run(std::future::pending()));
         link.status()

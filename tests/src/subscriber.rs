@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use runtime::deliver::mqtt::{Incoming, Link, LinkOptions, LinkState, Publication, Qos};
-use runtime::environment::Environment;
+use runtime::clock::Clock;
+use runtime::mqtt::{Incoming, Link, LinkOptions, LinkState, Publication, Qos};
+use runtime::random::Random;
 
 use crate::config::mqtt;
 
@@ -32,7 +33,7 @@ impl Subscriber {
             receive_max: CAPACITY,
             ..LinkOptions::new(mqtt(url), client_id)
         };
-        let (link, task, deliveries) = Link::open(options, &Environment::system());
+        let (link, task, deliveries) = Link::open(options, Clock::system(), Random::from_system());
         tokio::spawn(task.run(std::future::pending()));
         link.status()
             .wait_for(|status| status.state == LinkState::Up)

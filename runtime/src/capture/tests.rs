@@ -1,6 +1,6 @@
 //! A capture with a scripted source, and its records read like an observer would.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::*;
 
@@ -24,18 +24,17 @@ impl Lines {
     }
 }
 
-impl Observer for Lines {
-    fn observe(&self, record: &Record) {
+impl Lines {
+    fn add(&self, record: &CaptureRecord) {
         let line = match record {
-            Record::Frame {
+            CaptureRecord::Frame {
                 frame, decision, ..
             } => format!("frame {frame} {decision:?}"),
-            Record::FrameBad { frame, error, .. } => format!("bad {frame:?}: {error}"),
-            Record::FramesSuperseded { count, .. } => format!("superseded {count}"),
-            Record::CameraFailed {
-                error, reopen_in, ..
-            } => format!("failed: {error}; again: {}", reopen_in.is_some()),
-            record => format!("{record:?}"),
+            CaptureRecord::FrameBad { frame, error } => format!("bad {frame:?}: {error}"),
+            CaptureRecord::FramesSuperseded { count } => format!("superseded {count}"),
+            CaptureRecord::Failed { error, reopen_in } => {
+                format!("failed: {error}; again: {}", reopen_in.is_some())
+            }
         };
         self.lines().push(line);
     }
@@ -51,15 +50,16 @@ struct Rig {
 fn rig(source: &str) -> Rig {
     let config = CAMERA.replace("rtsp://192.0.2.7/1", source);
     let config = agent::AgentConfig::parse(&config, "egret.toml").expect("a configuration");
-    let environment = Environment::system();
+    let (clock, random) = (Clock::system(), Random::seeded(1));
     let (sender, frames) = handoff::latest();
-    let (status, status_seen) = watch::channel(CameraStatus::opening(environment.clock.wall()));
+    let (status, status_seen) = watch::channel(CameraStatus::opening(clock.wall()));
     let lines = Arc::new(Lines::default());
     let camera = config.cameras[0].clone();
-    let observer = lines.clone();
+    let seen = Arc::clone(&lines);
+    let report = Box::new(move |record| seen.add(&record));
     let stop = Stop::new();
     Rig {
-        capture: Capture::new(camera, sender, status, stop, environment, observer),
+        capture: Capture::new(camera, sender, status, stop, clock, random, report),
         frames,
         status: status_seen,
         lines,

@@ -12,9 +12,9 @@ use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::model_server::{self, ModelArgs};
 use crate::commands::preflight;
 use crate::decide::call::Escalations;
-use crate::deliver::mqtt::{Incoming, Link, LinkOptions, LinkTask, Qos};
 use crate::environment::Environment;
 use crate::metrics::Metrics;
+use crate::mqtt::{Incoming, Link, LinkOptions, LinkTask, Qos};
 use crate::pool::{self, Pools};
 use crate::serve::gateway::{self, Parts};
 
@@ -111,7 +111,8 @@ fn link(config: &AgentConfig, environment: &Environment) -> Option<(Link, LinkTa
         subscriptions: vec![(pool::mqtt::reply_topic(node), Qos::AtLeastOnce)],
         ..options
     };
-    Some(Link::open(options, environment))
+    let (clock, random) = (environment.clock.clone(), environment.random.clone());
+    Some(Link::open(options, clock, random))
 }
 
 fn escalations(

@@ -8,10 +8,10 @@ use tracing::{info, warn};
 
 use crate::commands::exit::{Exit, Failure};
 use crate::commands::model_server::{self, ModelArgs};
-use crate::deliver::mqtt::{Link, LinkState};
 use crate::environment::Environment;
 use crate::infer::Handle;
 use crate::metrics::Metrics;
+use crate::mqtt::{Link, LinkState};
 use crate::serve::worker::{self, Worker};
 
 /// Arguments of `egret worker`.
@@ -61,7 +61,11 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     );
     let environment = Environment::system();
     let options = worker::link_options(mqtt, &args.pool, &environment);
-    let (link, task, deliveries) = Link::open(options, &environment);
+    let (link, task, deliveries) = Link::open(
+        options,
+        environment.clock.clone(),
+        environment.random.clone(),
+    );
     let metrics = Metrics::for_worker();
     let worker = Worker {
         link: &link,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use firmware_config::agent::Policy;
 
-use crate::decide::router::Reason;
+use crate::reason::Reason;
 
 /// Buckets per window. An amount counts for the length of the window and up to one bucket longer.
 const BUCKETS: u64 = 60;

@@ -14,16 +14,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use firmware_config::agent::{Policy, Pool};
 
+use crate::clock::Clock;
 use crate::decide::budget::{Cost, micro_usd};
 use crate::decide::policy::{Permit, PolicyState};
-use crate::decide::router::Reason;
-use crate::decide::settled::Settled;
-use crate::deliver::mqtt::Link;
 use crate::environment::Environment;
-use crate::environment::clock::Clock;
+use crate::mqtt::Link;
+use crate::openai::Completion;
 use crate::pool::question::settle;
 use crate::pool::{EscalationError, Pools, PoolsError, QuestionId, Spent};
-use crate::serve::openai::Completion;
+use crate::reason::Reason;
+use crate::settled::Settled;
 
 /// What every call of one box shares; cheap to clone.
 #[derive(Debug, Clone)]
@@ -67,7 +67,7 @@ impl Escalations {
     /// The configured pools and policy; MQTT pools are asked over `link`.
     ///
     /// # Errors
-    /// As [`Pools::new`].
+    /// As [`Environment::connect_pools`].
     pub fn new(
         pools: &[Pool],
         policy: &Policy,
@@ -76,7 +76,7 @@ impl Escalations {
         environment: &Environment,
     ) -> Result<Self, PoolsError> {
         Ok(Escalations {
-            pools: Pools::new(pools, link, node_id, environment)?,
+            pools: environment.connect_pools(pools, link, node_id)?,
             policy: PolicyState::new(policy, environment.clock.clone()),
             clock: environment.clock.clone(),
         })

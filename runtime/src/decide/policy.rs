@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use firmware_config::agent::{KillSwitch, Policy};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::clock::Clock;
 use crate::decide::budget::{Cost, Ledger, Reservation};
-use crate::decide::router::Reason;
-use crate::environment::clock::Clock;
+use crate::reason::Reason;
 
 /// The kill switch, the in-flight limit and the budgets of one box; cheap to clone.
 #[derive(Debug, Clone)]

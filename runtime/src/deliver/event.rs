@@ -8,15 +8,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::decide::router::Reason;
-use crate::decide::settled::{By, Settled};
+use crate::clock::Moment;
 #[cfg(test)]
 use crate::deliver::reference::{
     ByteCount, EpochHex, Millis, Pixels, Probability, Sha256, Time, Usd,
 };
 use crate::deliver::topics::Topics;
-use crate::environment::clock::Moment;
 use crate::json::{millis, rfc3339, rfc3339_ref, some_millis};
+use crate::reason::Reason;
+use crate::settled::{By, Settled};
 
 /// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
 const VERSION: u32 = 1;

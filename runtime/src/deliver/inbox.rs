@@ -5,11 +5,11 @@ use std::sync::Arc;
 use firmware_config::agent::{KillSwitch, UnknownKillSwitch};
 use tracing::{debug, info, warn};
 
-use super::mqtt::{Incoming, Publication};
 use super::post::{Kind, Post, Posts};
 use super::topics::Topics;
 use crate::decide::call::Escalations;
 use crate::metrics::Metrics;
+use crate::mqtt::{Incoming, Publication};
 
 /// Routes deliveries to the parts that wait for them.
 pub struct Inbox {

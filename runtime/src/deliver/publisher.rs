@@ -17,14 +17,14 @@ use tokio::time::interval;
 use tracing::{error, info, warn};
 
 use super::event::{Draft, Origin, Step};
-use super::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication};
 use super::outbox::{Gap, Next, Outbox};
 use super::payload::{HealthPayload, NodeState, OutboxPayload, StatusPayload};
 use super::post::{Kind, Post, Posted};
 use super::retained::Retained;
 use super::topics::{PublishOptions, Topics};
-use crate::environment::clock::Clock;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication};
 
 /// Publications in flight at one time.
 const IN_FLIGHT_MAX: usize = 32;

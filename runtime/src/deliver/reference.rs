@@ -10,18 +10,18 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::decide::router::Reason;
 use crate::deliver::event::tests::{draft, moment, shown};
 use crate::deliver::event::{AttributesPayload, EventPayload, Origin, RuleState};
-use crate::deliver::mqtt::Qos;
 use crate::deliver::payload::{
     CameraStatusPayload, GapPayload, HealthPayload, InfoPayload, StatusPayload,
 };
 use crate::deliver::topics::{PublishOptions, Topics};
+use crate::mqtt::Qos;
+use crate::openai::Completion;
 use crate::pool::PoolQuestion;
 use crate::pool::mqtt::{reply_topic, request_topic};
 use crate::pool::question::{body, settle};
-use crate::serve::openai::Completion;
+use crate::reason::Reason;
 
 /// Types of JSON values that a Rust type alone does not name.
 macro_rules! json_types {

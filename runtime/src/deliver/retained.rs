@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::mqtt::Publication;
 use super::post::Kind;
+use crate::mqtt::Publication;
 
 /// The latest publication of each topic. Its size is bounded by the configuration: a few topics for
 /// each rule and camera.
@@ -79,8 +79,8 @@ impl Retained {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mqtt::Qos;
     use super::*;
+    use crate::mqtt::Qos;
 
     fn payload(retained: &mut Retained) -> Option<Bytes> {
         retained.next().map(|(_, publication)| publication.payload)

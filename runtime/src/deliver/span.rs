@@ -6,10 +6,10 @@
 //! a pool that corrects every frame would end the event on every frame.
 
 use crate::decide::call::Called;
-use crate::decide::router::Reason;
-use crate::decide::settled::Settled;
 use crate::deliver::event::{Draft, Escalation, EscalationOutcome, FrameInfo, RuleState, Step};
 use crate::pool::EscalationError;
+use crate::reason::Reason;
+use crate::settled::Settled;
 
 /// Most ended events that still wait for a pool's outcome, as many as `in-flight` allows; beyond it
 /// the oldest is forgotten.

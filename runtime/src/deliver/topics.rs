@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::deliver::mqtt::{Publication, Qos};
+use crate::mqtt::{Publication, Qos};
 
 const JSON: &str = "application/json";
 const HOUR: Duration = Duration::from_secs(3600);

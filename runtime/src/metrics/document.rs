@@ -9,8 +9,9 @@ use firmware_config::agent::KillSwitch;
 
 use super::{GateDecision, Metrics, RequestOutcome, Section};
 use crate::capture::status::CameraState;
-use crate::decide::router::{Reason, Route, Target};
-use crate::serve::openai::reply::Usage;
+use crate::decide::router::{Route, Target};
+use crate::openai::reply::Usage;
+use crate::reason::Reason;
 
 /// What stands above the tables is written by hand.
 const MARK: &str =

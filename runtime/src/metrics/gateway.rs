@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter;
 use prometheus_client::metrics::family::Family;
 
 use super::{Counter, Durations, Group};
-use crate::serve::openai::reply::Usage;
+use crate::openai::reply::Usage;
 
 /// Requests of OpenAI clients.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::{Counter, Durations, Group};
-use crate::decide::router::Reason;
-use crate::deliver::mqtt::{Link, LinkState, LinkStatus};
+use crate::mqtt::{Link, LinkState, LinkStatus};
+use crate::reason::Reason;
 
 /// Pool calls, the link and the kill switch.
 #[derive(Debug)]

@@ -2,32 +2,14 @@
 
 use super::{Observer, Record};
 use crate::capture::gate::Decision;
+use crate::capture::record::CaptureRecord;
 use crate::decide::router::Target;
 use crate::metrics::{GateDecision, Metrics};
 
 impl Observer for Metrics {
     fn observe(&self, record: &Record) {
         match record {
-            Record::Frame { cam, decision, .. } => {
-                self.frames.count();
-                match decision {
-                    Decision::Admit(_) => self.agent.frame(cam, GateDecision::Admit),
-                    Decision::Skip(_) => {
-                        self.frames_skipped.count();
-                        self.agent.frame(cam, GateDecision::Skip);
-                    }
-                }
-            }
-            Record::FrameBad { cam, frame, .. } => {
-                self.frames.add(u64::from(frame.is_some()));
-                self.frames_bad.count();
-                self.agent.frame(cam, GateDecision::Unusable);
-            }
-            Record::FramesSuperseded { count, .. } => self.frames_superseded.add(*count),
-            Record::CameraFailed { reopen_in, .. } => match reopen_in {
-                Some(_) => self.camera_restarts.count(),
-                None => self.sources_failed.count(),
-            },
+            Record::Capture { cam, record } => count_capture(self, cam, record),
             Record::Asked { .. } => self.frames_answered.count(),
             Record::Answer(answer) => {
                 self.answers.count();
@@ -55,5 +37,30 @@ impl Observer for Metrics {
             Record::Event { .. } | Record::Stopping { .. } | Record::TimedOut { .. } => {}
             Record::Camera { cam, state, .. } => self.agent.camera_state(cam, *state),
         }
+    }
+}
+
+fn count_capture(metrics: &Metrics, cam: &str, record: &CaptureRecord) {
+    match record {
+        CaptureRecord::Frame { decision, .. } => {
+            metrics.frames.count();
+            match decision {
+                Decision::Admit(_) => metrics.agent.frame(cam, GateDecision::Admit),
+                Decision::Skip(_) => {
+                    metrics.frames_skipped.count();
+                    metrics.agent.frame(cam, GateDecision::Skip);
+                }
+            }
+        }
+        CaptureRecord::FrameBad { frame, .. } => {
+            metrics.frames.add(u64::from(frame.is_some()));
+            metrics.frames_bad.count();
+            metrics.agent.frame(cam, GateDecision::Unusable);
+        }
+        CaptureRecord::FramesSuperseded { count } => metrics.frames_superseded.add(*count),
+        CaptureRecord::Failed { reopen_in, .. } => match reopen_in {
+            Some(_) => metrics.camera_restarts.count(),
+            None => metrics.sources_failed.count(),
+        },
     }
 }

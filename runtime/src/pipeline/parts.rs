@@ -16,10 +16,11 @@ use tracing::error;
 
 use super::stoppable::Stoppable;
 use super::{CameraAtWork, RunError};
+use crate::capture::record::Report;
 use crate::capture::status::CameraStatus;
 use crate::capture::{Capture, handoff};
+use crate::clock::Clock;
 use crate::deliver::inbox::Inbox;
-use crate::deliver::mqtt::{BrokerConnection, LastWill, LinkOptions, Publication, Qos};
 use crate::deliver::outbox::Outbox;
 use crate::deliver::outbox::store::MemoryStore;
 use crate::deliver::payload::{InfoPayload, NodeState};
@@ -27,11 +28,12 @@ use crate::deliver::post::{Kind, Post, Posted};
 use crate::deliver::publisher::{self, Publisher};
 use crate::deliver::topics::Topics;
 use crate::environment::Environment;
-use crate::environment::clock::Clock;
-use crate::environment::random::Ids;
 use crate::infer::{self, Answerer, Handle};
 use crate::metrics::Metrics;
+use crate::mqtt::{BrokerConnection, LastWill, LinkOptions, Publication, Qos};
+use crate::observe::{Observer, Record};
 use crate::pool::mqtt::reply_topic;
+use crate::random::Ids;
 use crate::scene::{Scene, SceneContext};
 use crate::serve::gateway;
 
@@ -68,7 +70,7 @@ pub(super) fn broker(
     let options = link_options(config, mqtt, epoch, &environment.clock);
     let store = Box::new(MemoryStore::default());
     Some(BrokerParts {
-        connection: environment.brokers.connect(options, environment),
+        connection: environment.connect_broker(options),
         outbox: Outbox::new(epoch, mqtt.outbox_events_max, store),
     })
 }
@@ -201,11 +203,21 @@ pub(super) fn start_camera(
         sender,
         status,
         stop.clone(),
-        environment.clone(),
-        Arc::clone(&context.observer),
+        environment.clock.clone(),
+        environment.random.clone(),
+        report_to(Arc::clone(&context.observer), &id),
     );
     let join = Some(environment.cameras.start(capture)?);
     Ok((scene, CameraAtWork { id, stop, join }))
+}
+
+/// Shows what happens in the capture of `camera` to `observer`.
+fn report_to(observer: Arc<dyn Observer>, camera: &str) -> Report {
+    let camera = camera.to_owned();
+    Box::new(move |record| {
+        let cam = camera.clone();
+        observer.observe(&Record::Capture { cam, record });
+    })
 }
 
 /// What this box is, for its `info` topic.

@@ -1,6 +1,6 @@
 //! Why an escalation brought no answer.
 
-use crate::decide::router::Reason;
+use crate::reason::Reason;
 
 /// An escalation without an answer: a code for programs, and words for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

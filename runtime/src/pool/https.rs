@@ -14,7 +14,7 @@ use super::question::start_of;
 use super::retry::{AttemptFailure, Class};
 use super::transport::{Attempt, Connector, Transport};
 use super::{PoolsError, REPLY_BYTES_MAX};
-use crate::serve::openai::error::ErrorBody;
+use crate::openai::error::ErrorBody;
 
 /// Connects over HTTP and HTTPS.
 #[derive(Debug, Clone, Copy, Default)]

@@ -17,7 +17,7 @@ use super::https::message;
 use super::retry::{AttemptFailure, Class};
 use super::transport::{Attempt, Transport};
 use super::{QuestionId, REPLY_BYTES_MAX};
-use crate::deliver::mqtt::{Link, LinkError, LinkState, Publication, Qos};
+use crate::mqtt::{Link, LinkError, LinkState, Publication, Qos};
 
 /// The topic of requests to a pool.
 pub fn request_topic(pool: &str) -> String {

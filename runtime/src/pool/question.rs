@@ -10,9 +10,9 @@ use firmware_config::agent::{ClosedForm, Pool};
 use serde_json::{Value, json};
 
 use super::{EscalationError, PoolQuestion, reading};
-use crate::decide::router::Reason;
-use crate::decide::settled::{AnswerSource, By, Settled};
-use crate::serve::openai::Completion;
+use crate::openai::Completion;
+use crate::reason::Reason;
+use crate::settled::{AnswerSource, By, Settled};
 
 /// The chat-completion request that asks `pool` the `question`: the image first, then the text.
 pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {

@@ -51,12 +51,8 @@ fn pools(
     script: impl IntoIterator<Item = Result<Bytes, AttemptFailure>>,
 ) -> Pools {
     let script = Script(Arc::new(Mutex::new(script.into_iter().collect())));
-    let environment = Environment {
-        pools: Arc::new(script),
-        random: Random::seeded(1),
-        ..Environment::system()
-    };
-    Pools::new(configs, None, "gate-01", &environment).expect("pools")
+    let (clock, random) = (Clock::system(), Random::seeded(1));
+    Pools::new(configs, None, "gate-01", &script, clock, random).expect("pools")
 }
 
 fn says(content: &str) -> Result<Bytes, AttemptFailure> {
@@ -161,6 +157,8 @@ fn a_pool_over_mqtt_needs_a_broker() {
         transport: PoolTransport::Mqtt,
         ..pool("site", true)
     };
-    let error = Pools::new(&[over_mqtt], None, "gate-01", &Environment::system());
+    let (clock, random) = (Clock::system(), Random::seeded(1));
+    let unused = Script(Arc::default());
+    let error = Pools::new(&[over_mqtt], None, "gate-01", &unused, clock, random);
     insta::assert_snapshot!(error.expect_err("no broker"), @"pool site has mqtt = true, but there is no broker; add an [mqtt] table with its url");
 }

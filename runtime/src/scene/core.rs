@@ -21,15 +21,16 @@ use super::request;
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::Called;
-use crate::decide::router::{Reason, Route, Target, Terms, route};
-use crate::decide::settled::Settled;
+use crate::decide::router::{Route, Target, Terms, route};
 use crate::deliver::event::{Draft, Escalation, EscalationOutcome, RuleState, Step};
 use crate::deliver::post::{Kind, Post};
 use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
 use crate::deliver::topics::Topics;
-use crate::environment::random::Ids;
 use crate::observe::{LocalAnswer, Record};
 use crate::pool::{EscalationError, PoolQuestion};
+use crate::random::Ids;
+use crate::reason::Reason;
+use crate::settled::Settled;
 #[cfg(test)]
 use crate::simulation::mutants::{self, Mutant};
 

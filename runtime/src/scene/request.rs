@@ -6,9 +6,9 @@ use vlm::{Answer, Content, Identity, Picture, Request, Role, Split, Turn};
 
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
-use crate::decide::settled::{AnswerSource, By, Settled};
 use crate::deliver::event::FrameInfo;
 use crate::deliver::payload::CameraStatusPayload;
+use crate::settled::{AnswerSource, By, Settled};
 
 /// What the local model is asked about `picture` on behalf of `rule`.
 pub(super) fn local(rule: &agent::Rule, picture: &Picture) -> Request {

@@ -12,12 +12,12 @@ use super::core::{CallId, Effect, Input, SceneCore};
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::{CameraState, CameraStatus};
 use crate::decide::call::Called;
-use crate::decide::router::Reason;
-use crate::decide::settled::{AnswerSource, By, Settled};
 use crate::deliver::post::{Kind, Post};
-use crate::environment::random::Ids;
 use crate::observe::Record;
 use crate::pool::{EscalationError, Spent};
+use crate::random::Ids;
+use crate::reason::Reason;
+use crate::settled::{AnswerSource, By, Settled};
 
 const CONFIG: &str = r#"
 [node]

@@ -34,9 +34,9 @@ use crate::decide::call::Escalations;
 use crate::environment::Environment;
 use crate::infer;
 use crate::metrics::{self, Metrics};
+use crate::openai::reply::Architecture;
+use crate::openai::{ApiError, ModelEntry, ModelList};
 use crate::serve::chat::{self, BODY_BYTES_MAX};
-use crate::serve::openai::reply::Architecture;
-use crate::serve::openai::{ApiError, ModelEntry, ModelList};
 use permits::RequestPermits;
 pub(crate) use settle::local_error;
 

@@ -15,15 +15,15 @@ use serde::Serialize;
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::deliver::mqtt::{Incoming, Link, LinkError, LinkOptions, Publication, Qos, Received};
 use crate::environment::Environment;
 use crate::infer::Handle;
 use crate::metrics::{RequestOutcome, WorkerMetrics};
+use crate::mqtt::{Incoming, Link, LinkError, LinkOptions, Publication, Qos, Received};
+use crate::openai::{ApiError, Completion};
 use crate::pool::mqtt::{STATUS, shared_subscription};
 use crate::serve::chat::completion::{self, Head};
 use crate::serve::chat::{BODY_BYTES_MAX, Reader};
 use crate::serve::gateway::local_error;
-use crate::serve::openai::{ApiError, Completion};
 
 /// Request topics and properties, on top of the body.
 const PACKET_OVERHEAD: u32 = 64 << 10;

@@ -14,11 +14,12 @@ use tokio::time::sleep;
 
 use super::chance::Chance;
 use super::pools::reply;
-use crate::deliver::mqtt::{
+use crate::clock::Clock;
+use crate::mqtt::{
     BrokerConnection, Brokers, FarSide, Link, LinkError, LinkOptions, LinkState, Publication,
     PublishRequest, Received,
 };
-use crate::environment::Environment;
+use crate::random::Random;
 
 /// Acknowledgements a killed broker had not saved, at most; see `SAVED_AFTER` of the outbox.
 const UNSAVED: Duration = Duration::from_secs(4);
@@ -68,12 +69,12 @@ impl BrokerDouble {
 }
 
 impl Brokers for BrokerDouble {
-    fn connect(&self, options: LinkOptions, environment: &Environment) -> BrokerConnection {
+    fn connect(&self, options: LinkOptions, clock: Clock, _: Random) -> BrokerConnection {
         let (link, far_side, deliveries) = Link::ends(options.receive_max);
         let session = Session {
             broker: self.clone(),
             far_side,
-            environment: environment.clone(),
+            clock,
             unsaved: VecDeque::new(),
             replies: FuturesUnordered::new(),
         };
@@ -88,7 +89,7 @@ impl Brokers for BrokerDouble {
 struct Session {
     broker: BrokerDouble,
     far_side: FarSide,
-    environment: Environment,
+    clock: Clock,
     /// Acknowledged and not saved, oldest first.
     unsaved: VecDeque<(Duration, Publication)>,
     /// Replies of workers that are on their way.
@@ -109,7 +110,7 @@ impl Session {
                 () = self.connection() => {}
             }
             // Killed: what it had not saved is gone, and so are the workers' replies.
-            self.save(self.environment.clock.now().saturating_sub(UNSAVED));
+            self.save(self.clock.now().saturating_sub(UNSAVED));
             self.unsaved.clear();
             self.replies = FuturesUnordered::new();
             self.set_state(LinkState::Down("killed".into()));
@@ -164,7 +165,7 @@ impl Session {
                 // The calm came before the end of this life.
                 life.set(sleep(FOREVER));
             }
-            self.save(self.environment.clock.now().saturating_sub(UNSAVED));
+            self.save(self.clock.now().saturating_sub(UNSAVED));
         }
     }
 
@@ -187,8 +188,7 @@ impl Session {
         if publication.topic.starts_with("egret/pool/") {
             self.work(&publication);
         }
-        self.unsaved
-            .push_back((self.environment.clock.now(), publication));
+        self.unsaved.push_back((self.clock.now(), publication));
     }
 
     /// A worker answers, or does not.

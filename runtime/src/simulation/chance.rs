@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-use crate::environment::clock::Clock;
-use crate::environment::random::Random;
+use crate::clock::Clock;
+use crate::random::Random;
 
 /// The random faults of one double.
 #[derive(Debug)]

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::children::Sidecar;
 use super::config::{NODE, POOL};
 use super::summary::Pair;
-use crate::deliver::mqtt::{Incoming, Link, LinkOptions, Qos};
 use crate::environment::Environment;
+use crate::mqtt::{Incoming, Link, LinkOptions, Qos};
 use crate::observe::LocalAnswer;
 use crate::pool::mqtt::reply_topic;
 use crate::pool::{PoolQuestion, Pools, Spent};
@@ -60,12 +60,16 @@ impl Auditor {
             session_expiry: Duration::ZERO,
             ..LinkOptions::new(mqtt, format!("egret-{node}"))
         };
-        let (link, task, deliveries) = Link::open(options, &environment);
+        let (link, task, deliveries) = Link::open(
+            options,
+            environment.clock.clone(),
+            environment.random.clone(),
+        );
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(task.run(async {
             let _ = stopped.await;
         }));
-        let pools = Pools::new(&config.pools, Some(link), &node, &environment)?;
+        let pools = environment.connect_pools(&config.pools, Some(link), &node)?;
         let (count, received) = watch::channel(0);
         tokio::spawn(listen(deliveries, pools.clone(), count));
         Ok(Auditor {

@@ -3,9 +3,9 @@
 
 use super::Out;
 use crate::decide::router::Target;
-use crate::decide::settled::Settled;
 use crate::observe::LocalAnswer;
 use crate::pool::EscalationError;
+use crate::settled::Settled;
 
 /// Prints lines, in bold where there is a terminal.
 #[derive(Debug, Clone)]

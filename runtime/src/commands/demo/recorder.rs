@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::live_view::LiveView;
 use super::summary::{Escalated, Pair};
 use crate::capture::gate::Decision;
+use crate::capture::record::CaptureRecord;
+use crate::clock::Clock;
 use crate::commands::labels::Label;
 use crate::deliver::event::Step;
-use crate::environment::clock::Clock;
 use crate::observe::{LocalAnswer, Observer, Record};
 
 /// (camera, frame number, rule).
@@ -124,11 +125,14 @@ impl Recorder {
 impl Observer for Recorder {
     fn observe(&self, record: &Record) {
         match record {
-            Record::Frame {
+            Record::Capture {
                 cam,
-                frame,
-                decision: Decision::Admit(_),
-                ..
+                record:
+                    CaptureRecord::Frame {
+                        frame,
+                        decision: Decision::Admit(_),
+                        ..
+                    },
             } => {
                 self.records()
                     .admitted

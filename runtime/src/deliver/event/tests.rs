@@ -1,5 +1,5 @@
 use super::*;
-use crate::decide::settled::AnswerSource;
+use crate::settled::AnswerSource;
 
 pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
     Settled {

@@ -3,9 +3,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::decide::settled::{AnswerSource, By};
 use crate::deliver::event::tests::{frame, local};
 use crate::pool::Spent;
+use crate::settled::{AnswerSource, By};
 
 fn spans(must_escalate: bool) -> Spans {
     Spans::new(Subject {

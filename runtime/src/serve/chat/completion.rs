@@ -6,7 +6,7 @@ use vlm::Answer;
 use vlm::answer::{Token, TopToken};
 
 use super::question::ChatQuestion;
-use crate::serve::openai::reply::{
+use crate::openai::reply::{
     Choice, Chunk, ChunkChoice, Completion, Delta, Logprobs, ReplyMessage, TokenLogprob,
     TopLogprob, Usage,
 };

@@ -5,8 +5,8 @@ use vlm::{Content, PIXELS_MAX, Picture, Request, Role, Split, Turn};
 
 use super::data_uri;
 use super::schema::{self, EnumObject};
-use crate::serve::openai::ApiError;
-use crate::serve::openai::request::{self, ChatRequest, ImageUrl, Message, MessageContent};
+use crate::openai::ApiError;
+use crate::openai::request::{self, ChatRequest, ImageUrl, Message, MessageContent};
 
 /// The largest request body that is read, in bytes: images are inside it.
 pub const BODY_BYTES_MAX: usize = 32 << 20;

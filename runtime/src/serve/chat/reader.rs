@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::ChatQuestion;
-use crate::serve::openai::ApiError;
+use crate::openai::ApiError;
 
 /// Reads requests on a thread that may block, one at a time.
 #[derive(Debug)]

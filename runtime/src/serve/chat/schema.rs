@@ -7,8 +7,8 @@
 use serde_json::{Value, json};
 use vlm::CANDIDATES_MAX;
 
-use crate::serve::openai::ApiError;
-use crate::serve::openai::request::ResponseFormat;
+use crate::openai::ApiError;
+use crate::openai::request::ResponseFormat;
 
 /// Longest `enum` value, in characters.
 const ANSWER_CHARS_MAX: usize = 1024;

@@ -1,6 +1,6 @@
 //! The models that a request names in `model` and `models`. Pure.
 
-use crate::serve::openai::ApiError;
+use crate::openai::ApiError;
 
 /// The model name that leaves the choice to the router.
 pub(super) const AUTO: &str = "auto";

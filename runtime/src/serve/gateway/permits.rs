@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::serve::openai::ApiError;
+use crate::openai::ApiError;
 
 /// Requests that are read or answered at one time.
 const REQUESTS_MAX: usize = 32;

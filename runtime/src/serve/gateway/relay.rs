@@ -4,9 +4,9 @@ use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool};
 use serde_json::{Map, Value, json};
 
+use crate::openai::Completion;
 use crate::pool::{question, reading};
 use crate::serve::chat::schema::EnumObject;
-use crate::serve::openai::Completion;
 
 /// Fields that this gateway handles, and does not pass on.
 const GATEWAY_FIELDS: [&str; 4] = ["models", "stream", "stream_options", "routing"];

@@ -16,10 +16,10 @@ use super::Gateway;
 use super::permits::RequestPermit;
 use super::routing::Routing;
 use super::settle::{LocalStream, RoutedAnswer, local_error};
+use crate::openai::reply::{Chunk, Usage};
+use crate::openai::{ApiError, Completion};
 use crate::serve::chat::ChatQuestion;
 use crate::serve::chat::completion::{self, Head};
-use crate::serve::openai::reply::{Chunk, Usage};
-use crate::serve::openai::{ApiError, Completion};
 
 /// The response to `question`, which holds the request's `permit` until its end.
 pub(super) fn respond(

@@ -4,8 +4,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::decide::router::Reason;
-use crate::decide::settled::AnswerSource;
+use crate::reason::Reason;
+use crate::settled::AnswerSource;
 
 /// Where an answer was settled, and why.
 #[derive(Debug, Clone, PartialEq, Serialize)]

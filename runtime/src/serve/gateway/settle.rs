@@ -15,13 +15,14 @@ use super::model_choice::ModelChoice;
 use super::routing::{ModelAttempt, Routing};
 use super::{Parts, relay};
 use crate::decide::call::Called;
-use crate::decide::router::{self, Reason, Route, Terms};
-use crate::decide::settled::AnswerSource;
+use crate::decide::router::{self, Route, Terms};
 use crate::infer::{self, AskError};
+use crate::openai::{ApiError, Completion};
 use crate::pool::EscalationError;
+use crate::reason::Reason;
 use crate::serve::chat::ChatQuestion;
 use crate::serve::chat::completion;
-use crate::serve::openai::{ApiError, Completion};
+use crate::settled::AnswerSource;
 
 /// An answer and its route.
 pub(super) enum RoutedAnswer {

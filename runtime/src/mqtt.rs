@@ -20,7 +20,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::environment::Environment;
+use crate::clock::Clock;
+use crate::random::Random;
 pub use task::LinkTask;
 
 /// Publications handed to the connection and not acknowledged yet, at most; the next one waits in
@@ -196,7 +197,7 @@ pub(crate) struct PublishRequest {
 /// Connects to brokers.
 pub trait Brokers: Send + Sync {
     /// Makes a connection that does not connect yet.
-    fn connect(&self, options: LinkOptions, environment: &Environment) -> BrokerConnection;
+    fn connect(&self, options: LinkOptions, clock: Clock, random: Random) -> BrokerConnection;
 }
 
 /// A connection that connects when [`BrokerConnection::run`] is called.
@@ -214,8 +215,8 @@ pub struct BrokerConnection {
 pub struct MqttBrokers;
 
 impl Brokers for MqttBrokers {
-    fn connect(&self, options: LinkOptions, environment: &Environment) -> BrokerConnection {
-        let (link, task, deliveries) = Link::open(options, environment);
+    fn connect(&self, options: LinkOptions, clock: Clock, random: Random) -> BrokerConnection {
+        let (link, task, deliveries) = Link::open(options, clock, random);
         BrokerConnection {
             link,
             deliveries,
@@ -237,9 +238,8 @@ pub(crate) struct FarSide {
 
 impl Link {
     /// Makes a connection: the handle, the task that must be run, and what arrives.
-    pub fn open(options: LinkOptions, environment: &Environment) -> (Link, LinkTask, Incoming) {
+    pub fn open(options: LinkOptions, clock: Clock, random: Random) -> (Link, LinkTask, Incoming) {
         let (link, far_side, deliveries) = Link::ends(options.receive_max);
-        let (clock, random) = (environment.clock.clone(), environment.random.clone());
         let task = LinkTask::new(options, far_side, clock, random);
         (link, task, deliveries)
     }

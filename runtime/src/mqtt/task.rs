@@ -26,9 +26,9 @@ use super::wire::{self, CONNECT_TIMEOUT, KEEP_ALIVE};
 use super::{
     Ack, FarSide, LinkError, LinkOptions, LinkState, PublishRequest, Qos, Received, WINDOW,
 };
-use crate::environment::backoff::Backoff;
-use crate::environment::clock::Clock;
-use crate::environment::random::Random;
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::random::Random;
 
 /// First and longest wait before a reconnect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
