@@ -254,7 +254,7 @@ impl Part {
     ];
 
     /// The published name; also its field's in [`Graphs`].
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Part::VisionEncoder => "vision_encoder",
             Part::EmbedTokens => "embed_tokens",

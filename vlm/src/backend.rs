@@ -7,8 +7,10 @@ mod tract;
 pub use tract::LOG_FILTER;
 
 use std::path::{Path, PathBuf};
+use std::slice::ChunksExact;
 
-use firmware_config::manifest::{Manifest, Precision};
+use firmware_config::manifest::{Manifest, Part, Precision};
+use firmware_config::tensors;
 
 use crate::bundle::Bundle;
 use crate::model::{Model, ModelError};
@@ -191,9 +193,32 @@ impl Dimensions {
         }
     }
 
-    /// Number of values of one tile, [3, T, T].
-    fn tile_values(&self) -> usize {
-        3 * self.tile * self.tile
+    /// The frames of `pixel_values`, each `[3, T, T]`, after a check of their number.
+    fn frames<'a>(
+        &self,
+        pixel_values: &'a [f32],
+        frames: usize,
+    ) -> Result<ChunksExact<'a, f32>, ModelError> {
+        let values = 3 * self.tile * self.tile;
+        expect_shape(
+            Part::VisionEncoder.as_str(),
+            tensors::PIXEL_VALUES,
+            &[frames * values],
+            &[pixel_values.len()],
+        )?;
+        Ok(pixel_values.chunks_exact(values))
+    }
+
+    /// The number of tokens of `inputs_embeds`, `[N, H]` with N at least 1.
+    fn tokens(&self, inputs_embeds: &[f32]) -> Result<usize, ModelError> {
+        let n = inputs_embeds.len() / self.hidden;
+        expect_shape(
+            Part::DecoderModelMerged.as_str(),
+            tensors::INPUTS_EMBEDS,
+            &[n.max(1), self.hidden],
+            &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)],
+        )?;
+        Ok(n)
     }
 
     /// Checks ids before they reach an engine: engines differ in what a Gather does with an id
@@ -207,18 +232,6 @@ impl Dimensions {
             None => Ok(input_ids.iter().map(|&id| i64::from(id)).collect()),
         }
     }
-}
-
-/// The cache tensors' names in the order both engines keep them: key and value of each layer.
-fn cache_names(prefix: &str, layers: usize) -> Vec<String> {
-    (0..layers)
-        .flat_map(|layer| {
-            [
-                format!("{prefix}.{layer}.key"),
-                format!("{prefix}.{layer}.value"),
-            ]
-        })
-        .collect()
 }
 
 /// Why no engine can run the bundle.

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use firmware_config::manifest::Manifest;
+use firmware_config::manifest::{Manifest, Part};
+use firmware_config::tensors;
 
 pub use self::error::VlmError;
 use crate::answer::{Answer, Candidate, FinishReason, Piece, Timings, Token, TopToken, Trace};
@@ -347,8 +348,8 @@ impl Vlm {
         let mut inputs_embeds = self.model.embed(input_ids)?;
         if features.len() != positions.len() * hidden {
             return Err(ModelError::Shape {
-                graph: "vision_encoder",
-                tensor: "image_features",
+                graph: Part::VisionEncoder.as_str(),
+                tensor: tensors::IMAGE_FEATURES,
                 expected: vec![positions.len(), hidden],
                 got: vec![features.len() / hidden, hidden],
             });

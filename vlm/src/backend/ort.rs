@@ -8,15 +8,21 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use firmware_config::manifest::Part;
+use firmware_config::tensors;
 use ort::environment::Environment;
 use ort::ep;
 use ort::memory::Allocator;
 use ort::session::{Session, SessionInputValue, SessionOutputs};
 use ort::value::{DynValue, Tensor, TensorRef};
 
-use super::{BackendError, Dimensions, cache_names, expect_shape};
+use super::{BackendError, Dimensions, expect_shape};
 use crate::bundle::Bundle;
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError, Provider};
+
+const VISION: &str = Part::VisionEncoder.as_str();
+const EMBED: &str = Part::EmbedTokens.as_str();
+const DECODER: &str = Part::DecoderModelMerged.as_str();
 
 /// The three graphs as sessions.
 pub(super) struct OrtModel {
@@ -57,8 +63,10 @@ impl OrtModel {
             vision_encoder: session(&manifest.graphs.vision_encoder, false)?,
             embed_tokens: session(&manifest.graphs.embed_tokens, true)?,
             decoder: session(&manifest.graphs.decoder_model_merged, true)?,
-            past_names: cache_names("past_key_values", dimensions.layers),
-            present_names: cache_names("present", dimensions.layers),
+            past_names: tensors::past_key_values(dimensions.layers)
+                .flatten()
+                .collect(),
+            present_names: tensors::present(dimensions.layers).flatten().collect(),
             pixel_attention_mask: vec![true; dimensions.tile * dimensions.tile],
         })
     }
@@ -82,29 +90,24 @@ impl Model for OrtModel {
             hidden,
             ..
         } = self.dimensions;
-        expect_shape(
-            "vision_encoder",
-            "pixel_values",
-            &[frames * self.dimensions.tile_values()],
-            &[pixel_values.len()],
-        )?;
+        let pixels_of_frames = self.dimensions.frames(pixel_values, frames)?;
         let mut image_features = Vec::with_capacity(frames * tokens_per_tile * hidden);
         // One frame at a time: a tile keeps all cores busy, and a batch would only take more
         // memory.
-        for frame in pixel_values.chunks_exact(self.dimensions.tile_values()) {
+        for frame in pixels_of_frames {
             let pixels = TensorRef::from_array_view(([1, 1, 3, tile, tile], frame))
-                .map_err(failed("vision_encoder"))?;
+                .map_err(failed(VISION))?;
             let mask =
                 TensorRef::from_array_view(([1, 1, tile, tile], &*self.pixel_attention_mask))
-                    .map_err(failed("vision_encoder"))?;
+                    .map_err(failed(VISION))?;
             let outputs = self
                 .vision_encoder
-                .run(ort::inputs!["pixel_values" => pixels, "pixel_attention_mask" => mask])
-                .map_err(failed("vision_encoder"))?;
+                .run(ort::inputs![tensors::PIXEL_VALUES => pixels, tensors::PIXEL_ATTENTION_MASK => mask])
+                .map_err(failed(VISION))?;
             image_features.extend_from_slice(output(
                 &outputs,
-                "vision_encoder",
-                "image_features",
+                VISION,
+                tensors::IMAGE_FEATURES,
                 &[1, tokens_per_tile, hidden],
             )?);
         }
@@ -113,16 +116,15 @@ impl Model for OrtModel {
 
     fn embed(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, ModelError> {
         let ids = self.dimensions.token_ids(input_ids)?;
-        let input =
-            TensorRef::from_array_view(([1, ids.len()], &*ids)).map_err(failed("embed_tokens"))?;
+        let input = TensorRef::from_array_view(([1, ids.len()], &*ids)).map_err(failed(EMBED))?;
         let outputs = self
             .embed_tokens
-            .run(ort::inputs!["input_ids" => input])
-            .map_err(failed("embed_tokens"))?;
+            .run(ort::inputs![tensors::INPUT_IDS => input])
+            .map_err(failed(EMBED))?;
         output(
             &outputs,
-            "embed_tokens",
-            "inputs_embeds",
+            EMBED,
+            tensors::INPUTS_EMBEDS,
             &[1, ids.len(), self.dimensions.hidden],
         )
         .map(<[f32]>::to_vec)
@@ -134,32 +136,25 @@ impl Model for OrtModel {
         past: &KvCache,
         logits: Logits,
     ) -> Result<Decoded, ModelError> {
-        const GRAPH: &str = "decoder_model_merged";
         let Dimensions { hidden, vocab, .. } = self.dimensions;
-        let n = inputs_embeds.len() / hidden;
-        expect_shape(
-            GRAPH,
-            "inputs_embeds",
-            &[n.max(1), hidden],
-            &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)],
-        )?;
+        let n = self.dimensions.tokens(inputs_embeds)?;
         let total = past.tokens + n;
 
         // Inputs: embeddings, mask and positions, then the cache.
         let empty;
         let present: &OrtCache = match &past.state {
-            Some(state) => state.downcast_ref().ok_or_else(|| foreign_cache(GRAPH))?,
+            Some(state) => state.downcast_ref().ok_or_else(|| foreign_cache(DECODER))?,
             None => {
-                empty = self.empty_past().map_err(failed(GRAPH))?;
+                empty = self.empty_past().map_err(failed(DECODER))?;
                 &empty
             }
         };
         let attention_mask = vec![1i64; total];
         let position_ids: Vec<i64> = (past.tokens as i64..total as i64).collect();
         let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = ort::inputs![
-            "inputs_embeds" => TensorRef::from_array_view(([1, n, hidden], inputs_embeds)).map_err(failed(GRAPH))?,
-            "attention_mask" => TensorRef::from_array_view(([1, total], &*attention_mask)).map_err(failed(GRAPH))?,
-            "position_ids" => TensorRef::from_array_view(([1, n], &*position_ids)).map_err(failed(GRAPH))?
+            tensors::INPUTS_EMBEDS => TensorRef::from_array_view(([1, n, hidden], inputs_embeds)).map_err(failed(DECODER))?,
+            tensors::ATTENTION_MASK => TensorRef::from_array_view(([1, total], &*attention_mask)).map_err(failed(DECODER))?,
+            tensors::POSITION_IDS => TensorRef::from_array_view(([1, n], &*position_ids)).map_err(failed(DECODER))?
         ];
         inputs.extend(
             self.past_names
@@ -169,8 +164,8 @@ impl Model for OrtModel {
         );
 
         // Outputs: the requested logits, then the grown cache.
-        let mut outputs = self.decoder.run(inputs).map_err(failed(GRAPH))?;
-        let rows = output(&outputs, GRAPH, "logits", &[1, n, vocab])?;
+        let mut outputs = self.decoder.run(inputs).map_err(failed(DECODER))?;
+        let rows = output(&outputs, DECODER, tensors::LOGITS, &[1, n, vocab])?;
         let rows = match logits {
             Logits::Last => rows[rows.len() - vocab..].to_vec(),
             Logits::All => rows.to_vec(),
@@ -183,7 +178,7 @@ impl Model for OrtModel {
             .collect();
         let state = state.ok_or_else(|| ModelError::Backend {
             backend: "ort",
-            graph: GRAPH,
+            graph: DECODER,
             message: "an output present.* is missing: expected a key and a value of each layer"
                 .into(),
         })?;

@@ -10,12 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use firmware_config::manifest::Part;
+use firmware_config::tensors;
 use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::dims;
 use tract_onnx::tract_core::internal::{DatumExt, ShapeFact};
 
-use super::{BackendError, Dimensions, cache_names, expect_shape};
+use super::{BackendError, Dimensions, expect_shape};
 use crate::bundle::Bundle;
 use crate::model::{Decoded, KvCache, Logits, Model, ModelError, Provider};
 
@@ -42,12 +44,9 @@ impl TractModel {
         let manifest = bundle.manifest();
         let dimensions = Dimensions::new(manifest);
         let executor = executor(threads);
-        let load = |name: &str,
-                    graph: &'static str,
-                    inputs: &dyn Fn(&SymbolScope) -> Inputs,
-                    outputs: &[String]| {
-            let path = bundle.path(name);
-            Graph::load(&path, graph, inputs, outputs, &executor).map_err(|error| {
+        let load = |part: Part, inputs: &dyn Fn(&SymbolScope) -> Inputs, outputs: &[String]| {
+            let path = bundle.path(manifest.graphs.get(part));
+            Graph::load(&path, part.as_str(), inputs, outputs, &executor).map_err(|error| {
                 BackendError::Graph {
                     backend: "tract",
                     path,
@@ -64,16 +63,19 @@ impl TractModel {
         } = dimensions;
         let vision_inputs = |_: &SymbolScope| {
             vec![
-                ("pixel_values".to_owned(), f32::fact([1, 1, 3, tile, tile])),
                 (
-                    "pixel_attention_mask".to_owned(),
+                    tensors::PIXEL_VALUES.to_owned(),
+                    f32::fact([1, 1, 3, tile, tile]),
+                ),
+                (
+                    tensors::PIXEL_ATTENTION_MASK.to_owned(),
                     bool::fact([1, 1, tile, tile]),
                 ),
             ]
         };
         let embed_inputs = |symbols: &SymbolScope| {
             vec![(
-                "input_ids".to_owned(),
+                tensors::INPUT_IDS.to_owned(),
                 i64::fact(dims![1, symbols.sym("S")]),
             )]
         };
@@ -81,39 +83,38 @@ impl TractModel {
             let (s, p) = (symbols.sym("S").to_dim(), symbols.sym("P").to_dim());
             let total = p.clone() + &s;
             let mut inputs = vec![
-                ("inputs_embeds".to_owned(), f32::fact(dims![1, s, hidden])),
-                ("attention_mask".to_owned(), i64::fact(dims![1, total])),
-                ("position_ids".to_owned(), i64::fact(dims![1, s])),
+                (
+                    tensors::INPUTS_EMBEDS.to_owned(),
+                    f32::fact(dims![1, s, hidden]),
+                ),
+                (
+                    tensors::ATTENTION_MASK.to_owned(),
+                    i64::fact(dims![1, total]),
+                ),
+                (tensors::POSITION_IDS.to_owned(), i64::fact(dims![1, s])),
             ];
             inputs.extend(
-                cache_names("past_key_values", dimensions.layers)
-                    .into_iter()
+                tensors::past_key_values(dimensions.layers)
+                    .flatten()
                     .map(|name| (name, f32::fact(dims![1, kv_heads, p, head_dim]))),
             );
             inputs
         };
-        let mut decoder_outputs = vec!["logits".to_owned()];
-        decoder_outputs.extend(cache_names("present", dimensions.layers));
+        let mut decoder_outputs = vec![tensors::LOGITS.to_owned()];
+        decoder_outputs.extend(tensors::present(dimensions.layers).flatten());
         Ok(TractModel {
             dimensions,
             vision_encoder: load(
-                &manifest.graphs.vision_encoder,
-                "vision_encoder",
+                Part::VisionEncoder,
                 &vision_inputs,
-                &["image_features".into()],
+                &[tensors::IMAGE_FEATURES.into()],
             )?,
             embed_tokens: load(
-                &manifest.graphs.embed_tokens,
-                "embed_tokens",
+                Part::EmbedTokens,
                 &embed_inputs,
-                &["inputs_embeds".into()],
+                &[tensors::INPUTS_EMBEDS.into()],
             )?,
-            decoder: load(
-                &manifest.graphs.decoder_model_merged,
-                "decoder_model_merged",
-                &decoder_inputs,
-                &decoder_outputs,
-            )?,
+            decoder: load(Part::DecoderModelMerged, &decoder_inputs, &decoder_outputs)?,
             pixel_attention_mask: Tensor::from_shape(&[1, 1, tile, tile], &vec![true; tile * tile])
                 .expect("as many values as the shape has")
                 .into(),
@@ -139,21 +140,16 @@ impl Model for TractModel {
             hidden,
             ..
         } = self.dimensions;
-        expect_shape(
-            "vision_encoder",
-            "pixel_values",
-            &[frames * self.dimensions.tile_values()],
-            &[pixel_values.len()],
-        )?;
+        let pixels_of_frames = self.dimensions.frames(pixel_values, frames)?;
         let mut image_features = Vec::with_capacity(frames * tokens_per_tile * hidden);
-        for frame in pixel_values.chunks_exact(self.dimensions.tile_values()) {
+        for frame in pixels_of_frames {
             let outputs = self.vision_encoder.run(tvec![
                 tensor(&[1, 1, 3, tile, tile], frame),
                 self.pixel_attention_mask.clone()
             ])?;
             image_features.extend_from_slice(self.vision_encoder.values(
                 &outputs[0],
-                "image_features",
+                tensors::IMAGE_FEATURES,
                 &[1, tokens_per_tile, hidden],
             )?);
         }
@@ -168,7 +164,7 @@ impl Model for TractModel {
         self.embed_tokens
             .values(
                 &outputs[0],
-                "inputs_embeds",
+                tensors::INPUTS_EMBEDS,
                 &[1, ids.len(), self.dimensions.hidden],
             )
             .map(<[f32]>::to_vec)
@@ -181,13 +177,7 @@ impl Model for TractModel {
         logits: Logits,
     ) -> Result<Decoded, ModelError> {
         let Dimensions { hidden, vocab, .. } = self.dimensions;
-        let n = inputs_embeds.len() / hidden;
-        expect_shape(
-            self.decoder.name,
-            "inputs_embeds",
-            &[n.max(1), hidden],
-            &[n, inputs_embeds.len().checked_div(n).unwrap_or(0)],
-        )?;
+        let n = self.dimensions.tokens(inputs_embeds)?;
         let total = past.tokens + n;
         // Inputs: embeddings, mask and positions, then the cache.
         let position_ids: Vec<i64> = (past.tokens as i64..total as i64).collect();
@@ -209,7 +199,9 @@ impl Model for TractModel {
         }
         // Outputs: the requested logits, then the grown cache.
         let mut outputs = self.decoder.run(inputs)?;
-        let rows = self.decoder.values(&outputs[0], "logits", &[1, n, vocab])?;
+        let rows = self
+            .decoder
+            .values(&outputs[0], tensors::LOGITS, &[1, n, vocab])?;
         let rows = match logits {
             Logits::Last => rows[rows.len() - vocab..].to_vec(),
             Logits::All => rows.to_vec(),

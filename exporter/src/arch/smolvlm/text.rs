@@ -9,6 +9,7 @@
 //! symbols.
 
 use firmware_config::manifest::Part;
+use firmware_config::tensors;
 
 use super::{EMBEDDING, SmolVlm, TEXT_LAYERS, TEXT_NORM};
 use crate::graph::builder::{Builder, ValueName};
@@ -26,11 +27,15 @@ pub(super) fn embedding(model: &SmolVlm) -> Graph {
     let text = &model.geometry.text;
     let mut build = Builder::new(Part::EmbedTokens.as_str());
     build.scope("embed_tokens");
-    let ids = build.input("input_ids", Element::I64, [BATCH.into(), SEQUENCE.into()]);
+    let ids = build.input(
+        tensors::INPUT_IDS,
+        Element::I64,
+        [BATCH.into(), SEQUENCE.into()],
+    );
     let table = build.weight(EMBEDDING, &[text.vocab_size, text.hidden_size]);
     let rows = build.gather(&table, &ids);
     build.output(
-        "inputs_embeds",
+        tensors::INPUTS_EMBEDS,
         &rows,
         Element::F32,
         [BATCH.into(), SEQUENCE.into(), text.hidden_size.into()],
@@ -43,13 +48,17 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
     // Inputs: embeddings, mask, positions, and the KV cache of every layer.
     let mut build = Builder::new(Part::DecoderModelMerged.as_str());
     let mut x = build.input(
-        "inputs_embeds",
+        tensors::INPUTS_EMBEDS,
         Element::F32,
         [BATCH.into(), SEQUENCE.into(), text.hidden_size.into()],
     );
-    let attention_mask = build.input("attention_mask", Element::I64, [BATCH.into(), TOTAL.into()]);
+    let attention_mask = build.input(
+        tensors::ATTENTION_MASK,
+        Element::I64,
+        [BATCH.into(), TOTAL.into()],
+    );
     let position_ids = build.input(
-        "position_ids",
+        tensors::POSITION_IDS,
         Element::I64,
         [BATCH.into(), SEQUENCE.into()],
     );
@@ -61,16 +70,8 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
             text.head_dim.into(),
         ]
     };
-    let past: Vec<[ValueName; 2]> = (0..text.layers)
-        .map(|i| {
-            ["key", "value"].map(|kind| {
-                build.input(
-                    &format!("past_key_values.{i}.{kind}"),
-                    Element::F32,
-                    cache(PAST),
-                )
-            })
-        })
+    let past: Vec<[ValueName; 2]> = tensors::past_key_values(text.layers)
+        .map(|names| names.map(|name| build.input(&name, Element::F32, cache(PAST))))
         .collect();
 
     // Mask and rotary angles are the same for every layer.
@@ -97,19 +98,15 @@ pub(super) fn decoder(model: &SmolVlm) -> Graph {
     let logits = build.linear(&x, model.head, [text.vocab_size, text.hidden_size]);
 
     build.output(
-        "logits",
+        tensors::LOGITS,
         &logits,
         Element::F32,
         [BATCH.into(), SEQUENCE.into(), text.vocab_size.into()],
     );
-    for (i, [key, value]) in present.iter().enumerate() {
-        build.output(&format!("present.{i}.key"), key, Element::F32, cache(TOTAL));
-        build.output(
-            &format!("present.{i}.value"),
-            value,
-            Element::F32,
-            cache(TOTAL),
-        );
+    for (names, grown) in tensors::present(text.layers).zip(&present) {
+        for (name, value) in names.iter().zip(grown) {
+            build.output(name, value, Element::F32, cache(TOTAL));
+        }
     }
     build.finish()
 }

@@ -8,6 +8,7 @@
 //! static except for the number of tiles.
 
 use firmware_config::manifest::Part;
+use firmware_config::tensors;
 
 use super::{
     PATCH_EMBEDDING, POSITION_EMBEDDING, POST_LAYERNORM, PROJECTION, SmolVlm, VISION_LAYERS,
@@ -19,7 +20,7 @@ pub(super) fn encoder(model: &SmolVlm) -> Graph {
     let side = model.geometry.vision.image_size;
     let mut build = Builder::new(Part::VisionEncoder.as_str());
     let pixels = build.input(
-        "pixel_values",
+        tensors::PIXEL_VALUES,
         Element::F32,
         [
             "batch".into(),
@@ -31,7 +32,7 @@ pub(super) fn encoder(model: &SmolVlm) -> Graph {
     );
     // In the published interface; tiles have no padding, so no node reads it.
     build.input(
-        "pixel_attention_mask",
+        tensors::PIXEL_ATTENTION_MASK,
         Element::Bool,
         [
             "batch".into(),
@@ -59,7 +60,7 @@ pub(super) fn encoder(model: &SmolVlm) -> Graph {
         model.tokens_per_tile.into(),
         model.geometry.text.hidden_size.into(),
     ];
-    build.output("image_features", &features, Element::F32, dims);
+    build.output(tensors::IMAGE_FEATURES, &features, Element::F32, dims);
     build.finish()
 }
 
