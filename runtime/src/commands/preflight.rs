@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use firmware_config::agent::{AgentConfig, PoolTransport, RouteMode, Source};
+use firmware_config::agent::{AgentConfig, Camera, Mqtt, Pool, PoolTransport, RouteMode, Source};
 
 /// Something that is missing or unusable.
 #[derive(Debug, thiserror::Error)]
@@ -17,96 +17,89 @@ pub struct Finding {
     help: &'static str,
 }
 
+impl Finding {
+    fn new(part: impl Into<String>, problem: impl Into<String>, help: &'static str) -> Self {
+        Finding {
+            part: part.into(),
+            problem: problem.into(),
+            help,
+        }
+    }
+}
+
 /// Checks everything that `config` names, except for the bundle.
 pub fn check(config: &AgentConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut report = |part: &str, problem: String, help| {
-        findings.push(Finding {
-            part: part.to_owned(),
-            problem,
-            help,
-        })
-    };
-
-    if let Some(Err(problem)) = config.model.ort_library.as_deref().map(check_file) {
-        report("model", problem, "change [model] ort-library");
-    }
-    if let Some(mqtt) = &config.mqtt {
-        for (path, help) in [
-            (&mqtt.username_file, "change [mqtt] username-file"),
-            (&mqtt.password_file, "change [mqtt] password-file"),
-            (&mqtt.ca_file, "change [mqtt] ca-file"),
-        ] {
-            if let Some(Err(problem)) = path.as_deref().map(check_file) {
-                report("broker", problem, help);
-            }
-        }
-    }
+    findings.extend(check_library(config));
+    findings.extend(config.mqtt.iter().flat_map(check_broker));
     for camera in &config.cameras {
-        let part = format!("camera {}", camera.id);
-        match &camera.source {
-            Source::Folder(path) => {
-                if let Err(error) = path.read_dir() {
-                    report(
-                        &part,
-                        named(path, &error),
-                        "create it, or change its source",
-                    );
-                }
-            }
-            Source::File(path) => {
-                if let Err(problem) = check_file(path) {
-                    report(&part, problem, "create it, or change its source");
-                }
-            }
-            Source::Rtsp(_) => {}
-        }
-        if camera.rules.is_empty() {
-            report(
-                &part,
-                "it has no rule, so nothing is asked about its frames".into(),
-                "add a [[camera.rule]]",
-            );
-        }
-        for rule in &camera.rules {
-            if matches!(rule.route, RouteMode::Pool | RouteMode::MustEscalate)
-                && config.pool_for(rule).is_none()
-            {
-                report(
-                    &format!("{part}, rule {}", rule.id),
-                    "it needs a pool, and no [[pool]] takes images".into(),
-                    "add a [[pool]]",
-                );
-            }
-        }
+        findings.extend(check_camera(config, camera));
     }
-    if config
-        .cameras
-        .iter()
-        .any(|camera| camera.source.needs_ffmpeg())
-        && !in_path("ffmpeg")
-    {
-        report(
-            "cameras",
-            "no ffmpeg in PATH, which decodes video".into(),
-            "install it (apt install ffmpeg)",
-        );
+    findings.extend(check_ffmpeg(config));
+    findings.extend(config.pools.iter().filter_map(check_pool));
+    findings
+}
+
+fn check_library(config: &AgentConfig) -> Option<Finding> {
+    let problem = check_file(config.model.ort_library.as_deref()?).err()?;
+    Some(Finding::new("model", problem, "change [model] ort-library"))
+}
+
+fn check_broker(mqtt: &Mqtt) -> impl Iterator<Item = Finding> {
+    [
+        (&mqtt.username_file, "change [mqtt] username-file"),
+        (&mqtt.password_file, "change [mqtt] password-file"),
+        (&mqtt.ca_file, "change [mqtt] ca-file"),
+    ]
+    .into_iter()
+    .filter_map(|(path, help)| {
+        let problem = check_file(path.as_deref()?).err()?;
+        Some(Finding::new("broker", problem, help))
+    })
+}
+
+fn check_camera(config: &AgentConfig, camera: &Camera) -> Vec<Finding> {
+    let part = format!("camera {}", camera.id);
+    let source = match &camera.source {
+        Source::Folder(path) => path.read_dir().err().map(|error| named(path, &error)),
+        Source::File(path) => check_file(path).err(),
+        Source::Rtsp(_) => None,
+    };
+    let mut findings: Vec<_> = source
+        .map(|problem| Finding::new(&part, problem, "create it, or change its source"))
+        .into_iter()
+        .collect();
+    if camera.rules.is_empty() {
+        let problem = "it has no rule, so nothing is asked about its frames";
+        findings.push(Finding::new(&part, problem, "add a [[camera.rule]]"));
     }
-    for pool in &config.pools {
-        if let PoolTransport::Https {
-            api_key_file: Some(path),
-            ..
-        } = &pool.transport
-            && let Err(problem) = check_file(path)
-        {
-            report(
-                &format!("pool {}", pool.id),
-                problem,
-                "write the key there, or change its api-key-file",
-            );
+    for rule in &camera.rules {
+        let needs_pool = matches!(rule.route, RouteMode::Pool | RouteMode::MustEscalate);
+        if needs_pool && config.pool_for(rule).is_none() {
+            let part = format!("{part}, rule {}", rule.id);
+            let problem = "it needs a pool, and no [[pool]] takes images";
+            findings.push(Finding::new(part, problem, "add a [[pool]]"));
         }
     }
     findings
+}
+
+fn check_ffmpeg(config: &AgentConfig) -> Option<Finding> {
+    let mut sources = config.cameras.iter().map(|camera| &camera.source);
+    let is_missing = sources.any(Source::needs_ffmpeg) && !in_path("ffmpeg");
+    is_missing.then(|| {
+        let problem = "no ffmpeg in PATH, which decodes video";
+        Finding::new("cameras", problem, "install it (apt install ffmpeg)")
+    })
+}
+
+fn check_pool(pool: &Pool) -> Option<Finding> {
+    let PoolTransport::Https { api_key_file, .. } = &pool.transport else {
+        return None;
+    };
+    let problem = check_file(api_key_file.as_deref()?).err()?;
+    let help = "write the key there, or change its api-key-file";
+    Some(Finding::new(format!("pool {}", pool.id), problem, help))
 }
 
 /// Checks that a file can be read and is not empty.

@@ -97,104 +97,33 @@ mod tests {
 
     #[test]
     fn kill_switch_comes_before_mode_and_mode_before_confidence() {
-        struct Case(KillSwitch, RouteMode, f64, Target, &'static [&'static str]);
-        let cases = [
-            Case(
-                KillSwitch::Off,
-                RouteMode::Auto,
-                0.9,
-                Target::Local,
-                &["CONFIDENT"],
-            ),
-            Case(
-                KillSwitch::Off,
-                RouteMode::Auto,
-                0.89,
-                Target::Escalate,
-                &["LOW_CONFIDENCE"],
-            ),
-            Case(
-                KillSwitch::Off,
-                RouteMode::Auto,
-                f64::NAN,
-                Target::Escalate,
-                &["LOW_CONFIDENCE"],
-            ),
-            Case(
-                KillSwitch::Off,
-                RouteMode::Local,
+        use KillSwitch::{LocalOnly, Off, PoolOnly};
+        use RouteMode::{Auto, MustEscalate, Pool};
+        use Target::{Escalate, Local};
+        for (kill_switch, mode, confidence, target, reasons) in [
+            (Off, Auto, 0.9, Local, "CONFIDENT"),
+            (Off, Auto, 0.89, Escalate, "LOW_CONFIDENCE"),
+            (Off, Auto, f64::NAN, Escalate, "LOW_CONFIDENCE"),
+            (Off, RouteMode::Local, 0.1, Local, "PIN"),
+            (Off, Pool, 1.0, Escalate, "PIN"),
+            (Off, MustEscalate, 1.0, Escalate, "MUST_ESCALATE"),
+            (LocalOnly, Auto, 0.95, Local, "KILL_SWITCH"),
+            (LocalOnly, Auto, 0.1, Local, "KILL_SWITCH LOW_CONFIDENCE"),
+            (LocalOnly, Pool, 0.1, Local, "KILL_SWITCH PIN"),
+            (
+                LocalOnly,
+                MustEscalate,
                 0.1,
-                Target::Local,
-                &["PIN"],
+                Local,
+                "KILL_SWITCH MUST_ESCALATE",
             ),
-            Case(
-                KillSwitch::Off,
-                RouteMode::Pool,
-                1.0,
-                Target::Escalate,
-                &["PIN"],
-            ),
-            Case(
-                KillSwitch::Off,
-                RouteMode::MustEscalate,
-                1.0,
-                Target::Escalate,
-                &["MUST_ESCALATE"],
-            ),
-            Case(
-                KillSwitch::LocalOnly,
-                RouteMode::Auto,
-                0.95,
-                Target::Local,
-                &["KILL_SWITCH"],
-            ),
-            Case(
-                KillSwitch::LocalOnly,
-                RouteMode::Auto,
-                0.1,
-                Target::Local,
-                &["KILL_SWITCH", "LOW_CONFIDENCE"],
-            ),
-            Case(
-                KillSwitch::LocalOnly,
-                RouteMode::Pool,
-                0.1,
-                Target::Local,
-                &["KILL_SWITCH", "PIN"],
-            ),
-            Case(
-                KillSwitch::LocalOnly,
-                RouteMode::MustEscalate,
-                0.1,
-                Target::Local,
-                &["KILL_SWITCH", "MUST_ESCALATE"],
-            ),
-            Case(
-                KillSwitch::PoolOnly,
-                RouteMode::Auto,
-                0.95,
-                Target::Escalate,
-                &["KILL_SWITCH"],
-            ),
-            Case(
-                KillSwitch::PoolOnly,
-                RouteMode::Local,
-                0.95,
-                Target::Escalate,
-                &["KILL_SWITCH"],
-            ),
-        ];
-        for Case(kill_switch, mode, confidence, target, reasons) in cases {
-            let route = route(
-                confidence,
-                Terms {
-                    mode,
-                    threshold: 0.9,
-                },
-                kill_switch,
-            );
+            (PoolOnly, Auto, 0.95, Escalate, "KILL_SWITCH"),
+            (PoolOnly, RouteMode::Local, 0.95, Escalate, "KILL_SWITCH"),
+        ] {
+            let threshold = 0.9;
+            let route = route(confidence, Terms { mode, threshold }, kill_switch);
             assert_eq!(
-                (route.target, codes(&route).as_slice()),
+                (route.target, codes(&route).join(" ").as_str()),
                 (target, reasons),
                 "{kill_switch:?} {mode:?} {confidence}"
             );
