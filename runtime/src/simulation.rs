@@ -95,6 +95,7 @@ struct Run {
     witness: Arc<Witness>,
     seen: Seen,
     totals: Totals,
+    pools: PoolDoubles,
 }
 
 /// Runs an agent for `length` of simulated time, and then stops it.
@@ -117,9 +118,10 @@ async fn simulate(seed: u64, length: Duration, traced: bool) -> Run {
     let world = Random::seeded(seed);
     let chance = |clock: &Clock| Chance::new(world.number(), clock.clone(), calm_from);
     let broker = BrokerDouble::new(chance(&clock));
+    let pools = PoolDoubles::new(chance(&clock));
     let environment = Environment {
         cameras: Arc::new(CameraDoubles::new(chance(&clock), stopping)),
-        pools: Arc::new(PoolDoubles::new(chance(&clock))),
+        pools: Arc::new(pools.clone()),
         brokers: Arc::new(broker.clone()),
         random: Random::seeded(world.number()),
         clock: clock.clone(),
@@ -149,6 +151,7 @@ async fn simulate(seed: u64, length: Duration, traced: bool) -> Run {
         witness,
         seen,
         totals,
+        pools,
     }
 }
 
@@ -174,7 +177,9 @@ impl Answerer for ModelDouble {
 
 /// What broke, for people; empty when every law held.
 fn violations(run: &Run) -> Vec<String> {
-    laws::violations(&run.witness, &run.seen, &run.totals)
+    let mut found = laws::violations(&run.witness, &run.seen, &run.totals);
+    found.extend(run.pools.violations());
+    found
 }
 
 #[test]
@@ -207,6 +212,8 @@ fn every_mutant_is_found() {
         (Mutant::UndeclaredGap, "neither received nor declared"),
         (Mutant::EventAfterEnd, "after its end"),
         (Mutant::FrameAfterStop, "after the stop"),
+        (Mutant::ClosedBreaker, "in an outage of"),
+        (Mutant::StaleState, "is retained"),
     ] {
         let _active = mutants::activate(mutant);
         let found = violations(&run(1, DAY / 4, false));

@@ -40,14 +40,14 @@ impl Lines {
     }
 }
 
-struct Rig {
+struct CaptureRig {
     capture: Capture,
     frames: handoff::Receiver<AdmittedFrame>,
     status: watch::Receiver<CameraStatus>,
     lines: Arc<Lines>,
 }
 
-fn rig(source: &str) -> Rig {
+fn rig(source: &str) -> CaptureRig {
     let config = CAMERA.replace("rtsp://192.0.2.7/1", source);
     let config = agent::AgentConfig::parse(&config, "egret.toml").expect("a configuration");
     let (clock, random) = (Clock::system(), Random::seeded(1));
@@ -58,7 +58,7 @@ fn rig(source: &str) -> Rig {
     let seen = Arc::clone(&lines);
     let report = Box::new(move |record| seen.add(&record));
     let stop = Stop::new();
-    Rig {
+    CaptureRig {
         capture: Capture::new(camera, sender, status, stop, clock, random, report),
         frames,
         status: status_seen,
@@ -191,7 +191,7 @@ fn a_source_runs_to_its_end() {
             Ok(grey(250)),
         ])))
     }
-    let Rig {
+    let CaptureRig {
         capture,
         frames: _frames,
         status,

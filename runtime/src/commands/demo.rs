@@ -172,6 +172,7 @@ impl Stage {
         view: &LiveView,
         environment: Environment,
     ) -> anyhow::Result<Stage> {
+        // A broker on loopback, and a worker behind it.
         let address = children::free_port()?;
         let mut broker = Sidecar::start(
             "broker",
@@ -212,6 +213,7 @@ impl Stage {
         let text = config::text(assets, address);
         std::fs::write(&path, &text).with_context(|| format!("writing {}", path.display()))?;
         let config = AgentConfig::parse(&text, &path.display().to_string())?;
+        // What is right about each frame.
         let (labels, bad) = labels::parse(
             &std::fs::read_to_string(assets.labels()).context("reading the demo's labels")?,
         );
@@ -228,6 +230,7 @@ impl Stage {
             "broker         {url}  (mosquitto_sub -V 5 -v -p {} -t 'egret/demo/#' -T 'egret/+/cam/+/snapshot')",
             address.port()
         ));
+        // A subscriber that checks the events, and knows when the worker is there.
         let auditor = Auditor::start(&config, environment)?;
         auditor
             .wait_for_pool(&mut worker, START_TIMEOUT)

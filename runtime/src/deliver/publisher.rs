@@ -25,6 +25,8 @@ use super::topics::{PublishOptions, Topics};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication};
+#[cfg(test)]
+use crate::simulation::mutants::{self, Mutant};
 
 /// Publications in flight at one time.
 const IN_FLIGHT_MAX: usize = 32;
@@ -260,6 +262,10 @@ impl Publisher {
         let seq = self
             .outbox
             .push(self.topics.event(cam), self.clock.now(), payload);
+        #[cfg(test)]
+        if mutants::is_active(Mutant::StaleState) {
+            return seq;
+        }
         // A late update corrects an event that is over; the rule's state is about the present.
         if draft.step != Step::End && !draft.late {
             let topic = self.topics.rule_state(cam, &draft.rule);

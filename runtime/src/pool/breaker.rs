@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+#[cfg(test)]
+use crate::simulation::mutants::{self, Mutant};
+
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thresholds {
@@ -86,6 +89,10 @@ impl Breaker {
     /// Records an attempt that showed the pool unhealthy: no connection, no answer in time, 408,
     /// 429 or 5xx.
     pub fn failed(&mut self, now: Duration) {
+        #[cfg(test)]
+        if mutants::is_active(Mutant::ClosedBreaker) {
+            return;
+        }
         let open = BreakerState::Open {
             until: now + self.thresholds.cooldown,
         };

@@ -40,20 +40,20 @@ mqtt = true
 model = "m"
 "#;
 
-struct Rig {
+struct SceneRig {
     core: SceneCore,
     now: Duration,
     frames: u64,
 }
 
-impl Rig {
+impl SceneRig {
     /// The scene of the first camera.
-    fn new() -> Rig {
-        Rig::of_last_camera("")
+    fn new() -> SceneRig {
+        SceneRig::of_last_camera("")
     }
 
     /// The scene of the camera that `camera` adds to the configuration.
-    fn of_last_camera(camera: &str) -> Rig {
+    fn of_last_camera(camera: &str) -> SceneRig {
         let text = format!("{CONFIG}{camera}");
         let config = AgentConfig::parse(&text, "egret.toml").expect("a configuration");
         let online = CameraStatus {
@@ -67,7 +67,7 @@ impl Rig {
             online,
             Ids::seeded(1),
         );
-        Rig {
+        SceneRig {
             core,
             now: Duration::ZERO,
             frames: 0,
@@ -192,7 +192,7 @@ fn lines(effects: &[Effect]) -> String {
 
 #[test]
 fn a_sure_answer_is_kept_and_ends_with_the_frames() {
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     let (seen, call) = rig.look("yes", 0.95, KillSwitch::Off);
     assert_eq!(
         (seen.as_str(), call),
@@ -205,7 +205,7 @@ fn a_sure_answer_is_kept_and_ends_with_the_frames() {
 
 #[test]
 fn an_unsure_answer_waits_for_its_call_to_be_made() {
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     let (seen, call) = rig.look("yes", 0.6, KillSwitch::Off);
     assert_eq!(seen, "ask 1\ncall Some(\"big\")", "no event yet");
     let call = call.expect("a call");
@@ -228,7 +228,7 @@ fn the_first_reason_of_a_denied_call_says_what_denied_it() {
         Reason::BudgetBytes,
         Reason::BudgetUsd,
     ] {
-        let mut rig = Rig::new();
+        let mut rig = SceneRig::new();
         let call = rig.look("yes", 0.6, KillSwitch::Off).1.expect("a call");
         let denied = rig.on(Input::CallDenied(call, EscalationError::new(reason, "why")));
         let expected = format!("New yes ON Denied {}+LOW_CONFIDENCE", reason.as_str());
@@ -238,7 +238,7 @@ fn the_first_reason_of_a_denied_call_says_what_denied_it() {
 
 #[test]
 fn the_kill_switch_in_force_when_the_answer_comes_counts() {
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     let (seen, call) = rig.look("yes", 0.6, KillSwitch::LocalOnly);
     let expected = "ask 1\nNew yes ON Denied KILL_SWITCH+LOW_CONFIDENCE";
     assert_eq!((seen.as_str(), call), (expected, None));
@@ -258,19 +258,19 @@ fn a_lost_camera_ends_its_events_and_its_states_are_unknown() {
     let topic = "egret/gate-01/cam/yard/rule/person/state";
     let ends = format!("End yes ON None CONFIDENT\n{topic} unknown");
 
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     rig.look("yes", 0.95, KillSwitch::Off);
     let stalled = rig.on(Input::Camera(away(CameraState::Stalled, 1)));
     assert_eq!(lines(&stalled), ends);
     let offline = rig.on(Input::Camera(away(CameraState::Offline, 1)));
     assert_eq!(lines(&offline), "", "there is nothing left to end");
 
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     rig.look("yes", 0.95, KillSwitch::Off);
     let back = rig.on(Input::Camera(away(CameraState::Online, 1)));
     assert_eq!(lines(&back), ends, "it went away and came back unseen");
 
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     rig.on(Input::Frame(frame(1)));
     rig.on(Input::Camera(away(CameraState::Stalled, 1)));
     let answer = Ok(local("yes", 0.95));
@@ -285,7 +285,7 @@ fn a_lost_camera_ends_its_events_and_its_states_are_unknown() {
 
 #[test]
 fn a_stop_gives_what_was_begun_until_its_deadline() {
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     let call = rig.look("yes", 0.6, KillSwitch::Off).1.expect("a call");
     rig.on(Input::CallMade(call));
     rig.on(Input::Frame(frame(2)));
@@ -318,7 +318,7 @@ fn a_stop_gives_what_was_begun_until_its_deadline() {
 
 #[test]
 fn calls_under_way_are_waited_for_at_the_end_of_a_source() {
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     let call = rig.look("yes", 0.6, KillSwitch::Off).1.expect("a call");
     rig.on(Input::CallMade(call));
     assert_eq!(lines(&rig.on(Input::FramesEnded)), "");
@@ -331,7 +331,7 @@ fn calls_under_way_are_waited_for_at_the_end_of_a_source() {
 
 #[test]
 fn events_are_shown_with_the_places_they_were_given_in_order() {
-    let mut rig = Rig::new();
+    let mut rig = SceneRig::new();
     rig.look("yes", 0.95, KillSwitch::Off);
     rig.look("no", 0.95, KillSwitch::Off);
     let shown: Vec<_> = [7, 9, 11]
@@ -354,7 +354,7 @@ fn a_model_that_fails_or_is_gone_costs_answers_only() {
     let rule = |id| format!("[[camera.rule]]\nid = \"{id}\"\nquestion = \"Is it {id}?\"\n");
     let camera = "[[camera]]\nid = \"dock\"\nsource = \"rtsp://192.0.2.7/3\"\n";
     let rules = ["open", "lit", "wet"].map(rule).concat();
-    let mut rig = Rig::of_last_camera(&format!("{camera}{rules}"));
+    let mut rig = SceneRig::of_last_camera(&format!("{camera}{rules}"));
     rig.on(Input::Frame(frame(1)));
     let failed = rig.on(Input::Answer {
         answer: Err("out of memory".into()),
@@ -374,7 +374,7 @@ fn a_model_that_fails_or_is_gone_costs_answers_only() {
 #[test]
 fn a_must_escalate_rule_is_unknown_until_a_pool_answers() {
     let camera = "[[camera]]\nid = \"dock\"\nsource = \"rtsp://192.0.2.7/3\"\n[[camera.rule]]\nid = \"leak\"\nquestion = \"Is there a leak?\"\nanswers = [\"yes\", \"no\"]\nalert = [\"yes\"]\nroute = \"must-escalate\"\n";
-    let mut rig = Rig::of_last_camera(camera);
+    let mut rig = SceneRig::of_last_camera(camera);
     let call = rig.look("yes", 0.99, KillSwitch::Off).1.expect("a call");
     let made = rig.on(Input::CallMade(call));
     assert_eq!(lines(&made), "New yes unknown Pending MUST_ESCALATE");

@@ -39,6 +39,11 @@ impl Chance {
         SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock.unix_secs())
     }
 
+    /// Time since the simulation began.
+    pub(super) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
     pub(super) fn is_calm(&self) -> bool {
         self.clock.now() >= self.calm_from
     }

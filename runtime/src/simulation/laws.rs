@@ -4,7 +4,9 @@
 //!   route; every escalated answer has one outcome, and no other has any.
 //! - What was produced was received or declared, once everything that is left could arrive.
 //! - An event begins with `new` and ends with `end`; only a late update comes after that.
+//! - The retained state of a rule is that of its last event.
 //! - After the stop no frame is asked about, and what is retained says that everything has ended.
+//! - A pool that fails is asked no more often than its breaker allows.
 //! - Never are more calls under way, or made within a minute, than the policy allows.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,14 +16,15 @@ use std::time::Duration;
 use super::broker::Seen;
 use crate::capture::gate::Decision;
 use crate::capture::record::CaptureRecord;
+use crate::capture::status::CameraState;
 use crate::clock::Clock;
 use crate::decide::router::Target;
-use crate::deliver::event::Step;
+use crate::deliver::event::{RuleState, Step};
 use crate::metrics::Totals;
 use crate::observe::{Observer, Record};
 
 /// `in-flight` of the simulated policy.
-const IN_FLIGHT_MAX: usize = 3;
+pub(super) const IN_FLIGHT_MAX: usize = 3;
 /// `calls-per-minute` of the simulated policy.
 const CALLS_PER_MINUTE: usize = 12;
 /// Rules of each simulated camera.
@@ -57,6 +60,10 @@ struct Books {
     outcomes: BTreeMap<Question, usize>,
     /// The last step of each event.
     events: BTreeMap<String, Step>,
+    /// Cameras that are not online, or were not when their scenes stopped.
+    away: BTreeSet<String>,
+    /// What each rule's last event that was not over showed.
+    states: BTreeMap<(String, String), RuleState>,
     seqs: Vec<u64>,
 }
 
@@ -155,11 +162,21 @@ impl Books {
                 self.in_flight.remove(&question);
                 *self.outcomes.entry(question).or_default() += 1;
             }
-            Record::Event { seq, draft, .. } => {
+            Record::Event { cam, seq, draft } => {
                 self.seqs.push(*seq);
                 self.step(&draft.id, draft.step, draft.late);
+                if draft.step != Step::End && !draft.late {
+                    let rule = (cam.clone(), draft.rule.clone());
+                    self.states.insert(rule, draft.state);
+                }
             }
             Record::Stopping { cam } => _ = self.stopping.insert(cam.clone()),
+            Record::Camera { cam, state, .. } if !self.stopping.contains(cam) => {
+                match state {
+                    CameraState::Online => self.away.remove(cam),
+                    _ => self.away.insert(cam.clone()),
+                };
+            }
             Record::TimedOut { .. } | Record::Camera { .. } => {}
         }
     }
@@ -292,9 +309,21 @@ pub(super) fn violations(witness: &Witness, seen: &Seen, totals: &Totals) -> Vec
     if !retained("egret/sim/status", r#""state":"stopped""#) {
         found.push("the retained status is not stopped".into());
     }
-    for (cam, _) in RULES {
+    for (cam, rules) in RULES {
         if !retained(&format!("egret/sim/cam/{cam}/status"), r#""state":"ended""#) {
             found.push(format!("{cam}: the retained camera status is not ended"));
+        }
+        for rule in *rules {
+            let topic = format!("egret/sim/cam/{cam}/rule/{rule}/state");
+            let state = seen.retained.get(&topic).map(String::as_str);
+            let shown = books.states.get(&((*cam).to_owned(), (*rule).to_owned()));
+            // A camera that is away makes it unknown.
+            let away = books.away.contains(*cam) && state == Some("unknown");
+            if state != shown.map(|state| state.as_str()) && !away {
+                found.push(format!(
+                    "{cam} {rule}: {state:?} is retained, and {shown:?} was shown"
+                ));
+            }
         }
     }
     found

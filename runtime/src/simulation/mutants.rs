@@ -15,6 +15,10 @@ pub(crate) enum Mutant {
     EventAfterEnd,
     /// A frame is taken after the stop.
     FrameAfterStop,
+    /// A breaker never opens.
+    ClosedBreaker,
+    /// The retained state of a rule does not follow its events.
+    StaleState,
 }
 
 thread_local! {

@@ -15,7 +15,7 @@ use crate::pool::transport::{Attempt, Connector, Transport};
 
 /// What the pool does with each attempt.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Act {
+enum PoolAct {
     Say(&'static str),
     Refuse,
     BeSilent,
@@ -23,7 +23,7 @@ enum Act {
 
 #[derive(Debug, Clone)]
 struct Pool {
-    act: Act,
+    act: PoolAct,
     attempts: Arc<AtomicU32>,
 }
 
@@ -37,21 +37,21 @@ impl Transport for Pool {
     fn attempt<'a>(&'a self, _: Attempt<'a>) -> BoxFuture<'a, Result<Bytes, AttemptFailure>> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         match self.act {
-            Act::Say(content) => {
+            PoolAct::Say(content) => {
                 let reply = serde_json::json!({"model": "m", "choices": [{"message": {"content": content}}]});
                 std::future::ready(Ok(reply.to_string().into())).boxed()
             }
-            Act::Refuse => {
+            PoolAct::Refuse => {
                 let class = Class::Unhealthy { wait: None };
                 std::future::ready(Err(AttemptFailure::unreachable(class, "refused"))).boxed()
             }
-            Act::BeSilent => std::future::pending().boxed(),
+            PoolAct::BeSilent => std::future::pending().boxed(),
         }
     }
 }
 
 /// Everything a call needs, with `rest` of a configuration.
-fn escalations(act: Act, rest: &str) -> Escalations {
+fn escalations(act: PoolAct, rest: &str) -> Escalations {
     let text = format!(
         "[node]\nid = \"a\"\n[model]\nbundle = \"/b\"\n[[camera]]\nid = \"c\"\nsource = \"dir:///d\"\n\
          [[pool]]\nid = \"big\"\nurl = \"https://pool.example/v1\"\nmodel = \"m\"\ndeadline = \"8s\"\n{rest}"
@@ -93,10 +93,10 @@ async fn a_denied_call_sends_nothing_and_says_why() {
             "BUDGET_USD pool big: a budget of the policy is used up",
         ),
     ] {
-        let denied = prepare(&escalations(Act::Say("yes"), rest), true).expect_err(rest);
+        let denied = prepare(&escalations(PoolAct::Say("yes"), rest), true).expect_err(rest);
         assert_eq!(format!("{} {denied}", denied.reason.as_str()), error);
     }
-    let escalations = escalations(Act::Say("yes"), "[policy]\nin-flight = 1\n");
+    let escalations = escalations(PoolAct::Say("yes"), "[policy]\nin-flight = 1\n");
     let first = prepare(&escalations, true).expect("the first");
     assert_eq!(
         prepare(&escalations, true).expect_err("the second").reason,
@@ -109,7 +109,7 @@ async fn a_denied_call_sends_nothing_and_says_why() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_comes_with_what_it_took() {
-    let escalations = escalations(Act::Say("Yes."), "usd-per-call = 0.01\n");
+    let escalations = escalations(PoolAct::Say("Yes."), "usd-per-call = 0.01\n");
     let call = prepare(&escalations, true).expect("nothing is in the way");
     let called = call.make(std::future::pending()).await;
     let called = called.settle(&["yes".into(), "no".into()]);
@@ -124,7 +124,7 @@ async fn an_answer_comes_with_what_it_took() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_without_an_answer_is_an_invalid_format() {
-    let escalations = escalations(Act::Say("perhaps"), "");
+    let escalations = escalations(PoolAct::Say("perhaps"), "");
     let call = prepare(&escalations, true).expect("nothing is in the way");
     let called = call
         .make(std::future::pending())
@@ -140,7 +140,7 @@ async fn a_reply_without_an_answer_is_an_invalid_format() {
 
 #[tokio::test(start_paused = true)]
 async fn an_open_breaker_is_in_the_way_of_the_next_call() {
-    let escalations = escalations(Act::Refuse, "");
+    let escalations = escalations(PoolAct::Refuse, "");
     let call = prepare(&escalations, true).expect("nothing is in the way");
     let called = call.make(std::future::pending()).await;
     let error = called.result.expect_err("no answer");
@@ -154,7 +154,7 @@ async fn an_open_breaker_is_in_the_way_of_the_next_call() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_ends_early_by_deadline_recall_and_kill_switch() {
-    let silent = escalations(Act::BeSilent, "");
+    let silent = escalations(PoolAct::BeSilent, "");
     let call = || prepare(&silent, true).expect("nothing is in the way");
 
     let late = call().make(std::future::pending()).await;
@@ -194,7 +194,7 @@ async fn a_call_ends_early_by_deadline_recall_and_kill_switch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_was_not_made_counts_against_no_budget() {
-    let escalations = escalations(Act::BeSilent, "[policy]\ncalls-per-minute = 1\n");
+    let escalations = escalations(PoolAct::BeSilent, "[policy]\ncalls-per-minute = 1\n");
     let call = prepare(&escalations, true).expect("nothing is in the way");
     let now = std::future::ready(EscalationError::new(Reason::Deadline, "the agent stops"));
     assert_eq!(call.make(now).await.spent.attempts, 0);

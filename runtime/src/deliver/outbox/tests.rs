@@ -259,7 +259,7 @@ fn a_refused_event_does_not_block_the_others() {
 }
 
 #[derive(Debug, Clone)]
-enum Act {
+enum OutboxAct {
     Push,
     Send,
     /// The broker received the next packet, and its acknowledgement arrived.
@@ -273,13 +273,13 @@ enum Act {
     },
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn act() -> impl Strategy<Value = OutboxAct> {
     prop_oneof![
-        4 => Just(Act::Push),
-        4 => Just(Act::Send),
-        3 => Just(Act::Ack),
-        1 => (0_usize..=100).prop_map(|kept_percent| Act::Lose { kept_percent }),
-        1 => (0_u64..9_000).prop_map(|ms| Act::Wait { ms }),
+        4 => Just(OutboxAct::Push),
+        4 => Just(OutboxAct::Send),
+        3 => Just(OutboxAct::Ack),
+        1 => (0_usize..=100).prop_map(|kept_percent| OutboxAct::Lose { kept_percent }),
+        1 => (0_u64..9_000).prop_map(|ms| OutboxAct::Wait { ms }),
     ]
 }
 
@@ -314,16 +314,16 @@ proptest! {
         for act in acts {
             broker.unsaved.retain(|(at, _)| now - *at < Duration::from_secs(1));
             match act {
-                Act::Push => { push(&mut outbox); }
-                Act::Send => wire.extend(outbox.next_to_send()),
-                Act::Ack => if let Some(next) = wire.pop_front() { receive(&mut outbox, &mut broker, next, now) },
-                Act::Lose { kept_percent } => {
+                OutboxAct::Push => { push(&mut outbox); }
+                OutboxAct::Send => wire.extend(outbox.next_to_send()),
+                OutboxAct::Ack => if let Some(next) = wire.pop_front() { receive(&mut outbox, &mut broker, next, now) },
+                OutboxAct::Lose { kept_percent } => {
                     wire.clear();
                     let kept = broker.unsaved.len() * kept_percent / 100;
                     for (_, seq) in broker.unsaved.drain(..).skip(kept) { broker.received.remove(&seq); }
                     outbox.disconnected();
                 }
-                Act::Wait { ms } => now += Duration::from_millis(ms),
+                OutboxAct::Wait { ms } => now += Duration::from_millis(ms),
             }
             let counts = outbox.counts();
             prop_assert_eq!(counts.produced, counts.published + counts.dropped + outbox.queued() as u64);

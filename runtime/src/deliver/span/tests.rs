@@ -324,7 +324,7 @@ fn a_failure_about_an_older_frame_is_not_published() {
 }
 
 #[derive(Debug, Clone)]
-enum Act {
+enum SpanAct {
     See {
         answer: u8,
         outcome: u8,
@@ -340,12 +340,12 @@ enum Act {
     End,
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn act() -> impl Strategy<Value = SpanAct> {
     prop_oneof![
-        4 => (0_u8..3, 0_u8..3).prop_map(|(answer, outcome)| Act::See { answer, outcome }),
-        2 => (any::<prop::sample::Index>(), 0_u8..3).prop_map(|(which, answer)| Act::Reply { which, answer }),
-        1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(which, deadline)| Act::Fail { which, deadline }),
-        1 => Just(Act::End),
+        4 => (0_u8..3, 0_u8..3).prop_map(|(answer, outcome)| SpanAct::See { answer, outcome }),
+        2 => (any::<prop::sample::Index>(), 0_u8..3).prop_map(|(which, answer)| SpanAct::Reply { which, answer }),
+        1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(which, deadline)| SpanAct::Fail { which, deadline }),
+        1 => Just(SpanAct::End),
     ]
 }
 
@@ -365,7 +365,7 @@ proptest! {
         let mut opened_by: Option<String> = None;
         for act in acts {
             match act {
-                Act::See { answer, outcome } => {
+                SpanAct::See { answer, outcome } => {
                     let outcome = [EscalationOutcome::None, EscalationOutcome::Pending, EscalationOutcome::Denied][outcome as usize];
                     let answer = answer.to_string();
                     let observation = seen_on(frames, &answer, outcome);
@@ -379,15 +379,15 @@ proptest! {
                     if outcome == EscalationOutcome::Pending { waiting.push((id, observation)); }
                     log.extend(drafts);
                 }
-                Act::Reply { which, answer } if !waiting.is_empty() => {
+                SpanAct::Reply { which, answer } if !waiting.is_empty() => {
                     let (id, asked) = waiting.remove(which.index(waiting.len()));
                     log.extend(spans.pool_outcome(&id, says(asked, &answer.to_string())));
                 }
-                Act::Fail { which, deadline } if !waiting.is_empty() => {
+                SpanAct::Fail { which, deadline } if !waiting.is_empty() => {
                     let (id, asked) = waiting.remove(which.index(waiting.len()));
                     log.extend(spans.pool_outcome(&id, fails(asked, if deadline { Reason::Deadline } else { Reason::Fallback })));
                 }
-                Act::End => { log.extend(spans.end()); opened_by = None; }
+                SpanAct::End => { log.extend(spans.end()); opened_by = None; }
                 _ => {}
             }
         }
