@@ -49,6 +49,7 @@ use crate::mqtt::LinkState;
 use crate::observe::{FanOut, Log, Observer};
 use crate::pool::PoolsError;
 use crate::scene::SceneContext;
+use crate::serve::gateway;
 pub use parts::spawn_inference;
 use stoppable::{Stoppable, ended_early, joined};
 
@@ -57,8 +58,8 @@ const POSTS: usize = 64;
 /// At the start, how long the first frame waits for the broker, so that its questions can be
 /// escalated over it.
 const BROKER_WAIT: Duration = Duration::from_secs(1);
-/// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's and the
-/// gateway's grace it is all under 5 s.
+/// After Ctrl-C: what the scenes, and then the publisher, may still take. With the link's grace it
+/// is all under 5 s.
 const SCENES_GRACE: Duration = Duration::from_millis(2000);
 /// What the scenes may take beyond that to end their events; one that takes longer is abandoned.
 const SCENES_END_GRACE: Duration = Duration::from_millis(300);
@@ -67,6 +68,8 @@ const PUBLISHER_GRACE: Duration = Duration::from_millis(1500);
 const PUBLISHER_END_GRACE: Duration = Duration::from_millis(100);
 /// The same at the end of finite sources, when nothing has to end soon.
 const PUBLISHER_GRACE_AT_END: Duration = Duration::from_secs(10);
+/// What the gateway may take from the stop on: its open replies, and to notice.
+const GATEWAY_GRACE: Duration = gateway::DRAIN.saturating_add(Duration::from_millis(100));
 /// What the link may take to disconnect cleanly.
 const LINK_GRACE: Duration = Duration::from_millis(500);
 
@@ -350,20 +353,24 @@ impl Agent {
             self.scenes_stop.send_replace(Some(deadline));
         }
         let gateway = self.gateway.map(Stoppable::stop);
-        let scenes = async { while self.scenes.join_next().await.is_some() {} };
-        if !hurry {
-            scenes.await;
-        } else if timeout(SCENES_GRACE + SCENES_END_GRACE, scenes)
-            .await
-            .is_err()
-        {
-            warn!("abandoned a camera that did not end in time");
-            self.scenes.shutdown().await;
-        }
-        if let Some(gateway) = gateway {
-            // It was asked to stop as long ago as the scenes were.
-            let _ = timeout(LINK_GRACE, joined(gateway)).await;
-        }
+        let gateway = async {
+            if let Some(gateway) = gateway {
+                let _ = timeout(GATEWAY_GRACE, joined(gateway)).await;
+            }
+        };
+        let scenes = async {
+            let ended = async { while self.scenes.join_next().await.is_some() {} };
+            if !hurry {
+                ended.await;
+            } else if timeout(SCENES_GRACE + SCENES_END_GRACE, ended)
+                .await
+                .is_err()
+            {
+                warn!("abandoned a camera that did not end in time");
+                self.scenes.shutdown().await;
+            }
+        };
+        tokio::join!(scenes, gateway);
         if let Some(inbox) = self.inbox {
             // It holds a sender of posts, which is gone once the task is joined.
             inbox.abort();

@@ -43,7 +43,7 @@ pub(crate) use settle::local_error;
 /// A request whose body has not arrived by then is refused.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 /// Time that open replies have to end when the gateway stops.
-pub const DRAIN: Duration = Duration::from_millis(2500);
+pub(crate) const DRAIN: Duration = Duration::from_millis(2500);
 
 /// The parts of a gateway.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ struct Gateway {
     started: u64,
 }
 
-/// Serves until `shutdown` resolves; open replies then have [`DRAIN`] to end, and are cut off.
+/// Serves until `shutdown` resolves; open replies then have 2.5 s to end, and are cut off.
 ///
 /// # Errors
 /// When `listener` does not listen.
