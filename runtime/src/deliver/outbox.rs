@@ -13,11 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use delivery::{Counts, Delivery, Due};
-pub use gap::Gap;
+pub use gap::{Gap, GapReason};
 use store::{Entry, Store};
-
-/// Why an event that the store could not keep is given up.
-const LOST: &str = "lost";
 
 /// What is to be sent next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +70,8 @@ impl Outbox {
         self.delivery.is_empty()
     }
 
-    /// Puts an event made at `now` at the end; `payload` makes its JSON from (epoch, seq). Drops
-    /// the oldest when full. Returns the event's seq.
+    /// Puts an event made at `now` at the end; `payload` makes its JSON from (epoch, seq). When
+    /// full, the oldest that is not in flight is dropped. Returns the event's seq.
     pub fn push(
         &mut self,
         topic: String,
@@ -90,7 +87,7 @@ impl Outbox {
             payload,
         });
         if kept.is_err() {
-            self.delivery.give_up(seq, LOST);
+            self.delivery.give_up(seq, GapReason::Lost);
         }
         for dropped in dropped {
             self.store.forget(dropped);
@@ -100,7 +97,7 @@ impl Outbox {
 
     /// Gives up an event that the broker refused for good.
     pub fn refused(&mut self, seq: u64) {
-        self.delivery.give_up(seq, "refused");
+        self.delivery.give_up(seq, GapReason::Refused);
         self.store.forget(seq);
     }
 
@@ -111,7 +108,7 @@ impl Outbox {
                 Due::Gap(id, gap) => return Some(Next::Gap(id, gap)),
                 Due::Event(seq) => match self.store.get(seq) {
                     Some(entry) => return Some(Next::Event(entry)),
-                    None => self.delivery.give_up(seq, LOST),
+                    None => self.delivery.give_up(seq, GapReason::Lost),
                 },
             }
         }
@@ -127,6 +124,11 @@ impl Outbox {
     /// The broker acknowledged gap number `id` at `now`.
     pub fn gap_acked(&mut self, id: u64, now: Duration) {
         self.delivery.gap_acked(id, now);
+    }
+
+    /// The broker refused gap number `id` for good.
+    pub fn gap_refused(&mut self, id: u64) {
+        self.delivery.gap_refused(id);
     }
 
     /// The connection was lost: what was in flight is sent again, and so is what was acknowledged

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use vlm::Identity;
 
 use crate::deliver::event::{epoch_hex, to_vec};
+use crate::deliver::outbox::GapReason;
 #[cfg(test)]
 use crate::deliver::reference::{ByteCount, EpochHex, Millis, Time};
 use crate::json::rfc3339;
@@ -127,7 +128,7 @@ pub struct OutboxPayload {
 /// Events that will never be published. Published on the node's gap topic.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct GapPayload<'a> {
+pub struct GapPayload {
     /// The epoch that the sequence numbers belong to.
     #[serde(serialize_with = "hex")]
     #[cfg_attr(test, schemars(with = "EpochHex"))]
@@ -136,9 +137,8 @@ pub struct GapPayload<'a> {
     pub from_seq: u64,
     /// The last sequence number given up.
     pub to_seq: u64,
-    /// `size`, the outbox was full and dropped its oldest events; `refused`, the broker does not
-    /// take them; `lost`, the outbox could not keep them.
-    pub reason: &'a str,
+    /// Why; where several gaps were merged, why the first event was given up.
+    pub reason: GapReason,
     /// How many events were given up. Fewer than `from_seq` to `to_seq` where several gaps were
     /// merged; the others of that range are published as usual.
     pub count: u64,
@@ -172,7 +172,7 @@ impl HealthPayload<'_> {
     }
 }
 
-impl GapPayload<'_> {
+impl GapPayload {
     /// The JSON.
     pub fn to_json(&self) -> Vec<u8> {
         to_vec(self)

@@ -201,9 +201,12 @@ impl Publisher {
             }
             Next::Gap(id, gap) => {
                 let Gap {
-                    from_seq, to_seq, ..
+                    from_seq,
+                    to_seq,
+                    count,
+                    ..
                 } = gap;
-                warn!("events {from_seq}..={to_seq} were dropped; declaring the gap");
+                warn!("{count} events from {from_seq} to {to_seq} were given up; declaring them");
                 let payload = gap.to_json(self.outbox.epoch()).into();
                 let gap = PublishOptions::GAP.publication(self.topics.gap(), payload);
                 Some((Sent::Gap(id), gap))
@@ -217,7 +220,7 @@ impl Publisher {
         match (sent, outcome) {
             (Sent::Event(seq), Ok(())) => self.outbox.acked(seq, now),
             (Sent::Gap(id), Ok(())) => self.outbox.gap_acked(id, now),
-            (Sent::Retained(topic), Ok(())) => self.retained.sent(&topic),
+            (Sent::Retained(topic), Ok(())) => self.retained.finished(&topic),
             // Sent again on the next connection, which `follow` waits for.
             (_, Err(LinkError::Down(_))) => {}
             (Sent::Event(seq), Err(error)) => {
@@ -225,13 +228,14 @@ impl Publisher {
                 self.outbox.refused(seq);
             }
             (Sent::Gap(id), Err(error)) => {
-                error!("{error}");
-                self.outbox.gap_acked(id, now);
+                error!("a gap cannot be declared: {error}");
+                self.metrics.publications_refused.count();
+                self.outbox.gap_refused(id);
             }
             (Sent::Retained(topic), Err(error)) => {
                 warn!("{error}");
                 self.metrics.publications_refused.count();
-                self.retained.sent(&topic);
+                self.retained.finished(&topic);
             }
         }
         self.count();

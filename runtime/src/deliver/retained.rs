@@ -53,7 +53,7 @@ impl Retained {
     }
 
     /// What was in flight on `topic` is done with.
-    pub(super) fn sent(&mut self, topic: &str) {
+    pub(super) fn finished(&mut self, topic: &str) {
         if let Some(latest) = self.topics.get_mut(topic) {
             latest.in_flight = false;
             if latest.kind == Kind::Snapshot && !latest.unsent {
@@ -93,9 +93,9 @@ mod tests {
         assert_eq!(payload(&mut retained), Some("1".into()));
         retained.set("a".into(), "2".into(), Kind::Word);
         assert_eq!(payload(&mut retained), None, "the first is still in flight");
-        retained.sent("a");
+        retained.finished("a");
         assert_eq!(payload(&mut retained), Some("2".into()));
-        retained.sent("a");
+        retained.finished("a");
         assert!(retained.is_clean());
         retained.disconnected();
         assert_eq!(payload(&mut retained), Some("2".into()));
@@ -110,7 +110,7 @@ mod tests {
             (publication.qos, publication.retain),
             (Qos::AtMostOnce, true)
         );
-        retained.sent("s");
+        retained.finished("s");
         retained.disconnected();
         assert_eq!(payload(&mut retained), None);
     }

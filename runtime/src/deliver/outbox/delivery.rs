@@ -1,9 +1,10 @@
 //! Places, windows, and what is sent next. Pure: payloads are elsewhere, time is an argument.
 //!
 //! Each event gets a place, (epoch, seq): seq counts from 1 within an epoch. An event leaves the
-//! queue when the broker acknowledged it, when the broker refused it, or when the queue is full and
-//! it is the oldest; the latter two are counted and declared in a [`Gap`], so a subscriber can
-//! prove from what it received that nothing is missing: received + declared = 1..=last.
+//! queue when the broker acknowledges it, when the broker refuses it, when the store cannot keep
+//! it, or when the queue is full and it is the oldest that is not in flight. All but the first are
+//! counted and declared in a [`Gap`], so a subscriber can prove from what it received that nothing
+//! is missing: received + declared = 1..=last.
 //!
 //! A broker acknowledges before it saves. So after a lost connection the last events acknowledged,
 //! those of the seconds before the newest acknowledgement, are sent once more: a broker killed in
@@ -12,7 +13,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::Gap;
+use super::gap::{Gap, GapReason};
 #[cfg(test)]
 use crate::simulation::mutants::{self, Mutant};
 
@@ -154,7 +155,7 @@ impl Delivery {
             // One in flight may already be with the broker: better to drop the oldest that is not.
             let index = self.queue.iter().position(|slot| !slot.in_flight);
             if let Some(queued) = self.take(index.unwrap_or(0)) {
-                self.drop_and_declare(queued.seq, "size");
+                self.drop_and_declare(queued.seq, GapReason::Size);
                 dropped.push(queued.seq);
             }
         }
@@ -172,7 +173,7 @@ impl Delivery {
     ///
     /// A repeat is declared, too: the broker may have lost what it acknowledged before. It stays
     /// counted as published.
-    pub fn give_up(&mut self, seq: u64, reason: &'static str) {
+    pub fn give_up(&mut self, seq: u64, reason: GapReason) {
         if let Some(index) = self.queue.iter().position(|slot| slot.item.seq == seq) {
             self.take(index);
             self.drop_and_declare(seq, reason);
@@ -220,6 +221,11 @@ impl Delivery {
         take_saved(&mut self.recent_gaps, now);
     }
 
+    /// The broker refused gap number `id`: sent again, it would be refused again.
+    pub fn gap_refused(&mut self, id: u64) {
+        self.gaps.retain(|slot| slot.item.0 != id);
+    }
+
     /// The connection was lost: what was in flight is sent again, and so is what was acknowledged
     /// just before.
     pub fn disconnected(&mut self) {
@@ -247,7 +253,7 @@ impl Delivery {
         Some(queued)
     }
 
-    fn drop_and_declare(&mut self, seq: u64, reason: &'static str) {
+    fn drop_and_declare(&mut self, seq: u64, reason: GapReason) {
         #[cfg(test)]
         if mutants::is_active(Mutant::UndeclaredGap) {
             return;
@@ -256,9 +262,9 @@ impl Delivery {
         self.declare(seq, reason);
     }
 
-    fn declare(&mut self, seq: u64, reason: &'static str) {
-        // Where there is room the last gap grows by its neighbour alone; else any gap that is not
-        // in flight does, and never are as many in flight.
+    fn declare(&mut self, seq: u64, reason: GapReason) {
+        // Where there is room, the last gap that waits grows by its neighbour alone. Without room
+        // it grows by any event; if every gap is in flight, one more is made.
         let full = self.gaps.len() >= GAPS_MAX;
         let mut waiting = self.gaps.iter_mut().rev().filter(|slot| !slot.in_flight);
         let gap = waiting.next().map(|slot| &mut slot.item.1);

@@ -129,7 +129,7 @@ fn the_oldest_event_is_dropped_and_declared_as_a_gap() {
                 from_seq: 1,
                 to_seq: 3,
                 count: 3,
-                reason: "size"
+                reason: GapReason::Size,
             }
         ))
     );
@@ -144,7 +144,7 @@ fn the_oldest_event_is_dropped_and_declared_as_a_gap() {
                 from_seq: 4,
                 to_seq: 4,
                 count: 1,
-                reason: "size"
+                reason: GapReason::Size,
             }
         ))
     );
@@ -158,7 +158,7 @@ fn the_oldest_event_is_dropped_and_declared_as_a_gap() {
                 from_seq: 1,
                 to_seq: 3,
                 count: 3,
-                reason: "size"
+                reason: GapReason::Size,
             }
         ))
     );
@@ -206,8 +206,24 @@ fn what_the_store_cannot_keep_is_declared_lost() {
         }
     }
     assert_eq!(sent, [2]);
-    assert_eq!(lost, [(3, 3, 1, "lost"), (1, 1, 1, "lost")]);
+    assert_eq!(
+        lost,
+        [(3, 3, 1, GapReason::Lost), (1, 1, 1, GapReason::Lost)]
+    );
     assert_eq!(outbox.counts().dropped, 2);
+}
+
+#[test]
+fn a_gap_that_is_refused_is_not_sent_again() {
+    let mut outbox = outbox(7, 1);
+    push(&mut outbox);
+    push(&mut outbox);
+    let Some(Next::Gap(id, _)) = outbox.next_to_send() else {
+        panic!("no gap");
+    };
+    outbox.gap_refused(id);
+    outbox.disconnected();
+    assert_eq!(sent(&mut outbox), [2]);
 }
 
 #[test]
@@ -224,7 +240,7 @@ fn a_repeat_that_is_refused_is_declared() {
     };
     assert_eq!(
         (gap.from_seq, gap.to_seq, gap.count, gap.reason),
-        (1, 1, 1, "refused")
+        (1, 1, 1, GapReason::Refused)
     );
     assert_eq!((outbox.counts().published, outbox.counts().dropped), (1, 0));
 }
@@ -244,7 +260,7 @@ fn a_refused_event_does_not_block_the_others() {
                 from_seq: 1,
                 to_seq: 1,
                 count: 1,
-                reason: "refused"
+                reason: GapReason::Refused,
             }
         ))
     );
