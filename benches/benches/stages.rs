@@ -17,7 +17,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use firmware_config::agent::{Gate as GateSettings, KillSwitch, RouteMode};
 use firmware_config::manifest::ImageRules;
 use runtime::capture::gate::{Gate, Thumbnail};
-use runtime::decide::router::{Terms, route};
+use runtime::decide::router::{RouteSettings, route};
 use vlm::{BackendChoice, Options, Picture, Request, Vlm, tiles};
 
 fn demo(path: &str) -> PathBuf {
@@ -49,7 +49,7 @@ fn gate(c: &mut Criterion) {
 }
 
 fn router(c: &mut Criterion) {
-    let terms = Terms {
+    let terms = RouteSettings {
         mode: RouteMode::Auto,
         threshold: 0.9,
     };

@@ -70,7 +70,8 @@ pub struct Model {
     pub backend: BackendChoice,
     /// Inference threads; `None` leaves the choice to the backend.
     pub threads: Option<usize>,
-    /// ONNX Runtime's shared library, when it is neither in `ORT_DYLIB_PATH` nor beside the binary.
+    /// ONNX Runtime's shared library; `ORT_DYLIB_PATH` precedes it, and it precedes the library
+    /// beside the binary.
     pub ort_library: Option<PathBuf>,
     /// Start-up fails unless this execution provider really runs (`cpu`, `cuda`, `tensorrt`,
     /// `tract`).
@@ -100,8 +101,8 @@ pub struct Mqtt {
     pub password_file: Option<PathBuf>,
     /// PEM file of the certificate authorities to trust instead of the system's (`mqtts`, `wss`).
     pub ca_file: Option<PathBuf>,
-    /// Most events kept while the broker is away; past it the oldest is dropped, counted and
-    /// declared.
+    /// Most events kept while the broker is away; past it the oldest that is not in flight is
+    /// dropped, counted and declared.
     pub outbox_events_max: usize,
 }
 
@@ -193,7 +194,8 @@ impl std::fmt::Display for Source {
 /// What admits a frame to the model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gate {
-    /// Share of changed pixels, 0..=1, that admits a frame; 0 admits every frame.
+    /// Share of the cells of a small copy that have to change to admit a frame, 0..=1; 0 admits
+    /// every frame.
     pub motion: f64,
     /// An unchanged scene is admitted again after this long.
     pub max_age: Duration,
@@ -263,7 +265,7 @@ pub struct Pool {
     pub images: bool,
     /// Attempts for one question, the first included.
     pub attempts: u32,
-    /// Price of one call in US dollars, if known.
+    /// Price of one attempt that the pool may charge for, in US dollars, if known.
     pub usd_per_call: Option<f64>,
 }
 

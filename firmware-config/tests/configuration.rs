@@ -272,7 +272,7 @@ const TABLES: &[TableText] = &[
             (
                 "usd-per-call",
                 Words("unknown, and not counted"),
-                "Price of one call in US dollars; counts against `usd-per-day`.",
+                "Price in US dollars of one attempt that the pool may charge for; counts against `usd-per-day`.",
             ),
         ],
     },

@@ -34,7 +34,7 @@ use crate::clock::Clock;
 use crate::random::Random;
 use admitted::AdmittedFrame;
 use gate::{Decision, Gate, Thumbnail, ThumbnailError};
-use handoff::Handed;
+use handoff::HandOver;
 use record::{CaptureRecord, Report};
 use status::{CameraState, CameraStatus};
 
@@ -269,9 +269,9 @@ impl Capture {
             sha256,
         };
         match self.frames.hand_over(admitted) {
-            Handed::Over => {}
-            Handed::Superseding => self.superseded(1),
-            Handed::Closed => return Ok(ControlFlow::Break(())),
+            HandOver::Accepted => {}
+            HandOver::Replaced => self.superseded(1),
+            HandOver::Closed => return Ok(ControlFlow::Break(())),
         }
         Ok(ControlFlow::Continue(()))
     }

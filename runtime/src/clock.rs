@@ -11,8 +11,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// Earlier than this program: a box without a battery clock that has not heard from a time server
-/// yet.
+/// A wall clock before this is not set: a box without a battery clock has not heard from a time
+/// server yet.
 const FLOOR_UNIX_SECS: i64 = 1_767_225_600; // 2026-01-01T00:00:00Z
 /// The wall clock moved against the monotonic one by more than this: it was set.
 const JUMP: Duration = Duration::from_secs(2);

@@ -46,9 +46,6 @@ pub trait Answerer: Send {
     /// # Errors
     /// When the request is invalid for the model, or the model fails.
     fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError>;
-
-    /// Length of a text in tokens.
-    fn token_count(&self, text: &str) -> usize;
 }
 
 impl Answerer for Vlm {
@@ -58,10 +55,6 @@ impl Answerer for Vlm {
 
     fn answer(&mut self, request: &Request, sink: &mut dyn Sink) -> Result<Answer, VlmError> {
         self.ask_streaming(request, sink)
-    }
-
-    fn token_count(&self, text: &str) -> usize {
-        Vlm::token_count(self, text)
     }
 }
 
@@ -342,10 +335,6 @@ pub(crate) mod tests {
                 trace: None,
             })
         }
-
-        fn token_count(&self, text: &str) -> usize {
-            text.len()
-        }
     }
 
     #[tokio::test]
@@ -405,10 +394,6 @@ pub(crate) mod tests {
                 }
             }
             self.0.answer(request, sink)
-        }
-
-        fn token_count(&self, text: &str) -> usize {
-            self.0.token_count(text)
         }
     }
 

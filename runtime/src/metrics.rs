@@ -215,7 +215,7 @@ counters! {
     events_published => "events_published",
     /// Events dropped and declared as gaps.
     events_dropped => "events_dropped",
-    /// Publications sent again after a lost connection.
+    /// Acknowledged events queued to be sent again after a lost connection.
     events_repeated => "events_repeated",
     /// Snapshots and states that the broker refused.
     publications_refused => "publications_refused",

@@ -4,7 +4,7 @@
 //! Only this folder uses `rumqttc`. A [`Link`] guarantees one thing: [`Link::publish`] resolves
 //! with the publication's own PUBACK, or with [`LinkError::Down`] when the connection ended before
 //! it. It stores nothing: a caller that must not lose a publication keeps it until then (see
-//! `outbox`).
+//! `deliver::outbox`).
 
 mod task;
 mod wire;
@@ -24,8 +24,8 @@ use crate::clock::Clock;
 use crate::random::Random;
 pub use task::LinkTask;
 
-/// Publications handed to the connection and not acknowledged yet, at most; the next one waits in
-/// [`Link::publish`].
+/// Publications on the connection that are not acknowledged yet, at most. As many more wait in
+/// the queue before it; the next one waits in [`Link::publish`].
 pub(crate) const WINDOW: usize = 64;
 
 /// Smallest queue of deliveries that wait to be read.
@@ -196,7 +196,7 @@ pub(crate) struct PublishRequest {
 
 /// Connects to brokers.
 pub trait Brokers: Send + Sync {
-    /// Makes a connection that does not connect yet.
+    /// Creates a connection, which [`BrokerConnection::run`] dials.
     fn connect(&self, options: LinkOptions, clock: Clock, random: Random) -> BrokerConnection;
 }
 
@@ -330,7 +330,7 @@ impl Incoming {
         self.queue.recv().await
     }
 
-    /// Incoming dropped because they were not read in time.
+    /// Messages dropped because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -248,7 +248,7 @@ impl Agent {
         };
         posts.post(parts::info(&context, &topics, &config)).await;
 
-        // Publisher, inbox and link; gateway; cameras: from the broker to the lens.
+        // Publisher, inbox and link; then the gateway; the cameras come last.
         let (publisher, inbox, link_task) =
             parts::start_broker_side(broker, &context, &metrics, posted, grace);
         let gateway = listener

@@ -7,8 +7,7 @@ use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt, SeedableRng};
 use uuid::{Builder, Uuid};
 
-/// Makes ids, from a generator of its own: what needs ids and nothing else owns one, and shares
-/// nothing.
+/// Makes ids, from a generator of its own, which shares no state.
 #[derive(Debug)]
 pub struct Ids(StdRng);
 

@@ -32,15 +32,34 @@ pub enum Reason {
     BudgetBytes,
     /// The budget of US dollars per day is exhausted.
     BudgetUsd,
-    /// The pool did not answer before the deadline.
+    /// The pool did not answer before the deadline, or before the agent stopped.
     Deadline,
     /// The pool's reply is none of the answers.
     InvalidFormat,
-    /// The pool failed after retries.
+    /// The pool failed, or an earlier model of the request did.
     Fallback,
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Reason; 15] = [
+        Reason::KillSwitch,
+        Reason::Pin,
+        Reason::MustEscalate,
+        Reason::LowConfidence,
+        Reason::Confident,
+        Reason::LinkDown,
+        Reason::NoCapableModel,
+        Reason::BreakerOpen,
+        Reason::Busy,
+        Reason::BudgetCalls,
+        Reason::BudgetBytes,
+        Reason::BudgetUsd,
+        Reason::Deadline,
+        Reason::InvalidFormat,
+        Reason::Fallback,
+    ];
+
     /// The published code.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -69,17 +88,9 @@ mod tests {
 
     #[test]
     fn codes_equal_the_json_names() {
-        for reason in [
-            Reason::KillSwitch,
-            Reason::NoCapableModel,
-            Reason::BudgetUsd,
-            Reason::InvalidFormat,
-            Reason::Fallback,
-        ] {
-            assert_eq!(
-                serde_json::to_value(reason).expect("a reason serializes"),
-                reason.as_str()
-            );
+        for reason in Reason::ALL {
+            let json = serde_json::to_value(reason).expect("a reason serializes");
+            assert_eq!(json, reason.as_str());
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct Scene {
     answers: Option<Answers>,
     calls: FuturesUnordered<BoxFuture<'static, (CallId, Called<Settled>)>>,
     /// Ends the call of this id when sent to.
-    recalls: BTreeMap<CallId, oneshot::Sender<EscalationError>>,
+    cancels: BTreeMap<CallId, oneshot::Sender<EscalationError>>,
     /// Places of posted events, in the order of posting.
     stored: FuturesOrdered<oneshot::Receiver<u64>>,
 }
@@ -73,7 +73,7 @@ impl Scene {
             context,
             answers: None,
             calls: FuturesUnordered::new(),
-            recalls: BTreeMap::new(),
+            cancels: BTreeMap::new(),
             stored: FuturesOrdered::new(),
         }
     }
@@ -103,7 +103,7 @@ impl Scene {
                 }
                 Ok(()) = status.changed() => self.camera(&mut status).await,
                 Some((call, called)) = self.calls.next() => {
-                    self.recalls.remove(&call);
+                    self.cancels.remove(&call);
                     self.feed(Input::CallEnded(call, called)).await;
                 }
                 Some(Ok(seq)) = self.stored.next() => self.feed(Input::Stored(seq)).await,
@@ -174,9 +174,9 @@ impl Scene {
                 pool,
                 question,
             } => return Some(self.call(call, pool.as_deref(), question)),
-            Effect::Recall(call, error) => {
-                // A call that has just ended needs no recall.
-                _ = self.recalls.remove(&call).map(|recall| recall.send(error));
+            Effect::Cancel(call, error) => {
+                // A call that has just ended needs no cancel.
+                _ = self.cancels.remove(&call).map(|cancel| cancel.send(error));
             }
             Effect::Post(post) => {
                 let is_event = matches!(post, Post::Event { .. });
@@ -199,17 +199,17 @@ impl Scene {
         match prepared {
             Err(error) => Input::CallDenied(call, error),
             Ok(prepared) => {
-                let (recall, recalled) = oneshot::channel();
-                self.recalls.insert(call, recall);
-                let recalled = async move {
-                    match recalled.await {
+                let (cancel, cancelled) = oneshot::channel();
+                self.cancels.insert(call, cancel);
+                let cancelled = async move {
+                    match cancelled.await {
                         Ok(error) => error,
                         // The sender is kept until the call has ended.
                         Err(_) => std::future::pending().await,
                     }
                 };
                 let ended = prepared
-                    .make(recalled)
+                    .make(cancelled)
                     .map(move |called| (call, called.settle(&asked.answers)));
                 self.calls.push(ended.boxed());
                 Input::CallMade(call)

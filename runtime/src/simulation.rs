@@ -169,10 +169,6 @@ impl Answerer for ModelDouble {
             false => self.0.answer(request, sink),
         }
     }
-
-    fn token_count(&self, text: &str) -> usize {
-        self.0.token_count(text)
-    }
 }
 
 /// What broke, for people; empty when every law held.

@@ -420,10 +420,6 @@ impl Answerer for EndlessModel {
         }
         self.0.answer(request, sink)
     }
-
-    fn token_count(&self, text: &str) -> usize {
-        self.0.token_count(text)
-    }
 }
 
 #[tokio::test]

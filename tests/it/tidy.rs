@@ -99,8 +99,13 @@ fn without_tests(text: &str) -> String {
         if line.trim() != "#[cfg(test)]" {
             kept.push_str(line);
             kept.push('\n');
-        } else if lines.next().is_some_and(|item| item.ends_with('{')) {
-            let end = line.replace("#[cfg(test)]", "}");
+        } else if let Some(item) = lines.next().filter(|item| item.ends_with('{')) {
+            let close = if item.trim_start().starts_with("use ") {
+                "};"
+            } else {
+                "}"
+            };
+            let end = line.replace("#[cfg(test)]", close);
             lines.by_ref().find(|line| *line == end);
         }
     }
@@ -109,7 +114,7 @@ fn without_tests(text: &str) -> String {
 
 #[test]
 fn unit_tests_are_left_out() {
-    let text = "a\n    #[cfg(test)]\n    fn x() {\n        y\n    }\nb\n#[cfg(test)]\nmod z;\nc // not #[cfg(test)]\n#[cfg(test)]\nmod tests {\n    q\n}\nd\n";
+    let text = "a\n    #[cfg(test)]\n    fn x() {\n        y\n    }\nb\n#[cfg(test)]\nmod z;\nc // not #[cfg(test)]\n#[cfg(test)]\nuse e::{\n    E,\n};\n#[cfg(test)]\nmod tests {\n    q\n}\nd\n";
     assert_eq!(without_tests(text), "a\nb\nc // not #[cfg(test)]\nd\n");
 }
 

@@ -68,10 +68,6 @@ impl Answerer for Scripted {
             trace: None,
         })
     }
-
-    fn token_count(&self, text: &str) -> usize {
-        text.len()
-    }
 }
 
 /// Writes `count` images of 64 x 48 pixels in two alternating greys, named in order.

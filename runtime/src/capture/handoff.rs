@@ -39,11 +39,11 @@ struct LatestSlot<T> {
 
 /// What happened to an item that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handed {
+pub enum HandOver {
     /// It will be received.
-    Over,
+    Accepted,
     /// It will be received, and replaced one that was not.
-    Superseding,
+    Replaced,
     /// The receiver is gone.
     Closed,
 }
@@ -93,20 +93,20 @@ impl<T> LatestSlot<T> {
 
 impl<T> Sender<T> {
     /// Hands one item over; with [`every`], blocks until there is room.
-    pub fn hand_over(&self, item: T) -> Handed {
+    pub fn hand_over(&self, item: T) -> HandOver {
         match &self.0 {
-            Side::Latest(slot) if slot.closed.load(Ordering::Acquire) => Handed::Closed,
+            Side::Latest(slot) if slot.closed.load(Ordering::Acquire) => HandOver::Closed,
             Side::Latest(slot) => {
                 let before = slot.put(item);
                 slot.changed.notify_one();
                 if before.is_some() {
-                    Handed::Superseding
+                    HandOver::Replaced
                 } else {
-                    Handed::Over
+                    HandOver::Accepted
                 }
             }
-            Side::Every(sender) if sender.blocking_send(item).is_ok() => Handed::Over,
-            Side::Every(_) => Handed::Closed,
+            Side::Every(sender) if sender.blocking_send(item).is_ok() => HandOver::Accepted,
+            Side::Every(_) => HandOver::Closed,
         }
     }
 }
@@ -154,8 +154,8 @@ mod tests {
     #[tokio::test]
     async fn a_newer_item_replaces_the_one_before() {
         let (sender, mut receiver) = latest();
-        assert_eq!(sender.hand_over(1), Handed::Over);
-        assert_eq!(sender.hand_over(2), Handed::Superseding);
+        assert_eq!(sender.hand_over(1), HandOver::Accepted);
+        assert_eq!(sender.hand_over(2), HandOver::Replaced);
         assert_eq!(receiver.recv().await, Some(2));
         sender.hand_over(3);
         drop(sender);
@@ -169,7 +169,7 @@ mod tests {
     async fn every_item_arrives() {
         let (sender, mut receiver) = every();
         let thread =
-            std::thread::spawn(move || (0..5).all(|i| sender.hand_over(i) == Handed::Over));
+            std::thread::spawn(move || (0..5).all(|i| sender.hand_over(i) == HandOver::Accepted));
         let mut received = Vec::new();
         while let Some(item) = receiver.recv().await {
             received.push(item);
@@ -182,6 +182,6 @@ mod tests {
     async fn handing_over_without_a_receiver_is_reported() {
         let (sender, receiver) = latest();
         drop(receiver);
-        assert_eq!(sender.hand_over(1), Handed::Closed);
+        assert_eq!(sender.hand_over(1), HandOver::Closed);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! prepare: a capable pool? ─▶ a way to it? ─▶ in-flight slot and budgets ─▶ Call
-//! make:    attempts … ─▶ completion           recalled (kill switch, shutdown) ─▶ error, and why
+//! make:    attempts … ─▶ completion           cancelled (kill switch, shutdown) ─▶ error, and why
 //! ```
 //!
 //! Everything is checked before the first byte leaves the box, and the worst case is reserved; what
@@ -135,8 +135,11 @@ impl Escalations {
 }
 
 impl Call {
-    /// Makes the call. It is given up when the kill switch forbids it, or when `recalled` resolves.
-    pub async fn make(self, recalled: impl Future<Output = EscalationError>) -> Called<Completion> {
+    /// Makes the call. It is given up when the kill switch forbids it, or when `cancelled` resolves.
+    pub async fn make(
+        self,
+        cancelled: impl Future<Output = EscalationError>,
+    ) -> Called<Completion> {
         let Call {
             shared,
             pool,
@@ -154,7 +157,7 @@ impl Call {
                 Reason::KillSwitch,
                 "the kill switch was set to local-only",
             )),
-            error = recalled => Err(error),
+            error = cancelled => Err(error),
             result = shared.pools.complete(&pool, id, body, &mut spent) => result,
         };
         match spent.attempts {

@@ -46,7 +46,7 @@ impl Route {
 
 /// A rule's settings for the router.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Terms {
+pub struct RouteSettings {
     /// Where the answer may be settled.
     pub mode: RouteMode,
     /// The local answer is kept at or above this confidence, 0..=1.
@@ -55,8 +55,8 @@ pub struct Terms {
 
 /// Routes a local answer of `confidence` (0..=1), before any obstacle to an escalation is
 /// considered.
-pub fn route(confidence: f64, terms: Terms, kill_switch: KillSwitch) -> Route {
-    let route = by_terms(confidence, terms);
+pub fn route(confidence: f64, settings: RouteSettings, kill_switch: KillSwitch) -> Route {
+    let route = by_settings(confidence, settings);
     match kill_switch {
         KillSwitch::Off => route,
         KillSwitch::PoolOnly => Route {
@@ -74,13 +74,13 @@ pub fn route(confidence: f64, terms: Terms, kill_switch: KillSwitch) -> Route {
 }
 
 /// The decision without the kill switch.
-fn by_terms(confidence: f64, terms: Terms) -> Route {
-    let (target, reason) = match terms.mode {
+fn by_settings(confidence: f64, settings: RouteSettings) -> Route {
+    let (target, reason) = match settings.mode {
         RouteMode::Local => (Target::Local, Reason::Pin),
         RouteMode::Pool => (Target::Escalate, Reason::Pin),
         RouteMode::MustEscalate => (Target::Escalate, Reason::MustEscalate),
         // NaN compares as below the threshold.
-        RouteMode::Auto if confidence >= terms.threshold => (Target::Local, Reason::Confident),
+        RouteMode::Auto if confidence >= settings.threshold => (Target::Local, Reason::Confident),
         RouteMode::Auto => (Target::Escalate, Reason::LowConfidence),
     };
     Route {
@@ -121,7 +121,7 @@ mod tests {
             (PoolOnly, RouteMode::Local, 0.95, Escalate, "KILL_SWITCH"),
         ] {
             let threshold = 0.9;
-            let route = route(confidence, Terms { mode, threshold }, kill_switch);
+            let route = route(confidence, RouteSettings { mode, threshold }, kill_switch);
             assert_eq!(
                 (route.target, codes(&route).join(" ").as_str()),
                 (target, reasons),
@@ -134,7 +134,7 @@ mod tests {
     fn an_obstacle_is_the_first_reason() {
         let route = route(
             0.2,
-            Terms {
+            RouteSettings {
                 mode: RouteMode::Auto,
                 threshold: 0.9,
             },
@@ -156,16 +156,16 @@ mod tests {
         fn higher_confidence_never_escalates(low in 0.0_f64..=1.0, more in 0.0_f64..=1.0, threshold in 0.0_f64..=1.0, mode in 0..4, switch in 0..3) {
             let mode = [RouteMode::Auto, RouteMode::Local, RouteMode::Pool, RouteMode::MustEscalate][mode as usize];
             let switch = [KillSwitch::Off, KillSwitch::LocalOnly, KillSwitch::PoolOnly][switch as usize];
-            let terms = Terms { mode, threshold };
-            let before = route(low, terms, switch);
-            let after = route((low + more).min(1.0), terms, switch);
+            let settings = RouteSettings { mode, threshold };
+            let before = route(low, settings, switch);
+            let after = route((low + more).min(1.0), settings, switch);
             prop_assert!(!(before.target == Target::Local && after.target == Target::Escalate));
         }
 
         #[test]
         fn local_only_never_escalates(confidence in any::<f64>(), mode in 0..4) {
             let mode = [RouteMode::Auto, RouteMode::Local, RouteMode::Pool, RouteMode::MustEscalate][mode as usize];
-            let route = route(confidence, Terms { mode, threshold: 0.9 }, KillSwitch::LocalOnly);
+            let route = route(confidence, RouteSettings { mode, threshold: 0.9 }, KillSwitch::LocalOnly);
             prop_assert_eq!((route.target, route.decided_by()), (Target::Local, Reason::KillSwitch));
         }
     }

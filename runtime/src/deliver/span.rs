@@ -131,7 +131,7 @@ impl Spans {
         })
     }
 
-    /// Ends the open event, if any: its camera stalled, or the agent stops.
+    /// Ends the open event, if any: the answer changed, its camera stalled, or the agent stops.
     pub fn end(&mut self) -> Option<Draft> {
         let event = self.open.take()?;
         let end = Draft {

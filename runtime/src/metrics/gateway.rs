@@ -48,7 +48,7 @@ impl GatewayMetrics {
             ),
             decisions: group.durations(
                 "gateway_decision_duration_seconds",
-                "Time from a request to its decision.",
+                "Time from a request until its answer is settled, models included.",
             ),
             prompt_tokens: group.counter(
                 "gateway_prompt_tokens",

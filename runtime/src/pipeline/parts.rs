@@ -98,10 +98,11 @@ fn link_options(config: &AgentConfig, mqtt: &Mqtt, epoch: u64, clock: &Clock) ->
     }
 }
 
-/// What publishes, what listens, and the connection under both.
+/// Publisher, inbox and connection.
 type BrokerSide = (JoinHandle<()>, Option<JoinHandle<()>>, Option<Stoppable>);
 
-/// Starts publisher, inbox and connection where there is a broker; else what only numbers events.
+/// Starts publisher, inbox and connection. Without a broker, starts what numbers the events for
+/// observers.
 pub(super) fn start_broker_side(
     broker: Option<BrokerParts>,
     context: &SceneContext,

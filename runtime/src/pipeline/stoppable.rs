@@ -37,7 +37,7 @@ impl Stoppable {
     }
 }
 
-/// Resolves when a task that should not has ended; never where there is none.
+/// Resolves when the task ends, which it should not do by itself; never where there is no task.
 pub(super) async fn ended_early(task: Option<&mut JoinHandle<()>>) {
     match task {
         Some(task) => _ = task.await,

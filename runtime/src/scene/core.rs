@@ -21,7 +21,7 @@ use super::request;
 use crate::capture::admitted::AdmittedFrame;
 use crate::capture::status::CameraStatus;
 use crate::decide::call::Called;
-use crate::decide::router::{Route, Target, Terms, route};
+use crate::decide::router::{Route, RouteSettings, Target, route};
 use crate::deliver::event::{Draft, Escalation, EscalationOutcome, RuleState, Step};
 use crate::deliver::post::{Kind, Post};
 use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
@@ -91,7 +91,7 @@ pub enum Effect {
         question: PoolQuestion,
     },
     /// End a call under way with this error; its [`Input::CallEnded`] comes back all the same.
-    Recall(CallId, EscalationError),
+    Cancel(CallId, EscalationError),
     /// Publish this. For an event [`Input::Stored`] comes back, in the order of posting.
     Post(Post),
     /// Show this to the log, the metrics, and other observers.
@@ -125,7 +125,7 @@ enum ScenePhase {
     Stopping { deadline: Duration },
     /// No more frames; what was begun goes on, until the deadline if there is one.
     Finishing { deadline: Option<Duration> },
-    /// Past the deadline: calls were recalled, and their outcomes may come.
+    /// Past the deadline: calls were cancelled, and their outcomes may come.
     TimedOut,
     /// Every event has ended.
     Finished,
@@ -338,11 +338,11 @@ impl SceneCore {
     ) {
         let config = &self.rules[rule].config;
         let answer = request::settled(answer, &self.model);
-        let terms = Terms {
+        let settings = RouteSettings {
             mode: config.route,
             threshold: config.threshold,
         };
-        let route = route(answer.confidence.unwrap_or(0.0), terms, kill_switch);
+        let route = route(answer.confidence.unwrap_or(0.0), settings, kill_switch);
         let decision = Routed {
             rule,
             frame,
@@ -384,7 +384,7 @@ impl SceneCore {
         };
         self.calls.insert(call, made);
         if self.phase == ScenePhase::TimedOut {
-            effects.push(recall(call));
+            effects.push(cancel(call));
         }
     }
 
@@ -573,7 +573,7 @@ impl SceneCore {
         };
     }
 
-    /// Gives up what is still under way. Recalled calls end, each with its outcome.
+    /// Gives up what is still under way. Cancelled calls end, each with its outcome.
     fn time_out(&mut self, effects: &mut Vec<Effect>) {
         self.phase = ScenePhase::TimedOut;
         if self.give_up_asking("the agent stops", effects) {
@@ -581,7 +581,7 @@ impl SceneCore {
         }
         let made = |call: &PendingCall| matches!(call, PendingCall::Made { .. });
         let calls = self.calls.iter().filter(|(_, call)| made(call));
-        effects.extend(calls.map(|(call, _)| recall(*call)));
+        effects.extend(calls.map(|(call, _)| cancel(*call)));
         effects.push(Effect::Record(Record::TimedOut {
             cam: self.cam.clone(),
         }));
@@ -596,9 +596,9 @@ impl SceneCore {
     }
 }
 
-fn recall(call: CallId) -> Effect {
+fn cancel(call: CallId) -> Effect {
     let error = EscalationError::new(Reason::Deadline, "the agent stops");
-    Effect::Recall(call, error)
+    Effect::Cancel(call, error)
 }
 
 fn retained(topic: String, payload: Bytes, kind: Kind) -> Effect {

@@ -158,7 +158,7 @@ fn lines(effects: &[Effect]) -> String {
         Effect::Ask(requests) => Some(format!("ask {}", requests.len())),
         Effect::StopAsking => Some("stop asking".into()),
         Effect::Call { pool, .. } => Some(format!("call {pool:?}")),
-        Effect::Recall(..) => Some("recall".into()),
+        Effect::Cancel(..) => Some("cancel".into()),
         Effect::Post(Post::Event { draft, .. }) => {
             let reasons: Vec<_> = draft
                 .escalation
@@ -297,11 +297,11 @@ fn a_stop_gives_what_was_begun_until_its_deadline() {
     rig.now = deadline;
     assert_eq!(
         lines(&rig.on(Input::Tick)),
-        "failed: the agent stops\nstop asking\nrecall\ntimed out"
+        "failed: the agent stops\nstop asking\ncancel\ntimed out"
     );
     assert!(
         !rig.core.is_finished(),
-        "the recalled call has an outcome to come"
+        "the cancelled call has an outcome to come"
     );
     assert_eq!(lines(&rig.on(Input::Frame(frame(3)))), "", "no more frames");
     let ended = rig.on(Input::CallEnded(call, called(Err(Reason::Deadline))));

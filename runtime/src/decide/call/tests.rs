@@ -153,7 +153,7 @@ async fn an_open_breaker_is_in_the_way_of_the_next_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_ends_early_by_deadline_recall_and_kill_switch() {
+async fn a_call_ends_early_by_deadline_cancel_and_kill_switch() {
     let silent = escalations(PoolAct::BeSilent, "");
     let call = || prepare(&silent, true).expect("nothing is in the way");
 
@@ -165,17 +165,17 @@ async fn a_call_ends_early_by_deadline_recall_and_kill_switch() {
         (Reason::Deadline, 8)
     );
 
-    let recall = async {
+    let cancel = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         EscalationError::new(Reason::Deadline, "the agent stops")
     };
-    let recalled = call().make(recall).await;
+    let cancelled = call().make(cancel).await;
     assert_eq!(
-        recalled.result.expect_err("no answer").to_string(),
+        cancelled.result.expect_err("no answer").to_string(),
         "the agent stops"
     );
     assert_eq!(
-        (recalled.spent.attempts, recalled.latency.as_secs()),
+        (cancelled.spent.attempts, cancelled.latency.as_secs()),
         (1, 1)
     );
 

@@ -15,7 +15,7 @@ use super::model_choice::ModelChoice;
 use super::routing::{ModelAttempt, Routing};
 use super::{Parts, relay};
 use crate::decide::call::Called;
-use crate::decide::router::{self, Route, Terms};
+use crate::decide::router::{self, Route, RouteSettings};
 use crate::infer::{self, AskError};
 use crate::openai::{ApiError, Completion};
 use crate::pool::EscalationError;
@@ -151,12 +151,12 @@ impl PendingAnswer<'_> {
             .map_err(|error| self.local_failed(began, &error))?;
         self.attempts.push(self.local_ok(began));
         // As for a camera's rule.
-        let terms = Terms {
+        let settings = RouteSettings {
             mode,
             threshold: Rule::default_threshold(self.question.form.is_some()),
         };
-        let threshold = (mode == RouteMode::Auto).then_some(terms.threshold);
-        let mut route = router::route(answer.confidence.p, terms, kill_switch);
+        let threshold = (mode == RouteMode::Auto).then_some(settings.threshold);
+        let mut route = router::route(answer.confidence.p, settings, kill_switch);
         if route.target == router::Target::Escalate {
             let pool = self
                 .parts
