@@ -53,6 +53,8 @@ pub mod infer;
 mod json;
 pub mod metrics;
 pub mod mqtt;
+#[cfg(test)]
+mod mutants;
 pub mod observe;
 pub mod openai;
 pub mod pipeline;

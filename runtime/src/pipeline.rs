@@ -9,15 +9,7 @@
 //!                                                inference thread              inbox task ◀─ deliveries: mpsc
 //! ```
 //!
-//! | queue | bound | when full | what is lost or delayed, and its counter |
-//! |---|---|---|---|
-//! | camera → scene, live | 1 | replaced | an older frame; `frames_superseded` |
-//! | camera → scene, folder or file | 1 | waits | the reading of the source |
-//! | scene → inference | `infer::QUEUE` | waits; a gateway client gets 503 with Retry-After | the scene's next frame |
-//! | scene → pool | `in-flight`, budgets | not asked | the answer stays local; `BUSY`, `BUDGET_*` |
-//! | scene → publisher | `POSTS` | waits | the scene; the publisher takes, unless the link's window is full |
-//! | outbox | `outbox-events`, 64 MiB | the oldest is dropped | declared in a gap; `events_dropped` |
-//! | broker → inbox | Receive Maximum, at least 64 | the newest is dropped | a pool's reply; `deliveries_dropped` |
+//! What each queue holds, and what happens when it is full, is in the table of `ARCHITECTURE.md`.
 
 mod parts;
 mod stoppable;

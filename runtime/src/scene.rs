@@ -58,14 +58,20 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The scene of one of the configuration's cameras, that has seen nothing. `ids` makes the ids
-    /// of its events and questions.
-    pub fn new(config: &AgentConfig, camera: &Camera, context: SceneContext, ids: Ids) -> Self {
+    /// The scene of one of the configuration's cameras, that has seen nothing but its `status`.
+    /// `ids` makes the ids of its events and questions.
+    pub fn new(
+        config: &AgentConfig,
+        camera: &Camera,
+        context: SceneContext,
+        status: CameraStatus,
+        ids: Ids,
+    ) -> Self {
         let core = SceneCore::new(
             config,
             camera,
             context.model.identity().clone(),
-            CameraStatus::opening(context.escalations.clock.wall()),
+            status,
             ids,
         );
         Scene {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 #[cfg(test)]
-use crate::deliver::reference::Millis;
+use crate::json::schema::Millis;
 use crate::json::{millis, some_millis};
 
 /// One answer, its confidence, and the model that gave it.

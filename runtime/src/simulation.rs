@@ -8,7 +8,6 @@ mod broker;
 mod cameras;
 mod chance;
 pub(crate) mod laws;
-pub(crate) mod mutants;
 mod pools;
 
 use std::sync::Arc;
@@ -23,13 +22,13 @@ use self::broker::{BrokerDouble, Seen};
 use self::cameras::CameraDoubles;
 use self::chance::Chance;
 use self::laws::Witness;
-use self::mutants::Mutant;
 use self::pools::PoolDoubles;
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::infer::Answerer;
 use crate::infer::tests::Scripted;
 use crate::metrics::Totals;
+use crate::mutants::{self, Mutant};
 use crate::random::Random;
 use crate::{infer, pipeline};
 

@@ -41,7 +41,7 @@ pub(super) fn open(
             error,
         })?;
     }
-    let is_live = matches!(source, Source::Rtsp(_));
+    let is_live = !source.is_finite();
     let decoded_period = if is_live {
         period.min(LIVE_PERIOD_MAX)
     } else {

@@ -14,6 +14,7 @@ use super::{
     AgentConfig, BackendChoice, Camera, ClosedForm, Gate, Gateway, KillSwitch, Model, Mqtt,
     MqttScheme, MqttUrl, Node, Policy, Pool, PoolTransport, RouteMode, Rule, url,
 };
+use crate::limits::IN_FLIGHT_MAX;
 
 /// Largest configuration text, in bytes.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
@@ -473,7 +474,7 @@ fn policy(section: &Section<'_>) -> Policy {
         calls_per_minute: section.optional("calls-per-minute", whole(0..=100_000)),
         in_flight_max: count(
             section
-                .optional("in-flight", whole(1..=256))
+                .optional("in-flight", whole(1..=IN_FLIGHT_MAX))
                 .unwrap_or(IN_FLIGHT),
         ),
         bytes_per_minute: section.optional("bytes-per-minute", size),

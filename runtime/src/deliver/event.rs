@@ -9,11 +9,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::clock::Moment;
-#[cfg(test)]
-use crate::deliver::reference::{
-    ByteCount, EpochHex, Millis, Pixels, Probability, Sha256, Time, Usd,
-};
 use crate::deliver::topics::Topics;
+#[cfg(test)]
+use crate::json::schema::{ByteCount, EpochHex, Millis, Pixels, Probability, Sha256, Time, Usd};
 use crate::json::{millis, rfc3339, rfc3339_ref, some_millis};
 use crate::reason::Reason;
 use crate::settled::{By, Settled};

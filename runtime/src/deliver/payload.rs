@@ -8,9 +8,9 @@ use vlm::Identity;
 
 use crate::deliver::event::{epoch_hex, to_vec};
 use crate::deliver::outbox::GapReason;
-#[cfg(test)]
-use crate::deliver::reference::{ByteCount, EpochHex, Millis, Time};
 use crate::json::rfc3339;
+#[cfg(test)]
+use crate::json::schema::{ByteCount, EpochHex, Millis, Time};
 use crate::metrics::Totals;
 
 /// Whether the agent runs.

@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::mqtt::{Link, LinkError, LinkState, LinkStatus, Publication};
 #[cfg(test)]
-use crate::simulation::mutants::{self, Mutant};
+use crate::mutants::{self, Mutant};
 
 /// Publications in flight at one time.
 const IN_FLIGHT_MAX: usize = 32;

@@ -1,12 +1,11 @@
 //! Holds the tables of `docs/events.md` to the types and the topics. `EGRET_UPDATE_DOCS=1` writes
 //! them anew.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use schemars::generate::{Contract, SchemaSettings};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -16,44 +15,13 @@ use crate::deliver::payload::{
     CameraStatusPayload, GapPayload, HealthPayload, InfoPayload, StatusPayload,
 };
 use crate::deliver::topics::{PublishOptions, Topics};
+use crate::json::schema::Probability;
 use crate::mqtt::Qos;
 use crate::openai::Completion;
 use crate::pool::PoolQuestion;
 use crate::pool::mqtt::{reply_topic, request_topic};
 use crate::pool::question::{body, settle};
 use crate::reason::Reason;
-
-/// Types of JSON values that a Rust type alone does not name.
-macro_rules! json_types {
-    ($($name:ident: $json:literal, $format:literal;)*) => {$(
-        pub(crate) enum $name {}
-
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn inline_schema() -> bool {
-                true
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": $json, "format": $format })
-            }
-        }
-    )*};
-}
-
-json_types! {
-    Millis: "integer", "ms";
-    ByteCount: "integer", "bytes";
-    Pixels: "integer", "pixels";
-    Probability: "number", "0 to 1";
-    Usd: "number", "US dollars";
-    Time: "string", "RFC 3339, UTC, milliseconds";
-    EpochHex: "string", "16 hex digits";
-    Sha256: "string", "64 hex digits";
-}
 
 /// What a worker finds in a request; [`body`] writes it.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]

@@ -5,6 +5,8 @@
 //! A pool's answer changes the *settled* answer of the span's event, never when it ends: otherwise
 //! a pool that corrects every frame would end the event on every frame.
 
+use firmware_config::limits::IN_FLIGHT_MAX;
+
 use crate::decide::call::Called;
 use crate::deliver::event::{Draft, Escalation, EscalationOutcome, FrameInfo, RuleState, Step};
 use crate::pool::EscalationError;
@@ -13,7 +15,7 @@ use crate::settled::Settled;
 
 /// Most ended events that still wait for a pool's outcome, as many as `in-flight` allows; beyond it
 /// the oldest is forgotten.
-const ENDED_MAX: usize = 256;
+const ENDED_MAX: usize = IN_FLIGHT_MAX as usize;
 
 /// What all events of one rule have in common.
 #[derive(Debug, Clone)]

@@ -36,6 +36,15 @@ impl ApiError {
         }
     }
 
+    /// 4xx: the request is refused as a whole, with `status`.
+    pub fn refused(status: u16, message: impl Into<String>) -> Self {
+        ApiError {
+            status,
+            param: None,
+            ..ApiError::bad_request("", message)
+        }
+    }
+
     /// 404: no model here has that name.
     pub fn model_not_found(model: &str, known: &[String]) -> Self {
         ApiError {

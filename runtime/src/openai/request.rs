@@ -52,11 +52,9 @@ impl ChatRequest {
     /// # Errors
     /// When the body is not a JSON object, or a field has another type.
     pub fn from_json(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields: Map<String, Value> =
-            serde_json::from_slice(body).map_err(|error| ApiError {
-                param: None,
-                ..ApiError::bad_request("", format!("the body is not a JSON object: {error}"))
-            })?;
+        let mut fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
+            ApiError::refused(400, format!("the body is not a JSON object: {error}"))
+        })?;
         Ok(ChatRequest {
             model: take(&mut fields, "model", "a model's id")?,
             models: take(&mut fields, "models", "a list of models' ids")?,

@@ -194,10 +194,13 @@ pub(super) fn start_camera(
         handoff::latest()
     };
     let opening = CameraStatus::opening(environment.clock.wall());
-    let (status, status_seen) = watch::channel(opening);
+    let (status, status_seen) = watch::channel(opening.clone());
     let ids = Ids::seeded(environment.random.number());
-    let scene =
-        Scene::new(config, camera, context.clone(), ids).run(frames, status_seen, stop_scene);
+    let scene = Scene::new(config, camera, context.clone(), opening, ids).run(
+        frames,
+        status_seen,
+        stop_scene,
+    );
     let (id, stop) = (camera.id.clone(), Stop::new());
     let capture = Capture::new(
         camera.clone(),

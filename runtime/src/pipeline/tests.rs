@@ -6,6 +6,8 @@ use super::*;
 use crate::deliver::event::Step;
 use crate::infer::tests::Scripted;
 use crate::observe::Record;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Steps of events, in order.
 #[derive(Default)]
@@ -103,4 +105,47 @@ async fn a_stop_is_obeyed_where_only_a_gateway_is_left() {
         .await
         .expect("it stops");
     assert_eq!(totals.frames, 1);
+}
+
+#[tokio::test]
+async fn a_reply_that_is_open_at_the_stop_is_sent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let config = config(&folder, 1, &format!("[gateway]\nlisten = \"{address}\"\n"));
+    let mut asked = 0;
+    let model = Scripted::new(move |_| {
+        asked += 1;
+        // The client's question comes after the camera's, and takes longer than the scene's end.
+        if asked > 1 {
+            std::thread::sleep(Duration::from_millis(1200));
+        }
+        ("yes".into(), 0.95)
+    });
+    let steps = Arc::new(Steps::default());
+    let seen = steps.clone();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let stop = async move {
+        while seen.0.lock().expect("not poisoned").last() != Some(&Step::End) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let body = r#"{"model":"local","messages":[{"role":"user","content":"Is it light?"}]}"#;
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut client = TcpStream::connect(address).await.expect("a gateway");
+        client.write_all(request.as_bytes()).await.expect("sent");
+        sleep(Duration::from_millis(100)).await;
+        _ = sender.send(client);
+    };
+    run_with(model, config, steps, stop)
+        .await
+        .expect("it stops");
+    let mut reply = String::new();
+    let mut client = receiver.await.expect("a client");
+    client.read_to_string(&mut reply).await.expect("a reply");
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
 }

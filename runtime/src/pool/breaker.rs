@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 #[cfg(test)]
-use crate::simulation::mutants::{self, Mutant};
+use crate::mutants::{self, Mutant};
 
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,11 +18,7 @@ use crate::settled::{AnswerSource, By, Settled};
 pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
     let text = match pool.closed {
         ClosedForm::Text if !question.answers.is_empty() => {
-            format!(
-                "{} Answer with one of: {}.",
-                question.question,
-                question.answers.join(", ")
-            )
+            format!("{} {}", question.question, choice(&question.answers))
         }
         _ => question.question.clone(),
     };
@@ -60,6 +56,11 @@ fn schema(answers: &[String]) -> Value {
             },
         },
     })
+}
+
+/// What asks for one of `answers` in words, where a pool does not take a schema.
+pub(crate) fn choice(answers: &[String]) -> String {
+    format!("Answer with one of: {}.", answers.join(", "))
 }
 
 /// Longest free-text answer accepted from a pool, in bytes: every step of its event contains it.

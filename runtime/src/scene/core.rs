@@ -26,13 +26,13 @@ use crate::deliver::event::{Draft, Escalation, EscalationOutcome, RuleState, Ste
 use crate::deliver::post::{Kind, Post};
 use crate::deliver::span::{Observation, PoolOutcome, Spans, Subject};
 use crate::deliver::topics::Topics;
+#[cfg(test)]
+use crate::mutants::{self, Mutant};
 use crate::observe::{LocalAnswer, Record};
 use crate::pool::{EscalationError, PoolQuestion};
 use crate::random::Ids;
 use crate::reason::Reason;
 use crate::settled::Settled;
-#[cfg(test)]
-use crate::simulation::mutants::{self, Mutant};
 
 /// Names one pool call within a scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -524,13 +524,13 @@ impl SceneCore {
         let any = !ends.is_empty();
         for draft in ends {
             #[cfg(test)]
-            if mutants::is_active(Mutant::EventAfterEnd) {
-                self.post(draft.clone(), effects);
-                let step = Step::Update;
-                self.post(Draft { step, ..draft }, effects);
-                continue;
-            }
+            let ended = draft.clone();
             self.post(draft, effects);
+            #[cfg(test)]
+            if mutants::is_active(Mutant::EventAfterEnd) {
+                let step = Step::Update;
+                self.post(Draft { step, ..ended }, effects);
+            }
         }
         any
     }

@@ -38,7 +38,6 @@ use crate::openai::reply::Architecture;
 use crate::openai::{ApiError, ModelEntry, ModelList};
 use crate::serve::chat::{self, BODY_BYTES_MAX};
 use permits::RequestPermits;
-pub(crate) use settle::local_error;
 
 /// A request whose body has not arrived by then is refused.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
@@ -159,23 +158,12 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
             let message = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller images");
-            Err(ApiError {
-                status: 413,
-                param: None,
-                ..ApiError::bad_request("", message)
-            })
+            Err(ApiError::refused(413, message))
         }
-        Ok(Err(rejection)) => Err(ApiError {
-            param: None,
-            ..ApiError::bad_request("", rejection.body_text())
-        }),
+        Ok(Err(rejection)) => Err(ApiError::refused(400, rejection.body_text())),
         Err(_) => {
             let message = format!("the body did not arrive within {BODY_TIME_MAX:?}");
-            Err(ApiError {
-                status: 408,
-                param: None,
-                ..ApiError::bad_request("", message)
-            })
+            Err(ApiError::refused(408, message))
         }
     }
 }
@@ -246,11 +234,7 @@ async fn method_not_allowed(request: Request) -> ApiError {
     };
     let message = format!("{path} does not accept {method}; send {expected}");
     drain_body(request).await;
-    ApiError {
-        status: 405,
-        param: None,
-        ..ApiError::bad_request("", message)
-    }
+    ApiError::refused(405, message)
 }
 
 /// Reads the body of a request that is refused by its head: an unread body would end the connection
@@ -277,9 +261,5 @@ async fn not_found(request: Request) -> ApiError {
         request.uri().path()
     );
     drain_body(request).await;
-    ApiError {
-        status: 404,
-        param: None,
-        ..ApiError::bad_request("", message)
-    }
+    ApiError::refused(404, message)
 }

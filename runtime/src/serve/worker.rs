@@ -22,8 +22,7 @@ use crate::mqtt::{Incoming, Link, LinkError, LinkOptions, Publication, Qos, Rece
 use crate::openai::{ApiError, Completion};
 use crate::pool::mqtt::{STATUS, shared_subscription};
 use crate::serve::chat::completion::{self, Head};
-use crate::serve::chat::{BODY_BYTES_MAX, Reader};
-use crate::serve::gateway::local_error;
+use crate::serve::chat::{BODY_BYTES_MAX, Reader, local_error};
 
 /// Request topics and properties, on top of the body.
 const PACKET_OVERHEAD: u32 = 64 << 10;

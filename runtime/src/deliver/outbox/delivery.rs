@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::gap::{Gap, GapReason};
 #[cfg(test)]
-use crate::simulation::mutants::{self, Mutant};
+use crate::mutants::{self, Mutant};
 
 /// How far behind its acknowledgements a broker may be with saving. Mosquitto can be configured to
 /// save every second.

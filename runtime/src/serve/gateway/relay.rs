@@ -28,12 +28,13 @@ pub(super) fn request(client: &[u8], form: Option<&EnumObject>, pool: &Pool) -> 
             .and_then(Value::as_array_mut)
             .and_then(|all| all.last_mut())
             .map(|last| &mut last["content"]);
-        let choice = format!(" Answer with one of: {}.", form.answers.join(", "));
+        let choice = question::choice(&form.answers);
         match content {
-            Some(Value::String(text)) => text.push_str(&choice),
-            Some(Value::Array(parts)) => {
-                parts.push(json!({"type": "text", "text": choice.trim_start()}))
+            Some(Value::String(text)) => {
+                text.push(' ');
+                text.push_str(&choice);
             }
+            Some(Value::Array(parts)) => parts.push(json!({"type": "text", "text": choice})),
             _ => {}
         }
     }

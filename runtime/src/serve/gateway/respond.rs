@@ -15,11 +15,11 @@ use vlm::answer::Piece;
 use super::Gateway;
 use super::permits::RequestPermit;
 use super::routing::Routing;
-use super::settle::{LocalStream, RoutedAnswer, local_error};
+use super::settle::{LocalStream, RoutedAnswer};
 use crate::openai::reply::{Chunk, Usage};
 use crate::openai::{ApiError, Completion};
-use crate::serve::chat::ChatQuestion;
 use crate::serve::chat::completion::{self, Head};
+use crate::serve::chat::{ChatQuestion, local_error};
 
 /// The response to `question`, which holds the request's `permit` until its end.
 pub(super) fn respond(

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use firmware_config::agent::{KillSwitch, Pool, RouteMode, Rule};
 use tokio::sync::mpsc;
 use uuid::Uuid;
+use vlm::Answer;
 use vlm::answer::Piece;
-use vlm::{Answer, VlmError};
 
 use super::model_choice::ModelChoice;
 use super::routing::{ModelAttempt, Routing};
@@ -20,8 +20,8 @@ use crate::infer::{self, AskError};
 use crate::openai::{ApiError, Completion};
 use crate::pool::EscalationError;
 use crate::reason::Reason;
-use crate::serve::chat::ChatQuestion;
 use crate::serve::chat::completion;
+use crate::serve::chat::{ChatQuestion, local_error};
 use crate::settled::AnswerSource;
 
 /// An answer and its route.
@@ -309,23 +309,6 @@ impl PendingAnswer<'_> {
     }
 }
 
-/// A failure of the local model, as a client sees it.
-pub(crate) fn local_error(error: &AskError) -> ApiError {
-    match error {
-        AskError::Busy => ApiError::busy(error.to_string(), 1),
-        AskError::Stopped => ApiError::server(503, "stopping", error.to_string()),
-        AskError::Model(model) if model.is_bad_request() => {
-            let field = if matches!(model, VlmError::Candidates(_)) {
-                "response_format"
-            } else {
-                "messages"
-            };
-            ApiError::bad_request(field, error.to_string())
-        }
-        AskError::Model(_) => ApiError::server(500, "model_failed", error.to_string()),
-    }
-}
-
 /// The failure of a pool that the request names, as a client sees it: a status that its retries
 /// understand, and the router's reason code.
 fn pool_error(error: EscalationError) -> ApiError {
@@ -340,6 +323,8 @@ fn pool_error(error: EscalationError) -> ApiError {
 #[cfg(test)]
 mod tests {
     use vlm::{CandidateError, PromptError};
+
+    use vlm::VlmError;
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! Faults that are built into the agent for one test, to see that the laws find them.
 //!
-//! Each place that carries one is a line behind `cfg(test)`; no product build has any.
+//! Each place that carries one is behind `cfg(test)`; no product build has any.
 
 use std::cell::Cell;
 
@@ -31,13 +31,13 @@ pub(crate) fn is_active(mutant: Mutant) -> bool {
 }
 
 /// Activates `mutant` on this thread, until what this returns is dropped.
-pub(super) fn activate(mutant: Mutant) -> Active {
+pub(crate) fn activate(mutant: Mutant) -> Active {
     ACTIVE.set(Some(mutant));
     Active
 }
 
 /// An active mutant.
-pub(super) struct Active;
+pub(crate) struct Active;
 
 impl Drop for Active {
     fn drop(&mut self) {
