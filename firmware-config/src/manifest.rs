@@ -234,6 +234,11 @@ pub struct PromptTokens {
     pub stop: Vec<u32>,
 }
 
+/// The tokenizer's file, in a bundle as in a checkpoint.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The chat template's file, in a bundle as in newer checkpoints.
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+
 /// A part of the model that is a graph of its own, by its published name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {

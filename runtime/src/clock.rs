@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio::time::Instant;
 
 /// A wall clock before this is not set: a box without a battery clock has not heard from a time
@@ -121,8 +122,21 @@ pub struct Moment {
     pub mono: Duration,
     /// Names the boot that `mono` counts from.
     pub boot_id: String,
-    /// Whether the wall clock can be trusted: `synced`, `unsynced` or `jumped`.
-    pub clock: &'static str,
+    /// Whether `time` can be trusted.
+    pub clock: ClockTrust,
+}
+
+/// Whether the wall clock can be trusted. As published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ClockTrust {
+    /// Nothing speaks against it.
+    Synced,
+    /// It is before 2026: it was never set.
+    Unsynced,
+    /// It was set within the last minute.
+    Jumped,
 }
 
 /// Whether the wall clock can be believed. Pure.
@@ -134,7 +148,7 @@ struct Trust {
 }
 
 impl Trust {
-    fn judge(&mut self, wall_ms: i64, mono: Duration) -> &'static str {
+    fn judge(&mut self, wall_ms: i64, mono: Duration) -> ClockTrust {
         let offset_ms = wall_ms.saturating_sub(i64::try_from(mono.as_millis()).unwrap_or(i64::MAX));
         if self
             .offset_ms
@@ -144,14 +158,14 @@ impl Trust {
         }
         self.offset_ms = Some(offset_ms);
         if wall_ms / 1000 < FLOOR_UNIX_SECS {
-            "unsynced"
+            ClockTrust::Unsynced
         } else if self
             .jumped_at
             .is_some_and(|at| mono.saturating_sub(at) < JUMP_SHOWN)
         {
-            "jumped"
+            ClockTrust::Jumped
         } else {
-            "synced"
+            ClockTrust::Synced
         }
     }
 }
@@ -166,7 +180,7 @@ mod tests {
         clock.sleep_until(Duration::from_secs(3600)).await;
         assert_eq!(clock.now(), Duration::from_secs(3600));
         assert_eq!(clock.wall().to_string(), "2027-01-01T01:00:00Z");
-        assert_eq!(clock.moment().clock, "synced");
+        assert_eq!(clock.moment().clock, ClockTrust::Synced);
     }
 
     #[test]
@@ -174,11 +188,11 @@ mod tests {
         let mut trust = Trust::default();
         let day = FLOOR_UNIX_SECS * 1000 + 86_400_000;
         let at = Duration::from_secs;
-        assert_eq!(trust.judge(0, at(1)), "unsynced");
-        assert_eq!(trust.judge(day, at(2)), "jumped");
-        assert_eq!(trust.judge(day + 59_000, at(61)), "jumped");
-        assert_eq!(trust.judge(day + 60_000, at(62)), "synced");
-        assert_eq!(trust.judge(day + 91_000, at(93)), "synced");
-        assert_eq!(trust.judge(day + 191_000, at(94)), "jumped");
+        assert_eq!(trust.judge(0, at(1)), ClockTrust::Unsynced);
+        assert_eq!(trust.judge(day, at(2)), ClockTrust::Jumped);
+        assert_eq!(trust.judge(day + 59_000, at(61)), ClockTrust::Jumped);
+        assert_eq!(trust.judge(day + 60_000, at(62)), ClockTrust::Synced);
+        assert_eq!(trust.judge(day + 91_000, at(93)), ClockTrust::Synced);
+        assert_eq!(trust.judge(day + 191_000, at(94)), ClockTrust::Jumped);
     }
 }

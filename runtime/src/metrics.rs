@@ -136,7 +136,7 @@ impl Group<'_> {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $help:literal])+ $key:ident => $name:literal,)*) => {
+    ($($(#[doc = $help:literal])+ $key:ident => $section:ident $name:literal,)*) => {
         /// Every metric; cheap to update, shared by all tasks and threads.
         #[derive(Debug)]
         pub struct Metrics {
@@ -167,7 +167,7 @@ macro_rules! counters {
             fn new(sections: &[Section]) -> Self {
                 let mut registries = Registries::new(sections);
                 Metrics {
-                    $($key: registries.group(Section::Agent).counter($name, concat!($($help),+)),)*
+                    $($key: registries.group(Section::$section).counter($name, concat!($($help),+)),)*
                     agent: AgentMetrics::new(registries.group(Section::Agent)),
                     routing: RoutingMetrics::new(registries.group(Section::Routing)),
                     gateway: GatewayMetrics::new(registries.group(Section::Gateway)),
@@ -181,50 +181,50 @@ macro_rules! counters {
 
 counters! {
     /// Frames that cameras delivered.
-    frames => "frames",
+    frames => Agent "frames",
     /// Frames skipped by the gate.
-    frames_skipped => "frames_skipped",
+    frames_skipped => Agent "frames_skipped",
     /// Frames admitted and asked about.
-    frames_answered => "frames_answered",
+    frames_answered => Agent "frames_answered",
     /// Frames replaced by a newer one: in the decoder, before the gate, or admitted, before the
     /// model was free.
-    frames_superseded => "frames_superseded",
+    frames_superseded => Agent "frames_superseded",
     /// Frames that could not be used: no image, no thumbnail, no JPEG.
-    frames_bad => "frames_bad",
+    frames_bad => Agent "frames_bad",
     /// Times a camera failed or stalled and was opened again.
-    camera_restarts => "camera_restarts",
+    camera_restarts => Agent "camera_restarts",
     /// Folders and video files given up before their end.
-    sources_failed => "sources_failed",
+    sources_failed => Agent "sources_failed",
     /// Local answers.
-    answers => "answers",
+    answers => Agent "answers",
     /// Questions the model did not answer.
-    answers_failed => "answers_failed",
+    answers_failed => Agent "answers_failed",
     /// Answers settled on the box.
-    answers_local => "answers_local",
+    answers_local => Agent "answers_local",
     /// Answers put to a pool.
-    answers_escalated => "answers_escalated",
+    answers_escalated => Agent "answers_escalated",
     /// Escalated answers that the pool answered.
-    pool_answered => "pool_answered",
+    pool_answered => Agent "pool_answered",
     /// Escalated answers that the pool did not answer.
-    pool_failed => "pool_failed",
+    pool_failed => Agent "pool_failed",
     /// Bytes of requests sent to pools for cameras.
-    bytes_up => "pool_request_bytes",
+    bytes_up => Agent "pool_request_bytes",
     /// Events put into the outbox.
-    events_produced => "events_produced",
+    events_produced => Agent "events_produced",
     /// Events acknowledged by the broker.
-    events_published => "events_published",
+    events_published => Agent "events_published",
     /// Events dropped and declared as gaps.
-    events_dropped => "events_dropped",
+    events_dropped => Agent "events_dropped",
     /// Acknowledged events queued to be sent again after a lost connection.
-    events_repeated => "events_repeated",
+    events_repeated => Agent "events_repeated",
     /// Snapshots and states that the broker refused.
-    publications_refused => "publications_refused",
+    publications_refused => Agent "publications_refused",
     /// Commands that were refused.
-    commands_refused => "commands_refused",
+    commands_refused => Agent "commands_refused",
     /// Messages from the broker dropped because the queue was full.
-    deliveries_dropped => "deliveries_dropped",
+    deliveries_dropped => Routing "deliveries_dropped",
     /// Replies of pools that match no open call: wrong, late, or sent twice.
-    replies_unmatched => "replies_unmatched",
+    replies_unmatched => Routing "replies_unmatched",
 }
 
 impl Metrics {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use vlm::answer::ConfidenceSource;
 
 #[cfg(test)]
 use crate::json::schema::Millis;
@@ -15,10 +16,34 @@ pub struct Settled {
     pub text: String,
     /// Probability that it is right, 0..=1, if the model gave one.
     pub confidence: Option<f64>,
-    /// What the confidence is computed from: `candidates`, `tokens`, `pool` or `none`.
-    pub confidence_kind: &'static str,
+    /// What the confidence is computed from.
+    pub confidence_kind: ConfidenceKind,
     /// The model that gave it.
     pub by: By,
+}
+
+/// What a confidence is computed from. As published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ConfidenceKind {
+    /// A softmax over the rule's `answers`.
+    Candidates,
+    /// The tokens of a free text.
+    Tokens,
+    /// As the pool reported it.
+    Pool,
+    /// There is none.
+    None,
+}
+
+impl From<ConfidenceSource> for ConfidenceKind {
+    fn from(source: ConfidenceSource) -> Self {
+        match source {
+            ConfidenceSource::Candidates => ConfidenceKind::Candidates,
+            ConfidenceSource::Tokens => ConfidenceKind::Tokens,
+        }
+    }
 }
 
 /// The model that gave an answer, and the time it took.

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use firmware_config::manifest::{Manifest, Part};
+use firmware_config::manifest::{CHAT_TEMPLATE_FILE, Manifest, Part, TOKENIZER_FILE};
 use firmware_config::tensors;
 
 pub use self::error::VlmError;
@@ -64,10 +64,8 @@ impl Vlm {
     pub fn open(dir: &Path, options: &Options) -> Result<Self, VlmError> {
         let started = Instant::now();
         let bundle = Bundle::open(dir)?;
-        let tokenizer = Tokenizer::from_json(&bundle.read("tokenizer.json")?)?;
-        let template = Template::new(&String::from_utf8_lossy(
-            &bundle.read("chat_template.jinja")?,
-        ))?;
+        let tokenizer = Tokenizer::from_json(&bundle.read(TOKENIZER_FILE)?)?;
+        let template = Template::new(&String::from_utf8_lossy(&bundle.read(CHAT_TEMPLATE_FILE)?))?;
         let template = template.with_special_tokens(special_tokens(&bundle)?)?;
         let model = backend::load(&bundle, options)?;
         let mut vlm = Vlm::new(

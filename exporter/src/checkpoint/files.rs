@@ -7,12 +7,14 @@ use std::fs;
 use std::path::Path;
 
 use super::error::CheckpointError;
+use firmware_config::manifest::{CHAT_TEMPLATE_FILE, TOKENIZER_FILE};
+
 use super::json::pretty;
 
 /// The model's configuration.
 pub(crate) const CONFIG: &str = "config.json";
 /// The tokenizer.
-pub(crate) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER: &str = TOKENIZER_FILE;
 /// How answers are generated.
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 /// How images and clips are prepared, and more; newer transformers keep everything here.
@@ -22,7 +24,7 @@ pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 /// How clips are prepared; only some versions have this file.
 pub(crate) const VIDEO_PREPROCESSOR: &str = "video_preprocessor_config.json";
 /// The chat template, in newer checkpoints and in a bundle.
-pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+pub(crate) const CHAT_TEMPLATE: &str = CHAT_TEMPLATE_FILE;
 /// The chat template in older checkpoints, under the key `chat_template`.
 pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 /// Weights in one file.

@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             if let Some((link, task, deliveries)) = link {
                 tokio::join!(
                     task.run(stopped(stopping)),
-                    deliver_replies(deliveries, pools),
+                    deliver_replies(deliveries, pools, &metrics),
                     metrics.routing.follow(&link)
                 );
             }
@@ -133,9 +133,13 @@ fn escalations(
 }
 
 /// Hands replies to the calls that wait for them, until the connection is closed.
-async fn deliver_replies(mut deliveries: Incoming, pools: Pools) {
+async fn deliver_replies(mut deliveries: Incoming, pools: Pools, metrics: &Metrics) {
     while let Some(delivery) = deliveries.recv().await {
         pools.on_reply(delivery.publication);
+        metrics.deliveries_dropped.raise_to(deliveries.dropped());
+        metrics
+            .replies_unmatched
+            .raise_to(pools.unmatched_replies());
     }
 }
 

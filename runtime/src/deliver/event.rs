@@ -8,13 +8,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::clock::Moment;
+use crate::clock::{ClockTrust, Moment};
 use crate::deliver::topics::Topics;
 #[cfg(test)]
 use crate::json::schema::{ByteCount, EpochHex, Millis, Pixels, Probability, Sha256, Time, Usd};
 use crate::json::{millis, rfc3339, rfc3339_ref, some_millis};
 use crate::reason::Reason;
-use crate::settled::{By, Settled};
+use crate::settled::{By, ConfidenceKind, Settled};
 
 /// Version of the event's JSON: raised when a field changes its meaning, not when one is added.
 const VERSION: u32 = 1;
@@ -211,9 +211,8 @@ pub(super) struct EventPayload<'a> {
     mono: Duration,
     /// Names the boot that `mono_ms` counts from: the first 8 characters of Linux's boot id.
     boot_id: &'a str,
-    /// Whether `time` can be trusted: `synced`; `unsynced`, the clock is before 2026;
-    /// `jumped`, it was set within the last minute.
-    clock: &'a str,
+    /// Whether `time` can be trusted.
+    clock: ClockTrust,
     /// The frame that the answer in force is about.
     frame: &'a FrameInfo,
     /// The rule's question.
@@ -233,9 +232,8 @@ pub(super) struct EventPayload<'a> {
     /// pool gave none.
     #[cfg_attr(test, schemars(with = "Option<Probability>"))]
     confidence: Option<f64>,
-    /// What the confidence is computed from: `candidates`, a softmax over the rule's `answers`;
-    /// `tokens`, the tokens of a free text; `pool`, as the pool reported it; `none`.
-    confidence_kind: &'a str,
+    /// What the confidence is computed from.
+    confidence_kind: ConfidenceKind,
     /// The model that gave the answer in force.
     by: &'a By,
     /// The local answer about the same frame; absent until a pool's answer is in force.
@@ -259,7 +257,7 @@ struct First<'a> {
     #[cfg_attr(test, schemars(with = "Option<Probability>"))]
     confidence: Option<f64>,
     /// As `confidence_kind`, of the local answer.
-    confidence_kind: &'a str,
+    confidence_kind: ConfidenceKind,
     #[serde(flatten)]
     by: &'a By,
 }
@@ -299,7 +297,7 @@ pub(super) struct AttributesPayload<'a> {
     #[cfg_attr(test, schemars(with = "Option<Probability>"))]
     confidence: Option<f64>,
     /// As in the event.
-    confidence_kind: &'a str,
+    confidence_kind: ConfidenceKind,
     /// The model that gave the answer in force.
     by: &'a By,
     /// Reason codes, the deciding one first.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use vlm::Identity;
 
+use crate::clock::ClockTrust;
 use crate::deliver::event::{epoch_hex, to_vec};
 use crate::deliver::outbox::GapReason;
 use crate::json::rfc3339;
@@ -98,13 +99,13 @@ struct ModelPayload {
 /// How the agent does. Published on the node's health topic every 30 s.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct HealthPayload<'a> {
+pub struct HealthPayload {
     /// When this was written.
     #[serde(serialize_with = "rfc3339")]
     #[cfg_attr(test, schemars(with = "Time"))]
     pub time: Timestamp,
     /// Whether `time` can be trusted: as in the event.
-    pub clock: &'a str,
+    pub clock: ClockTrust,
     /// Events that the broker has not acknowledged yet.
     pub outbox: OutboxPayload,
     /// Totals since the agent started.
@@ -165,7 +166,7 @@ impl InfoPayload<'_> {
     }
 }
 
-impl HealthPayload<'_> {
+impl HealthPayload {
     /// The JSON.
     pub fn to_json(&self) -> Vec<u8> {
         to_vec(self)
@@ -253,7 +254,7 @@ mod tests {
     fn health() {
         let mut health = HealthPayload {
             time: time(),
-            clock: "synced",
+            clock: ClockTrust::Synced,
             outbox: OutboxPayload {
                 count: 2,
                 bytes: 1801,

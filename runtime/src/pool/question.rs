@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{EscalationError, PoolQuestion, reading};
 use crate::openai::Completion;
 use crate::reason::Reason;
-use crate::settled::{AnswerSource, By, Settled};
+use crate::settled::{AnswerSource, By, ConfidenceKind, Settled};
 
 /// The chat-completion request that asks `pool` the `question`: the image first, then the text.
 pub fn body(question: &PoolQuestion, pool: &Pool) -> Bytes {
@@ -86,7 +86,7 @@ pub fn settle(
     Ok(Settled {
         text: answer.to_owned(),
         confidence,
-        confidence_kind: if confidence.is_some() { "pool" } else { "none" },
+        confidence_kind: confidence.map_or(ConfidenceKind::None, |_| ConfidenceKind::Pool),
         by: By {
             place: AnswerSource::Pool,
             pool: Some(pool.to_owned()),

@@ -34,7 +34,7 @@ pub(super) fn settled(answer: &Answer, model: &Identity) -> Settled {
     Settled {
         text: answer.text.trim().to_owned(),
         confidence: Some(answer.confidence.p),
-        confidence_kind: answer.confidence.source.as_str(),
+        confidence_kind: answer.confidence.source.into(),
         by: By {
             place: AnswerSource::Local,
             pool: None,

@@ -17,7 +17,7 @@ use crate::observe::Record;
 use crate::pool::{EscalationError, Spent};
 use crate::random::Ids;
 use crate::reason::Reason;
-use crate::settled::{AnswerSource, By, Settled};
+use crate::settled::{AnswerSource, By, ConfidenceKind, Settled};
 
 const CONFIG: &str = r#"
 [node]
@@ -127,7 +127,7 @@ fn called(result: Result<&str, Reason>) -> Called<Settled> {
     let settled = |text: &str| Settled {
         text: text.into(),
         confidence: None,
-        confidence_kind: "none",
+        confidence_kind: ConfidenceKind::None,
         by: By {
             place: AnswerSource::Pool,
             pool: Some("big".into()),

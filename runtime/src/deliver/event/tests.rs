@@ -5,7 +5,7 @@ pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
     Settled {
         text: answer.into(),
         confidence: Some(confidence),
-        confidence_kind: "candidates",
+        confidence_kind: ConfidenceKind::Candidates,
         by: By {
             place: AnswerSource::Local,
             pool: None,
@@ -36,7 +36,7 @@ pub(crate) fn moment() -> Moment {
         time: "2026-11-23T08:51:00.123Z".parse().expect("a time"),
         mono: Duration::from_millis(7_312_345),
         boot_id: "b1f0".into(),
-        clock: "synced",
+        clock: ClockTrust::Synced,
     }
 }
 
@@ -152,7 +152,7 @@ fn update_with_the_pools_answer_after_the_end() {
     draft.settled = Settled {
         text: "no".into(),
         confidence: None,
-        confidence_kind: "none",
+        confidence_kind: ConfidenceKind::None,
         by: By {
             place: AnswerSource::Pool,
             pool: Some("vlm-large".into()),

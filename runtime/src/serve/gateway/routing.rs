@@ -38,8 +38,8 @@ pub(super) struct Routing {
 pub(super) struct ModelAttempt {
     /// The bundle's name or the pool's id.
     pub(super) model: String,
-    /// `ok` or `failed`.
-    pub(super) status: &'static str,
+    /// How it ended.
+    pub(super) status: AttemptStatus,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
@@ -49,6 +49,16 @@ pub(super) struct ModelAttempt {
     pub(super) tries: u32,
     /// Request bytes sent for it.
     pub(super) bytes_up: u64,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AttemptStatus {
+    /// With an answer.
+    Ok,
+    /// Without one.
+    Failed,
 }
 
 impl Routing {
@@ -94,7 +104,7 @@ mod tests {
             threshold: Some(0.9),
             attempts: vec![ModelAttempt {
                 model: "big".into(),
-                status: "failed",
+                status: AttemptStatus::Failed,
                 error: Some("late".into()),
                 latency_ms: 8000,
                 tries: 1,

@@ -12,7 +12,7 @@ use vlm::Answer;
 use vlm::answer::Piece;
 
 use super::model_choice::ModelChoice;
-use super::routing::{ModelAttempt, Routing};
+use super::routing::{AttemptStatus, ModelAttempt, Routing};
 use super::{Parts, relay};
 use crate::decide::call::Called;
 use crate::decide::router::{self, Route, RouteSettings};
@@ -238,7 +238,10 @@ impl PendingAnswer<'_> {
         let outcome = replied.as_ref().map(|_| ()).map_err(|failed| failed.reason);
         parts.metrics.routing.pool_call(&pool, outcome, latency);
         let error = replied.as_ref().err().map(|failed| failed.detail.clone());
-        let status = if error.is_none() { "ok" } else { "failed" };
+        let status = match error {
+            None => AttemptStatus::Ok,
+            Some(_) => AttemptStatus::Failed,
+        };
         let latency_ms = latency.as_millis() as u64;
         self.attempts.push(ModelAttempt {
             model: pool,
@@ -291,7 +294,7 @@ impl PendingAnswer<'_> {
         let model = self.parts.name.clone();
         ModelAttempt {
             model,
-            status: "ok",
+            status: AttemptStatus::Ok,
             error: None,
             latency_ms: (self.parts.environment.clock.now() - began).as_millis() as u64,
             tries: 1,
@@ -301,7 +304,7 @@ impl PendingAnswer<'_> {
 
     fn local_failed(&mut self, began: Duration, error: &AskError) -> ApiError {
         self.attempts.push(ModelAttempt {
-            status: "failed",
+            status: AttemptStatus::Failed,
             error: Some(error.to_string()),
             ..self.local_ok(began)
         });
