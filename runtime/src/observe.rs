@@ -73,11 +73,11 @@ pub enum Record {
         /// The pool's answer, or why there is none.
         called: Box<Called<Settled>>,
     },
-    /// An event was given its place in the outbox.
+    /// An event was put into the outbox.
     Event {
         /// The camera.
         cam: String,
-        /// Its place.
+        /// Its sequence number.
         seq: u64,
         /// The step.
         draft: Box<Draft>,
@@ -176,12 +176,12 @@ pub struct EventLog;
 impl Observer for EventLog {
     fn observe(&self, record: &Record) {
         if let Record::Event { cam, draft, .. } = record {
-            let By { place, model, .. } = &draft.settled.by;
+            let By { source, model, .. } = &draft.settled.by;
             let (step, text, state) = (draft.step, &draft.settled.text, draft.state.as_str());
             info!(
                 cam,
                 rule = draft.rule,
-                "{step:?}: {text} ({state}), {place:?} {model}"
+                "{step:?}: {text} ({state}), {source:?} {model}"
             );
         }
     }

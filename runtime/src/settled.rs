@@ -52,7 +52,7 @@ impl From<ConfidenceSource> for ConfidenceKind {
 pub struct By {
     /// Where the model runs.
     #[serde(rename = "where")]
-    pub place: AnswerSource,
+    pub source: AnswerSource,
     /// Id of the pool; absent for the local model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,

@@ -1,6 +1,6 @@
 //! Events between being made and being acknowledged.
 //!
-//! [`Delivery`] decides: places, what is sent next, what is dropped when the queue is full, what is
+//! [`Delivery`] decides: sequence numbers, what is sent next, what is dropped when the queue is full, what is
 //! sent again. A [`Store`] keeps the payloads. The outbox joins the two, and does no I/O of its
 //! own; time is an argument.
 

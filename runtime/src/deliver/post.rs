@@ -47,7 +47,7 @@ impl Posts {
         Posts(queue)
     }
 
-    /// Posts one thing; waits for room. What it returns resolves with the event's place once the
+    /// Posts one thing; waits for room. What it returns resolves with the event's seq once the
     /// outbox has it.
     pub async fn post(&self, post: Post) -> oneshot::Receiver<u64> {
         let (stored, seq) = oneshot::channel();

@@ -88,7 +88,7 @@ pub fn settle(
         confidence,
         confidence_kind: confidence.map_or(ConfidenceKind::None, |_| ConfidenceKind::Pool),
         by: By {
-            place: AnswerSource::Pool,
+            source: AnswerSource::Pool,
             pool: Some(pool.to_owned()),
             model: model.to_owned(),
             model_sha256: None,

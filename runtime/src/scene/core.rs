@@ -60,7 +60,7 @@ pub enum Input {
     CallEnded(CallId, Called<Settled>),
     /// The camera's status changed.
     Camera(CameraStatus),
-    /// The oldest event posted and not yet stored was given this place in the outbox.
+    /// The oldest event posted and not yet stored has this sequence number.
     Stored(u64),
     /// No more frames will come.
     FramesEnded,

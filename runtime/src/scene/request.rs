@@ -36,7 +36,7 @@ pub(super) fn settled(answer: &Answer, model: &Identity) -> Settled {
         confidence: Some(answer.confidence.p),
         confidence_kind: answer.confidence.source.into(),
         by: By {
-            place: AnswerSource::Local,
+            source: AnswerSource::Local,
             pool: None,
             model: model.name.clone(),
             model_sha256: Some(model.sha256.clone()),

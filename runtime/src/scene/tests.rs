@@ -129,7 +129,7 @@ fn called(result: Result<&str, Reason>) -> Called<Settled> {
         confidence: None,
         confidence_kind: ConfidenceKind::None,
         by: By {
-            place: AnswerSource::Pool,
+            source: AnswerSource::Pool,
             pool: Some("big".into()),
             model: "m".into(),
             model_sha256: None,

@@ -7,7 +7,7 @@ pub(crate) fn local(answer: &str, confidence: f64) -> Settled {
         confidence: Some(confidence),
         confidence_kind: ConfidenceKind::Candidates,
         by: By {
-            place: AnswerSource::Local,
+            source: AnswerSource::Local,
             pool: None,
             model: "nano-edge".into(),
             model_sha256: Some("ab12".into()),
@@ -154,7 +154,7 @@ fn update_with_the_pools_answer_after_the_end() {
         confidence: None,
         confidence_kind: ConfidenceKind::None,
         by: By {
-            place: AnswerSource::Pool,
+            source: AnswerSource::Pool,
             pool: Some("vlm-large".into()),
             model: "example-72b".into(),
             model_sha256: None,

@@ -1,6 +1,6 @@
-//! Places, windows, and what is sent next. Pure: payloads are elsewhere, time is an argument.
+//! Sequence numbers, windows, and what is sent next. Pure: payloads are elsewhere, time is an argument.
 //!
-//! Each event gets a place, (epoch, seq): seq counts from 1 within an epoch. An event leaves the
+//! Each event is named by (epoch, seq): seq counts from 1 within an epoch. An event leaves the
 //! queue when the broker acknowledges it, when the broker refuses it, when the store cannot keep
 //! it, or when the queue is full and it is the oldest that is not in flight. All but the first are
 //! counted and declared in a [`Gap`], so a subscriber can prove from what it received that nothing
@@ -30,7 +30,7 @@ const GAPS_MAX: usize = 64;
 /// What is to be sent next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Due {
-    /// The event at this place.
+    /// The event of this seq.
     Event(u64),
     /// A stretch of dropped events, by a number that names it.
     Gap(u64, Gap),
@@ -39,7 +39,7 @@ pub enum Due {
 /// Where events went, over one epoch. `produced = published + dropped + queued`, always.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Given a place.
+    /// Numbered.
     pub produced: u64,
     /// Acknowledged; each once, however often it was sent.
     pub published: u64,
@@ -139,13 +139,13 @@ impl Delivery {
         self.queue.is_empty() && self.again.is_empty() && self.gaps.is_empty()
     }
 
-    /// The place of the next event.
+    /// The seq of the next event.
     pub fn next_seq(&self) -> u64 {
         self.counts.produced + 1
     }
 
-    /// Takes an event of `bytes`, made at `now`, at the place [`Delivery::next_seq`]. Returns the
-    /// places of those dropped to make room.
+    /// Takes an event of `bytes`, made at `now`, with the seq [`Delivery::next_seq`]. Returns the
+    /// seqs of those dropped to make room.
     pub fn push(&mut self, bytes: usize, now: Duration) -> Vec<u64> {
         let seq = self.next_seq();
         let mut dropped = Vec::new();
@@ -198,7 +198,7 @@ impl Delivery {
         Some(Due::Event(slot.item.seq))
     }
 
-    /// The broker acknowledged event `seq` at `now`. Returns the places of events that it has saved
+    /// The broker acknowledged event `seq` at `now`. Returns the seqs of events that it has saved
     /// by now.
     pub fn acked(&mut self, seq: u64, now: Duration) -> Vec<u64> {
         if let Some(index) = self.again.iter().position(|slot| slot.item == seq) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 /// One event in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its place within the epoch.
+    /// Its sequence number within the epoch.
     pub seq: u64,
     /// Where it is published.
     pub topic: String,
@@ -19,7 +19,7 @@ pub struct Entry {
 /// Keeps events until they are forgotten. What is kept, and for how long, is decided by
 /// [`Delivery`](super::delivery::Delivery).
 pub trait Store: Send {
-    /// Keeps `entry`, whose place is above all before it.
+    /// Keeps `entry`, whose seq is above all before it.
     ///
     /// # Errors
     /// When it cannot be kept; it is declared as a gap then.

@@ -164,7 +164,7 @@ fn the_oldest_event_is_dropped_and_declared_as_a_gap() {
     );
 }
 
-/// A store that keeps nothing from some place on, or loses what it kept.
+/// A store that keeps nothing from some seq on, or loses what it kept.
 struct BrokenStore {
     memory: MemoryStore,
     full_from: u64,

@@ -55,7 +55,7 @@ fn seen(answer: &str, outcome: EscalationOutcome) -> Observation {
 /// The pool's answer to `asked`.
 fn says(asked: Observation, answer: &str) -> PoolOutcome {
     let by = By {
-        place: AnswerSource::Pool,
+        source: AnswerSource::Pool,
         pool: Some("big".into()),
         ..local(answer, 0.9).by
     };
