@@ -90,8 +90,8 @@ const TABLES: &[TableText] = &[
             ("threads", Words("the engine chooses"), "Inference threads."),
             (
                 "ort-library",
-                Words("`ORT_DYLIB_PATH`, then the folder of the program"),
-                "Shared library of ONNX Runtime.",
+                Words("the folder of the program"),
+                "Shared library of ONNX Runtime. The environment's `ORT_DYLIB_PATH` precedes it.",
             ),
             (
                 "require-execution-provider",

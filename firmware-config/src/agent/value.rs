@@ -26,7 +26,7 @@ pub(super) fn text(max: usize) -> impl Fn(&DeValue<'_>) -> Checked<String> {
         text if text.trim().is_empty() => Err(Mismatch::new(
             found(value),
             "text",
-            "write something between the quotes, or remove the key",
+            "write something between the quotes",
         )),
         text if text.chars().count() > max => {
             let length = format!("{} characters", text.chars().count());

@@ -18,7 +18,7 @@ pub struct ModelArgs {
     /// Bundle folder, as egret-export wrote it; by default the configuration's.
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     bundle: Option<PathBuf>,
-    /// An egret.toml: its model, mqtt, pool, policy and gateway tables are used.
+    /// An egret.toml: its model, mqtt, pool and policy tables are used; by serve, gateway, too.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]

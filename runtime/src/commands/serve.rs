@@ -74,6 +74,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         );
         let metrics = Arc::new(Metrics::for_gateway());
         let (stop, stopping) = watch::channel(false);
+        let (close, closing) = watch::channel(false);
         let parts = Parts {
             local: local.clone(),
             name,
@@ -81,11 +82,16 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             environment: environment.clone(),
             metrics: Arc::clone(&metrics),
         };
-        let gateway = gateway::serve(parts, listener, stopped(stopping.clone()));
+        let gateway = async {
+            let served = gateway::serve(parts, listener, stopped(stopping)).await;
+            // Open replies may wait for a pool behind the broker until then.
+            let _ = close.send(true);
+            served
+        };
         let broker = async {
             if let Some((link, task, deliveries)) = link {
                 tokio::join!(
-                    task.run(stopped(stopping)),
+                    task.run(stopped(closing)),
                     deliver_replies(deliveries, pools, &metrics),
                     metrics.routing.follow(&link)
                 );

@@ -97,9 +97,9 @@ pub struct Escalation {
     /// The rule's deferral threshold: a local answer is kept at or above it.
     #[cfg_attr(test, schemars(with = "Probability"))]
     pub threshold: f64,
-    /// Requests sent to the pool, retries included.
+    /// Attempts to ask the pool, those that did not reach it included.
     pub attempts: u32,
-    /// Bytes of request bodies sent, all attempts together.
+    /// Bytes of request bodies, all attempts together.
     #[cfg_attr(test, schemars(with = "ByteCount"))]
     pub bytes_up: u64,
     /// Cost of the attempts; absent before the call has ended and where the pool has no

@@ -24,7 +24,10 @@ const SECTIONS: [(Section, &str); 4] = [
         Section::Gateway,
         "Gateway: `egret run` with `[gateway]`, and `egret serve`",
     ),
-    (Section::Worker, "Worker: `egret worker`, in its log"),
+    (
+        Section::Worker,
+        "Worker: `egret worker`, counted and logged, not exposed",
+    ),
 ];
 
 /// Metrics of `section`, each with a sample: a family without one is not encoded.

@@ -30,7 +30,7 @@ use crate::deliver::topics::Topics;
 use crate::environment::Environment;
 use crate::infer::{self, Answerer, Handle};
 use crate::metrics::Metrics;
-use crate::mqtt::{BrokerConnection, LastWill, LinkOptions, Publication, Qos};
+use crate::mqtt::{BrokerConnection, LastWill, LinkOptions, Qos};
 use crate::observe::{Observer, Record};
 use crate::pool::mqtt::reply_topic;
 use crate::random::Ids;
@@ -82,12 +82,8 @@ fn link_options(config: &AgentConfig, mqtt: &Mqtt, epoch: u64, clock: &Clock) ->
     if config.pools.iter().any(over_mqtt) {
         subscriptions.push((reply_topic(&config.node.id), Qos::AtLeastOnce));
     }
-    let offline = Publication {
-        topic: topics.status(),
-        payload: publisher::status(NodeState::Offline, epoch, clock),
-        retain: true,
-        ..Publication::default()
-    };
+    let offline = publisher::status(NodeState::Offline, epoch, clock);
+    let offline = Kind::Json.options().publication(topics.status(), offline);
     LinkOptions {
         subscriptions,
         last_will: Some(LastWill {

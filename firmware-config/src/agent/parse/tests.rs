@@ -217,7 +217,7 @@ listen = "localhost"
     egret.toml:12:34: camera[0].gate.max-age: found integer 30, expected a duration from 100ms to 7d
         help: write a unit, in quotes, such as "30s" (ms, s, m, h, d)
     egret.toml:15:12: camera[0].rule[0].question: found "  ", expected text
-        help: write something between the quotes, or remove the key
+        help: write something between the quotes
     egret.toml:16:19: camera[0].rule[0].answers: found "yes" twice, expected answers that differ after trimming
         help: remove one
     egret.toml:16:27: camera[0].rule[0].answers[2]: found integer 3, expected text in quotes

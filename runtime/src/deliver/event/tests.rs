@@ -35,7 +35,7 @@ pub(crate) fn moment() -> Moment {
     Moment {
         time: "2026-11-23T08:51:00.123Z".parse().expect("a time"),
         mono: Duration::from_millis(7_312_345),
-        boot_id: "b1f0".into(),
+        boot_id: "b1f00d42".into(),
         clock: ClockTrust::Synced,
     }
 }
@@ -94,7 +94,7 @@ fn new_while_a_pool_is_asked() {
       "rule": "person",
       "time": "2026-11-23T08:51:00.123Z",
       "mono_ms": 7312345,
-      "boot_id": "b1f0",
+      "boot_id": "b1f00d42",
       "clock": "synced",
       "frame": {
         "time": "2026-11-23T08:50:59.870Z",
@@ -194,7 +194,7 @@ fn update_with_the_pools_answer_after_the_end() {
       "rule": "person",
       "time": "2026-11-23T08:51:00.123Z",
       "mono_ms": 7312345,
-      "boot_id": "b1f0",
+      "boot_id": "b1f00d42",
       "clock": "synced",
       "frame": {
         "time": "2026-11-23T08:50:59.870Z",
