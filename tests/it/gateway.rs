@@ -59,12 +59,12 @@ pub(crate) fn alone(name: &str) -> Started {
 }
 
 /// A gateway with the pools and other tables of a configuration.
-struct Configured {
-    gateway: Started,
+pub(crate) struct Configured {
+    pub(crate) gateway: Started,
     _folder: tempfile::TempDir,
 }
 
-fn configured(tables: &str) -> Configured {
+pub(crate) fn configured(tables: &str) -> Configured {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("egret.toml");
     let text = format!(

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::gateway;
 use bytes::Bytes;
 use firmware_config::agent::{ClosedForm, Pool, PoolTransport};
 use firmware_config::manifest::Precision;
@@ -280,4 +281,37 @@ async fn without_a_broker_the_link_is_down_and_the_breaker_stays_closed() {
         assert_eq!(outcome.unwrap_err().reason, Reason::LinkDown);
     }
     assert_eq!(pools.obstacle("big"), Some(Reason::LinkDown));
+}
+
+/// Its open replies have 2.5 s to end, so its connection to the broker must not end before them.
+#[tokio::test]
+async fn a_gateway_that_stops_waits_for_a_reply_from_its_broker() {
+    let broker = Broker::start();
+    let (link, mut requests) = connect(&broker, "by-hand", &mqtt::shared_subscription("big")).await;
+    let pool = "[[pool]]\nid = \"big\"\nmqtt = true\nmodel = \"by-hand\"\n";
+    let tables = format!("[mqtt]\nurl = \"{}\"\n{pool}", broker.url());
+    let mut gateway = gateway::configured(&tables).gateway;
+    let url = gateway.url();
+    let metrics = url.replace("/v1", "/metrics");
+    while !fetched(&metrics).await.contains("egret_link_up 1") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let asked = tests::http_client()
+        .post(format!("{url}/chat/completions"))
+        .body(gateway::said("big", json!({})).to_string())
+        .send();
+    let answering = async {
+        let request = requests.recv().await.unwrap().publication;
+        let stopped = tokio::task::spawn_blocking(move || gateway.stop());
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        link.publish(reply_to(&request, yes())).await.unwrap();
+        stopped.await.unwrap()
+    };
+    let (reply, exit) = tokio::join!(asked, answering);
+    assert_eq!((reply.unwrap().status().as_u16(), exit), (200, 0));
+}
+
+async fn fetched(url: &str) -> String {
+    let reply = tests::http_client().get(url).send().await.unwrap();
+    reply.text().await.unwrap()
 }
