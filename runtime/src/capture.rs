@@ -62,11 +62,10 @@ pub type Join = Box<dyn FnOnce() -> thread::Result<()> + Send>;
 
 /// A thread for each camera.
 #[derive(Debug, Clone, Copy)]
-pub struct CameraThreads(pub Opener);
+pub struct CameraThreads;
 
 impl Cameras for CameraThreads {
     fn start(&self, capture: Capture) -> io::Result<Join> {
-        let open = self.0;
         let thread = thread::Builder::new()
             .name(format!("cam {}", capture.camera.id))
             .spawn(move || capture.run(open))?;

@@ -2,6 +2,7 @@
 //! runs it.
 
 pub mod ask;
+mod config_file;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod exit;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use firmware_config::agent::Pool;
 use uuid::Uuid;
 
-use crate::capture::{self, CameraThreads, Cameras};
+use crate::capture::{CameraThreads, Cameras};
 use crate::clock::Clock;
 use crate::mqtt::{BrokerConnection, Brokers, Link, LinkOptions, MqttBrokers};
 use crate::pool::https::HttpsConnector;
@@ -71,7 +71,7 @@ impl Environment {
         Environment {
             clock: Clock::system(),
             random: Random::from_system(),
-            cameras: Arc::new(CameraThreads(capture::open)),
+            cameras: Arc::new(CameraThreads),
             pools: Arc::new(HttpsConnector),
             brokers: Arc::new(MqttBrokers),
         }

@@ -7,8 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use vlm::{BackendChoice, Options, Vlm};
 
 use crate::commands::ask::EngineArgs;
+use crate::commands::config_file;
 use crate::commands::exit::{Exit, Failure, OrExit};
-use crate::commands::run;
 use crate::infer::{self, Handle};
 use crate::pipeline::{self, RunError};
 
@@ -28,7 +28,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Reads the configuration, where one is named.
     pub(crate) fn config(&self) -> Result<Option<AgentConfig>, Failure> {
-        self.config.as_deref().map(run::load).transpose()
+        self.config.as_deref().map(config_file::load).transpose()
     }
 
     /// Opens the bundle and starts the inference thread. Arguments override the configuration.

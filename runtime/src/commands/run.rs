@@ -1,7 +1,6 @@
 //! `egret run`: the agent.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use firmware_config::agent::{AgentConfig, PoolTransport, RouteMode, Source};
@@ -11,7 +10,7 @@ use tracing::{info, warn};
 use vlm::Bundle;
 
 use crate::commands::exit::{Exit, Failure, OrExit};
-use crate::commands::preflight;
+use crate::commands::{config_file, preflight};
 use crate::observe::EventLog;
 use crate::pipeline::{self, RunError};
 
@@ -32,7 +31,7 @@ pub struct Args {
 /// # Errors
 /// When the configuration is wrong, or the agent cannot start.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
-    let config = load(&args.config)?;
+    let config = config_file::load(&args.config)?;
     if config.cameras.is_empty() && config.gateway.is_none() {
         let name = args.config.display();
         return Err(Failure::new(
@@ -64,25 +63,6 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     // A thread of the runtime that is blocked in a system call must not keep the agent running.
     runtime.shutdown_background();
     outcome
-}
-
-/// Reads and checks a configuration file.
-///
-/// # Errors
-/// When the file cannot be read, or with every error in it.
-pub fn load(path: &Path) -> Result<AgentConfig, Failure> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => Failure::new(
-            Exit::Usage,
-            format_args!("{name} is not UTF-8 text; name an egret.toml with --config"),
-        ),
-        _ => Failure::new(
-            Exit::Io,
-            format_args!("{name}: {error}; name a readable egret.toml with --config"),
-        ),
-    })?;
-    AgentConfig::parse(&text, &name).or_exit(Exit::Usage)
 }
 
 impl From<RunError> for Failure {
