@@ -144,6 +144,10 @@ impl Publisher {
         self.metrics.routing.link(&status);
         let LinkStatus { state, connections } = status;
         if self.connection != 0 && (connections != self.connection || state != LinkState::Up) {
+            // What was refused or acknowledged before the end of the connection stays so.
+            while let Some(Some((sent, outcome))) = self.in_flight.next().now_or_never() {
+                self.done(sent, outcome);
+            }
             self.in_flight = FuturesUnordered::new();
             self.outbox.disconnected();
             self.retained.disconnected();
@@ -332,4 +336,53 @@ pub fn status(state: NodeState, epoch: u64, clock: &Clock) -> Bytes {
         time: clock.moment().time,
     };
     status.to_json().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::super::event::tests::draft;
+    use super::super::outbox::store::MemoryStore;
+    use super::*;
+    use crate::mqtt::PublishRequest;
+
+    /// Some brokers refuse a publication that is too large by ending the connection.
+    #[tokio::test]
+    async fn a_refusal_that_ends_the_connection_is_final() {
+        let (link, mut far_side, _incoming) = Link::ends(16);
+        let set_state = |state, connections| {
+            _ = far_side.status.send(LinkStatus { state, connections });
+        };
+        set_state(LinkState::Up, 1);
+        let outbox = Outbox::new(7, 10, Box::new(MemoryStore::default()));
+        let metrics = Arc::new(Metrics::for_agent());
+        let publisher = Publisher::new("n", outbox, link, Clock::system(), metrics);
+        let (posts, posted) = mpsc::channel(8);
+        let (stored, _seq) = oneshot::channel();
+        let (cam, draft) = ("c".into(), Box::new(draft()));
+        let post = Post::Event { cam, draft };
+        posts.send(Posted { post, stored }).await.expect("room");
+        let (_grace, grace) = watch::channel(Duration::ZERO);
+        tokio::spawn(publisher.run(posted, grace));
+
+        let mut topics = Vec::new();
+        while !topics.contains(&"egret/n/gap".to_owned()) {
+            let PublishRequest { publication, reply } =
+                far_side.requests.recv().await.expect("a publisher");
+            let topic = publication.topic;
+            if topic.ends_with("/event") {
+                assert!(!topics.contains(&topic), "sent again");
+                let reason = "PacketTooLarge".into();
+                let topic = topic.clone();
+                _ = reply.send(Err(LinkError::Refused { topic, reason }));
+                set_state(LinkState::Down("refused".into()), 1);
+                tokio::task::yield_now().await;
+                set_state(LinkState::Up, 2);
+            } else {
+                _ = reply.send(Ok(()));
+            }
+            topics.push(topic);
+        }
+    }
 }
