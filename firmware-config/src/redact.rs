@@ -1,9 +1,9 @@
-//! User names and passwords in URLs, kept out of logs, events and error texts.
+//! User names, passwords and queries of URLs, kept out of logs, events and error texts.
 
 use std::borrow::Cow;
 
-/// `text` with the user information of every URL in it replaced: `rtsp://me:secret@host/` becomes
-/// `rtsp://***@host/`.
+/// `text` with the user information and the query of every URL in it replaced:
+/// `rtsp://me:secret@host/?key=secret` becomes `rtsp://***@host/?***`.
 ///
 /// A password with an unescaped `/` or `@` does not make a valid URL, but cameras are configured
 /// so; everything up to the last `@` before white space is therefore taken for user information.
@@ -16,10 +16,17 @@ pub fn redact(text: &str) -> Cow<'_, str> {
         let (before, url) = rest.split_at(scheme_end);
         let (url, after) = url.split_at(url.find(char::is_whitespace).unwrap_or(url.len()));
         hidden.push_str(before);
-        match url.rfind('@') {
+        let url = match url.rfind('@') {
             Some(at) => {
                 hidden.push_str("***");
-                hidden.push_str(&url[at..]);
+                &url[at..]
+            }
+            None => url,
+        };
+        match url.split_once('?') {
+            Some((url, _)) => {
+                hidden.push_str(url);
+                hidden.push_str("?***");
             }
             None => hidden.push_str(url),
         }
@@ -55,6 +62,8 @@ mod tests {
             ),
             ("rtsp://me:it's\"so\"@host/x", "rtsp://***@host/x"),
             ("://@", "://***@"),
+            ("http://h/v1?api_key=secret x", "http://h/v1?*** x"),
+            ("rtsp://a:b?c@d/e?f=g", "rtsp://***@d/e?***"),
         ] {
             assert_eq!(redact(text), expected, "{text}");
         }

@@ -179,7 +179,7 @@ impl Capture {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
                 Err(error) if error.costs_one_frame() => {
-                    self.bad_frame(None, &error);
+                    self.bad_frame(None, None, &error);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -196,8 +196,9 @@ impl Capture {
     /// scene is gone.
     pub fn frame(&mut self, frame: Frame) -> ControlFlow<()> {
         self.set_state(CameraState::Online, "");
+        let name = frame.name.clone();
         self.admit(frame).unwrap_or_else(|error| {
-            self.bad_frame(Some(self.seen), &error);
+            self.bad_frame(Some(self.seen), name, &error);
             ControlFlow::Continue(())
         })
     }
@@ -281,9 +282,10 @@ impl Capture {
         }
     }
 
-    fn bad_frame(&self, frame: Option<u64>, error: &dyn std::error::Error) {
+    fn bad_frame(&self, frame: Option<u64>, name: Option<String>, error: &dyn std::error::Error) {
         (self.report)(CaptureRecord::FrameBad {
             frame,
+            name,
             error: error.to_string(),
         });
     }

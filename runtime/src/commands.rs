@@ -9,6 +9,7 @@ pub mod exit;
 pub mod labels;
 mod memory;
 pub mod model_server;
+mod output;
 pub mod preflight;
 pub mod run;
 pub mod serve;

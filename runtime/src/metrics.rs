@@ -180,7 +180,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames that cameras delivered.
+    /// Frames that cameras delivered, those that could not be read included.
     frames => Agent "frames",
     /// Frames skipped by the gate.
     frames_skipped => Agent "frames_skipped",

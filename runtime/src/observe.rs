@@ -160,7 +160,10 @@ impl Observer for Log {
 
 fn log_capture(cam: &str, record: &CaptureRecord) {
     match record {
-        CaptureRecord::FrameBad { error, .. } => warn!(cam, "frame not usable: {error}"),
+        CaptureRecord::FrameBad { name, error, .. } => match name {
+            Some(name) => warn!(cam, "frame not usable: {name}: {error}"),
+            None => warn!(cam, "frame not usable: {error}"),
+        },
         CaptureRecord::Failed { error, reopen_in } => match reopen_in {
             Some(wait) => warn!(cam, "{error}; opening it again in {wait:.1?}"),
             None => warn!(cam, "{error}; giving it up"),

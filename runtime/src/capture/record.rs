@@ -20,6 +20,8 @@ pub enum CaptureRecord {
     FrameBad {
         /// Its number, from 1; `None` for one that could not even be read.
         frame: Option<u64>,
+        /// The file it came from, for sources that have one.
+        name: Option<String>,
         /// What is wrong with it.
         error: String,
     },

@@ -30,7 +30,7 @@ impl Lines {
             CaptureRecord::Frame {
                 frame, decision, ..
             } => format!("frame {frame} {decision:?}"),
-            CaptureRecord::FrameBad { frame, error } => format!("bad {frame:?}: {error}"),
+            CaptureRecord::FrameBad { frame, error, .. } => format!("bad {frame:?}: {error}"),
             CaptureRecord::FramesSuperseded { count } => format!("superseded {count}"),
             CaptureRecord::Failed { error, reopen_in } => {
                 format!("failed: {error}; again: {}", reopen_in.is_some())

@@ -4,16 +4,17 @@
 mod clip;
 mod record;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use devices::file::readable;
 use vlm::answer::{Answer, Piece};
 use vlm::{BackendChoice, Content, Options, Picture, Request, Role, Sink, Split, Turn, Vlm};
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::memory;
+use crate::commands::output::print;
 
 /// Arguments of `egret ask`.
 #[derive(Debug, clap::Args)]
@@ -250,13 +251,4 @@ fn summary(answer: &Answer, vlm: &Vlm) -> String {
         answer.timings.first_token.as_secs_f64(),
         answer.timings.total.as_secs_f64(),
     )
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("cannot write to standard output")
-        .or_exit(Exit::Io)
 }

@@ -26,6 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::labels::Label;
+use crate::commands::output;
 use crate::commands::{labels, memory};
 use crate::environment::Environment;
 use crate::pipeline;
@@ -147,10 +148,8 @@ async fn demonstrate(args: &Args, assets: &Assets) -> Result<Exit, Failure> {
     view.line("");
     view.line(&summary.text());
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&summary).or_exit(Exit::Internal)?
-        );
+        let summary = serde_json::to_string(&summary).or_exit(Exit::Internal)?;
+        output::print(&format!("{summary}\n"))?;
     }
     Ok(stopped.unwrap_or(Exit::Done))
 }

@@ -90,7 +90,7 @@ pub fn report(outcome: Result<Exit, Failure>) -> ExitCode {
         Ok(exit) => exit.into(),
         Err(Failure { exit, error }) => {
             // The alternate form is the whole chain on one line, each cause after a colon.
-            eprintln!("egret: {error:#}");
+            super::output::print_error(&format!("{error:#}"));
             exit.into()
         }
     }

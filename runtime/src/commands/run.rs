@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use vlm::Bundle;
 
 use crate::commands::exit::{Exit, Failure, OrExit};
-use crate::commands::{config_file, preflight};
+use crate::commands::{config_file, output, preflight};
 use crate::observe::EventLog;
 use crate::pipeline::{self, RunError};
 
@@ -40,15 +40,15 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         ));
     }
     if args.check {
-        print!("{}", plan(&config));
+        output::print(&plan(&config))?;
         for finding in preflight::check(&config) {
-            eprintln!("egret: warning: {finding}");
+            output::print_error(&format!("warning: {finding}"));
         }
         if let Err(error) = Bundle::open(&config.model.bundle) {
-            eprintln!(
-                "egret: warning: model: {:#}; egret run will not start",
-                anyhow::Error::from(error)
-            );
+            let error = anyhow::Error::from(error);
+            output::print_error(&format!(
+                "warning: model: {error:#}; egret run will not start"
+            ));
         }
         return Ok(Exit::Done);
     }

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::commands::exit::{Exit, Failure, OrExit};
 use crate::commands::model_server::{self, ModelArgs};
+use crate::commands::output;
 use crate::commands::preflight;
 use crate::decide::call::Escalations;
 use crate::environment::Environment;
@@ -68,10 +69,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             &environment,
         )?;
         let pools = escalations.pools.clone();
-        println!(
-            "egret serve: {} on http://{address}/v1",
-            model_server::describe(&name, &local)
-        );
+        let model = model_server::describe(&name, &local);
+        output::print(&format!("egret serve: {model} on http://{address}/v1\n"))?;
         let metrics = Arc::new(Metrics::for_gateway());
         let (stop, stopping) = watch::channel(false);
         let (close, closing) = watch::channel(false);

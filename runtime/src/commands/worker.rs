@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use crate::commands::exit::{Exit, Failure};
 use crate::commands::model_server::{self, ModelArgs};
+use crate::commands::output;
 use crate::environment::Environment;
 use crate::infer::Handle;
 use crate::metrics::Metrics;
@@ -85,7 +86,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         // unacknowledged.
         tokio::select! {
             () = task.run(stop) => {}
-            () = announce(&link, &started) => {}
+            failure = announce(&link, &started) => return Err(failure),
             () = worker.run(deliveries) => {}
         }
         info!("requests: {}", metrics.worker.summary());
@@ -131,15 +132,16 @@ fn warn_about_the_pool(config: &AgentConfig, id: &str, model: &Handle) {
     }
 }
 
-/// Prints that requests are taken, once they are.
-async fn announce(link: &Link, started: &str) {
+/// Prints that requests are taken, once they are. Resolves only if it cannot.
+async fn announce(link: &Link, started: &str) -> Failure {
     let mut status = link.status();
-    if status
+    let up = status
         .wait_for(|status| status.state == LinkState::Up)
-        .await
-        .is_ok()
+        .await;
+    if up.is_ok()
+        && let Err(failure) = output::print(&format!("{started}\n"))
     {
-        println!("{started}");
+        return failure;
     }
     std::future::pending().await
 }

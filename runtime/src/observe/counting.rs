@@ -52,8 +52,8 @@ fn count_capture(metrics: &Metrics, cam: &str, record: &CaptureRecord) {
                 }
             }
         }
-        CaptureRecord::FrameBad { frame, .. } => {
-            metrics.frames.add(u64::from(frame.is_some()));
+        CaptureRecord::FrameBad { .. } => {
+            metrics.frames.count();
             metrics.frames_bad.count();
             metrics.agent.frame(cam, GateDecision::Unusable);
         }

@@ -63,6 +63,8 @@ pub(crate) fn choice(answers: &[String]) -> String {
     format!("Answer with one of: {}.", answers.join(", "))
 }
 
+/// Longest name of a model in a pool's reply, in characters; the rest is cut off.
+const MODEL_CHARS_MAX: usize = 200;
 /// Longest free-text answer accepted from a pool, in bytes: every step of its event contains it.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
@@ -80,8 +82,8 @@ pub fn settle(
         .map_err(|detail| EscalationError::of_pool(pool, Reason::InvalidFormat, detail))?;
     let confidence = confidence(completion);
     let model = match completion.model.as_str() {
-        "" => pool,
-        model => model,
+        "" => pool.to_owned(),
+        model => model.chars().take(MODEL_CHARS_MAX).collect(),
     };
     Ok(Settled {
         text: answer.to_owned(),
@@ -90,7 +92,7 @@ pub fn settle(
         by: By {
             source: AnswerSource::Pool,
             pool: Some(pool.to_owned()),
-            model: model.to_owned(),
+            model,
             model_sha256: None,
             backend: None,
             ep: "remote".into(),
