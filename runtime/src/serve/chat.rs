@@ -6,7 +6,7 @@
 //! ```
 //!
 //! No network and no model here: bytes in, values out, and every refusal is an
-//! [`ApiError`](crate::openai::ApiError) that names the request's field.
+//! [`ApiError`] that names the request's field.
 
 pub mod completion;
 pub mod data_uri;
