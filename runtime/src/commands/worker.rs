@@ -135,10 +135,12 @@ fn warn_about_the_pool(config: &AgentConfig, id: &str, model: &Handle) {
 /// Prints that requests are taken, once they are. Resolves only if it cannot.
 async fn announce(link: &Link, started: &str) -> Failure {
     let mut status = link.status();
-    let up = status
+    // What it returns is a lock on the status, and must not outlive this line.
+    let is_up = status
         .wait_for(|status| status.state == LinkState::Up)
-        .await;
-    if up.is_ok()
+        .await
+        .is_ok();
+    if is_up
         && let Err(failure) = output::print(&format!("{started}\n"))
     {
         return failure;
