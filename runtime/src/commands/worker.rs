@@ -140,9 +140,7 @@ async fn announce(link: &Link, started: &str) -> Failure {
         .wait_for(|status| status.state == LinkState::Up)
         .await
         .is_ok();
-    if is_up
-        && let Err(failure) = output::print(&format!("{started}\n"))
-    {
+    if is_up && let Err(failure) = output::print(&format!("{started}\n")) {
         return failure;
     }
     std::future::pending().await
