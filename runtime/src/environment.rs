@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::capture::{CameraThreads, Cameras};
 use crate::clock::Clock;
-use crate::mqtt::{BrokerConnection, Brokers, Link, LinkOptions, MqttBrokers};
+use crate::mqtt::{BrokerConnection, Brokers, Incoming, Link, LinkOptions, LinkTask, MqttBrokers};
 use crate::pool::https::HttpsConnector;
 use crate::pool::transport::Connector;
 use crate::pool::{Pools, PoolsError};
@@ -50,6 +50,11 @@ impl Environment {
     pub fn connect_broker(&self, options: LinkOptions) -> BrokerConnection {
         let (clock, random) = (self.clock.clone(), self.random.clone());
         self.brokers.connect(options, clock, random)
+    }
+
+    /// A link of a program of its own, with its task and what arrives.
+    pub fn open_link(&self, options: LinkOptions) -> (Link, LinkTask, Incoming) {
+        Link::open(options, self.clock.clone(), self.random.clone())
     }
 
     /// The pools of a configuration; `link` is the way to those over MQTT.

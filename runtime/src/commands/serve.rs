@@ -116,8 +116,7 @@ fn link(config: &AgentConfig, environment: &Environment) -> Option<(Link, LinkTa
         subscriptions: vec![(pool::mqtt::reply_topic(node), Qos::AtLeastOnce)],
         ..options
     };
-    let (clock, random) = (environment.clock.clone(), environment.random.clone());
-    Some(Link::open(options, clock, random))
+    Some(environment.open_link(options))
 }
 
 fn escalations(

@@ -62,11 +62,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     );
     let environment = Environment::system();
     let options = worker::link_options(mqtt, &args.pool, &environment);
-    let (link, task, deliveries) = Link::open(
-        options,
-        environment.clock.clone(),
-        environment.random.clone(),
-    );
+    let (link, task, deliveries) = environment.open_link(options);
     let metrics = Metrics::for_worker();
     let worker = Worker {
         link: &link,

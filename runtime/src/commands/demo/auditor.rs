@@ -18,7 +18,7 @@ use super::children::Sidecar;
 use super::config::{NODE, POOL};
 use super::summary::Pair;
 use crate::environment::Environment;
-use crate::mqtt::{Incoming, Link, LinkOptions, Qos};
+use crate::mqtt::{Incoming, LinkOptions, Qos};
 use crate::observe::LocalAnswer;
 use crate::pool::mqtt::reply_topic;
 use crate::pool::{PoolQuestion, Pools, Spent};
@@ -60,11 +60,7 @@ impl Auditor {
             session_expiry: Duration::ZERO,
             ..LinkOptions::new(mqtt, format!("egret-{node}"))
         };
-        let (link, task, deliveries) = Link::open(
-            options,
-            environment.clock.clone(),
-            environment.random.clone(),
-        );
+        let (link, task, deliveries) = environment.open_link(options);
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(task.run(async {
             let _ = stopped.await;
