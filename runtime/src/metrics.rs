@@ -217,7 +217,7 @@ counters! {
     events_dropped => Agent "events_dropped",
     /// Acknowledged events queued to be sent again after a lost connection.
     events_repeated => Agent "events_repeated",
-    /// Snapshots and states that the broker refused.
+    /// Snapshots, states and gaps that the broker refused.
     publications_refused => Agent "publications_refused",
     /// Commands that were refused.
     commands_refused => Agent "commands_refused",
